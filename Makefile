@@ -1,0 +1,51 @@
+# make demo | test | test-slow | bench | clean
+#
+# Everything runs in .venv, which is made on first use and brought up to date whenever
+# pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# One thread per process: the test workers share the cores among themselves, and sums do not
+# depend on how many threads a machine offers.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+
+.PHONY: demo test test-slow bench clean setup
+
+setup: $(STAMP)
+
+# torch comes first and pinned, so that nothing that asks for "some torch" can choose another one.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null 2>&1 || \
+		{ echo "make: no '$(PYTHON)' here; wanted Python >= 3.10: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1); wanted Python >= 3.10: make PYTHON=/path/to/python3"; exit 1; }
+	@rm -f $@
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt setuptools wheel
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/compare_optimizers.py
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p lightning_speedlimit
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" tests
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu" tests
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find lightning_speedlimit tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,249 @@
+"""How a summary reads: a table of plain text, and one sentence."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .summary import Summary
+
+WIDTH = 90
+_NAME_WIDTH = 22
+_VALUE_WIDTH = 17
+
+ABOVE_ONE = "noise, learning rate x curvature of order 1, inertia, or a loss that hardly fell can do this"
+OUTSIDE_MOVES = (
+    "updates alone, measured at every step, can't do this: weights were moved outside of the steps, "
+    "or steps were sampled"
+)
+
+# Sums in float64 over 10⁶ steps round to about 1e-10; what is above this is no rounding.
+_ROUNDING = 1e-6
+
+Row = tuple[str, str, str]
+
+
+def number(x: float, digits: int = 3) -> str:
+    """Three significant digits; scientific only below 1e-3 and above 1e5."""
+    if math.isnan(x):
+        return "undefined"
+    if x == 0 or math.isinf(x):
+        return f"{x:.0f}"
+    rounded = float(f"{x:.{digits - 1}e}")
+    if not 1e-3 <= abs(rounded) <= 1e5:
+        return f"{x:.{digits - 1}e}"
+    return f"{rounded:.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def with_error(x: float, standard_error: float) -> str:
+    return number(x) + (f" +/- {number(standard_error, 2)}" if math.isfinite(standard_error) else "")
+
+
+def table(summary: Summary) -> str:
+    """Headline, raw quantities, then a line for everything undefined or to beware of."""
+    blocks = ["Speed limit of a training run", "-" * WIDTH, _lines(_headline(summary))]
+    if _is_empty(summary):
+        return "\n".join([*blocks[:2], "Nothing was measured: the record holds no values.", *_notes(summary)])
+    blocks += ["", "What it rests on", _lines(_quantities(summary))]
+    notes = _notes(summary)
+    return "\n".join([*blocks, *(["", *notes] if notes else [])])
+
+
+def _is_empty(summary: Summary) -> bool:
+    values = [v for v in vars(summary).values() if isinstance(v, float)]
+    return summary.steps == 0 and all(math.isnan(v) for v in values)
+
+
+def _lines(rows: list[Row]) -> str:
+    """Three columns; the meaning is wrapped under itself."""
+    lines = []
+    for name, value, meaning in rows:
+        start = f"{name:<{_NAME_WIDTH}}{value:<{_VALUE_WIDTH}} "
+        lines += textwrap.wrap(
+            meaning, WIDTH, initial_indent=start, subsequent_indent=" " * (_NAME_WIDTH + _VALUE_WIDTH + 1)
+        )
+    return "\n".join(lines)
+
+
+def _clock_is_steps(summary: Summary) -> bool:
+    return bool(summary.run.get("clock", "steps") == "steps")
+
+
+def _estimator(summary: Summary) -> str:
+    return str(summary.run.get("entropy_production", "loss_drop"))
+
+
+def _headline(s: Summary) -> list[Row]:
+    cost = "for this loss drop" if _estimator(s) == "loss_drop" else f"at this work ({_estimator(s)})"
+    return [
+        ("steps", str(s.steps), "optimizer steps taken so far"),
+        ("loss", number(s.loss), "at the last row"),
+        (
+            "efficiency",
+            with_error(s.efficiency, s.efficiency_se),
+            f"least time {cost} / time taken; best 1",
+        ),
+        (
+            "  interval",
+            f"[{_short(s.efficiency_lower)}, {_short(s.efficiency)}]",
+            "lower end: estimate with batch noise taken out",
+        ),
+        (
+            "  by action",
+            with_error(s.efficiency_action, s.efficiency_action_se),
+            "at most 1 when every step is measured",
+        ),
+        (
+            "kinematic efficiency",
+            with_error(s.kinematic_efficiency, s.kinematic_efficiency_se),
+            "straightness x steadiness" + ("; sampled" if math.isfinite(s.kinematic_efficiency_se) else ""),
+        ),
+        ("  straightness", number(s.straightness), "1: a straight path; low: the path turns"),
+        ("  steadiness", number(s.steadiness), "1: constant speed; low: a burst, then a crawl"),
+        (
+            "conversion",
+            with_error(s.conversion, s.conversion_se),
+            "loss drop / work; low: noise or bouncing took it",
+        ),
+        ("signal fraction", number(s.signal_fraction), "share of the work that the next batch confirms"),
+        _limit_row(s),
+    ]
+
+
+def _limit_row(s: Summary) -> Row:
+    """τ_SL in the words of the clock."""
+    value = number(s.speed_limit_time)
+    if math.isnan(s.speed_limit_time):
+        return ("speed limit", value, "least time for this displacement on the same action budget")
+    if _clock_is_steps(s):
+        meaning = f"this displacement could not have been done in fewer than {value} steps"
+        return ("speed limit", f"{value} steps", f"{meaning} on the same action budget")
+    meaning = f"this displacement could not have been done in a time (sum of learning rates) below {value}"
+    return ("speed limit", value, f"{meaning} on the same action budget")
+
+
+def _short(x: float) -> str:
+    return "?" if math.isnan(x) else number(x)
+
+
+def _quantities(s: Summary) -> list[Row]:
+    time = "steps" if _clock_is_steps(s) else "sum of learning rates"
+    return [
+        ("time elapsed", number(s.elapsed), f"on the clock of the action ({time})"),
+        ("displacement", number(s.displacement), "straight distance from first to last weights"),
+        ("path length", number(s.path_length), "sum of the lengths of all updates"),
+        ("action", number(s.action), "sum of squared update lengths / clock increment"),
+        ("loss drop", with_error(s.loss_drop, s.loss_drop_se), "loss at the start - loss at the end"),
+        (
+            "entropy production",
+            number(s.entropy_production),
+            f"x temperature, unit of the loss, by {_estimator(s)}",
+        ),
+        ("gradient norm", number(s.grad_norm), "of the last step, before clipping"),
+        ("  as applied", number(s.grad_norm_clipped), "of the last step, after clipping"),
+    ]
+
+
+def _notes(s: Summary) -> list[str]:
+    """A line for every reason given, and for values beyond their bound."""
+    notes = []
+    for name, reason in s.reasons.items():
+        undefined = math.isnan(getattr(s, name)) if _is_value(s, name) else False
+        notes.append(f"{name}{' is undefined' if undefined else ''}: {reason}")
+    for name in ("efficiency", "efficiency_action", "kinematic_efficiency", "straightness", "steadiness"):
+        value = getattr(s, name)
+        if value > 1 + _ROUNDING and name not in s.reasons:
+            notes.append(f"{name} is above 1: {ABOVE_ONE if name == 'efficiency' else OUTSIDE_MOVES}")
+    if s.efficiency < 0 and "efficiency" not in s.reasons:
+        notes.append(f"efficiency is negative: what it divides by, {_estimator(s)}, is (the loss rose?)")
+    unexplained = [
+        name
+        for name in vars(s)
+        if _is_value(s, name)
+        and math.isnan(getattr(s, name))
+        and name not in s.reasons
+        and not _may_be_absent(name)
+    ]
+    if unexplained and not _is_empty(s):
+        notes.append(f"not recorded: {', '.join(unexplained)}")
+    return [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
+
+
+def _is_value(s: Summary, name: str) -> bool:
+    return isinstance(getattr(s, name, None), float)
+
+
+def _may_be_absent(name: str) -> bool:
+    """A standard error is there only where its value is estimated."""
+    return name.endswith("_se")
+
+
+# --- one sentence
+
+
+def sentence(s: Summary) -> str:
+    """What the run did; what cost the time; what became of the work."""
+    if _is_empty(s):
+        return "Nothing was measured: the record holds no values."
+    parts = [_motion(s), _work(s)]
+    if s.efficiency > 1 + _ROUNDING:
+        parts.append(f"efficiency {number(s.efficiency)} is above 1: {ABOVE_ONE}")
+    return "; ".join(parts) + "."
+
+
+def _motion(s: Summary) -> str:
+    steps = f"{s.steps} step{'' if s.steps == 1 else 's'}"
+    if s.displacement == 0 and s.path_length == 0:
+        return f"{steps} did not move the weights"
+    if math.isnan(s.displacement) or math.isnan(s.path_length):
+        return f"after {steps} how far the weights moved is {_undefined(s, 'displacement', 'path_length')}"
+    moved = f"{steps} moved the weights {number(s.displacement)} along a path of {number(s.path_length)}"
+    return f"{moved}{_what_cost_the_time(s)}"
+
+
+def _what_cost_the_time(s: Summary) -> str:
+    """τ/τ_SL = 1/straightness × 1/steadiness: the smaller factor cost more time."""
+    straight, steady = s.straightness, s.steadiness
+    if math.isnan(straight) or math.isnan(steady):
+        known = "".join(
+            f" ({name} {number(value)})"
+            for name, value in (("straightness", straight), ("steadiness", steady))
+            if not math.isnan(value)
+        )
+        why = _undefined(s, "straightness", "steadiness", "kinematic_efficiency")
+        return f"{known}, and whether turning or changes of speed cost more time is {why}"
+    both = f"straightness {number(straight)}, steadiness {number(steady)}"
+    if max(straight, steady) > 1 + _ROUNDING:
+        return f" ({both}), and a factor above 1 says that {OUTSIDE_MOVES}"
+    if min(straight, steady) >= 0.9:
+        return f" ({both}): a nearly straight path at nearly constant speed"
+    if number(straight) == number(steady):
+        return f" ({both}): turning and changes of speed cost the same"
+    causes = [(straight, "straightness", "turning"), (steady, "steadiness", "changes of speed")]
+    (low, low_name, cause), (high, high_name, other) = sorted(causes)
+    # A factor of 0.8 and more lengthened the run by a quarter at most: not where the time went.
+    comparison = "not" if high >= 0.8 else "more than"
+    return (
+        f" ({low_name} {number(low)}): {cause}, {comparison} {other} ({high_name} {number(high)}), "
+        "is where the time went"
+    )
+
+
+def _work(s: Summary) -> str:
+    if s.work_ito <= 0:
+        return f"the updates did no work along the gradients (work_ito {number(s.work_ito)})"
+    if math.isnan(s.conversion):
+        why = _undefined(s, "conversion", "loss_drop", "work_ito")
+        return f"what share of the work lowered the loss is {why}"
+    if s.conversion > 1:
+        return f"the loss fell by {number(s.conversion)} times the work counted (conversion above 1)"
+    if s.conversion > 0:
+        return f"{number(100 * s.conversion)} % of the work lowered the loss"
+    return f"none of the work lowered the loss (conversion {number(s.conversion)})"
+
+
+def _undefined(s: Summary, *names: str) -> str:
+    reason = next((s.reasons[name] for name in names if name in s.reasons), None)
+    return "undefined" if reason is None else f"undefined ({reason.rstrip('. ')})"

@@ -1,0 +1,239 @@
+"""What a run leaves behind: columns over the log steps, sketches of its trajectory, a summary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._record_files import RecordData, RecordError, check_data, from_json, read_folder, to_json, write_folder
+from ._record_sketches import MAX_SKETCHES, SKETCH_SIZE, SketchShelf
+from .summary import Summary
+
+__all__ = ["MAX_SKETCHES", "SKETCH_SIZE", "RecordError", "RunRecord", "Summary"]
+
+_FIRST_CAPACITY = 64
+
+
+class RunRecord:
+    """One run: a table with one row per log step, at most 512 sketches of θ_t − θ_0, and what was run.
+
+    Args:
+        run: what was run, as JSON-able values: optimizer classes and their settings, number of parameters,
+            precision, versions. The summary reads `clock` ("steps" or "lr") and `entropy_production` (the
+            estimator's name) from it. Tuples become lists.
+
+    Example::
+
+        record = RunRecord({"clock": "steps", "entropy_production": "loss_drop"})
+        record.append(50, {"loss": 0.7, "displacement": 1.3})
+        record.save("speed_limit")
+        print(RunRecord.load("speed_limit").summary())
+    """
+
+    run: dict[str, Any]
+
+    def __init__(self, run: Mapping[str, Any] | None = None) -> None:
+        self.run = from_json(to_json(dict(run or {})))
+        self._reasons: dict[str, str] = {}
+        self._rows = 0
+        self._step = np.empty(_FIRST_CAPACITY, dtype=np.int64)
+        self._values: dict[str, npt.NDArray[np.float64]] = {}
+        self._shelf = SketchShelf()
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self._rows
+
+    def __repr__(self) -> str:
+        last = int(self._step[self._rows - 1]) if self._rows else None
+        return f"RunRecord({self._rows} rows of {len(self._values)} columns, last step {last})"
+
+    # --- rows
+
+    def append(
+        self, step: int, values: Mapping[str, float], reasons: Mapping[str, str] | None = None
+    ) -> None:
+        """Adds the row of `step`; a row for the same step replaces the last one.
+
+        Args:
+            step: optimizer steps taken so far; may not decrease.
+            values: column name → value. A column not seen before is NaN in the earlier rows, a column
+                not given is NaN in this one.
+            reasons: name → why its value is NaN, or what to beware of. Replaces the earlier reasons.
+        """
+        step = int(step)
+        last = int(self._step[self._rows - 1]) if self._rows else -1
+        if step < max(last, 0):
+            raise ValueError(
+                f"step must not be negative or decrease, got {step} after {last}; start a new RunRecord"
+            )
+        if "step" in values:
+            raise ValueError("values must not hold 'step': it is the first argument; rename the column")
+        row = {str(name): float(value) for name, value in values.items()}
+        if step != last or not self._rows:
+            self._grow()
+            self._rows += 1
+        index = self._rows - 1
+        self._step[index] = step
+        for name in row:
+            if name not in self._values:
+                self._values[name] = np.full(len(self._step), np.nan)
+        for name, column in self._values.items():
+            column[index] = row.get(name, np.nan)
+        self._reasons = {str(name): str(reason) for name, reason in (reasons or {}).items()}
+        self._shelf.see(step)
+
+    def _grow(self) -> None:
+        """Doubles the capacity when it is used up, so that n rows cost O(n) copies."""
+        if self._rows < len(self._step):
+            return
+        self._step = np.concatenate([self._step, np.zeros_like(self._step)])
+        for name, column in self._values.items():
+            self._values[name] = np.concatenate([column, np.full_like(column, np.nan)])
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Name → array over the log steps: `step` (int64) first, then float64 columns; copies."""
+        columns: dict[str, npt.NDArray[Any]] = {"step": self._step[: self._rows].copy()}
+        columns.update((name, column[: self._rows].copy()) for name, column in self._values.items())
+        return columns
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Name → why its last value is NaN, or what to beware of; a copy."""
+        return dict(self._reasons)
+
+    # --- sketches
+
+    def wants_sketch(self) -> bool:
+        """Whether a sketch of the newest row would stay; ask after `append`.
+
+        A sketch that was not asked for may be added all the same, as at the end of a run: it is kept as the
+        last point of the trajectory until the next one takes its place.
+        """
+        return self._shelf.wants_one()
+
+    def add_sketch(self, step: int, sketch: npt.ArrayLike) -> None:
+        """Keeps the sketch (4093 values) of θ_step − θ_0; when 512 are kept, every second goes first."""
+        self._shelf.add(int(step), sketch)
+
+    @property
+    def sketch_steps(self) -> npt.NDArray[np.int64]:
+        """(sketches,) int64: the steps that the sketches belong to."""
+        return self._shelf.steps
+
+    @property
+    def sketches(self) -> npt.NDArray[np.float32]:
+        """(sketches, 4093) float32, in parameter units; a copy."""
+        return self._shelf.sketches
+
+    # --- what it says
+
+    def summary(self) -> Summary:
+        """The last row as a `Summary`; NaN where nothing was recorded."""
+        last = self._rows - 1
+        values = {name: float(column[last]) for name, column in self._values.items()} if self._rows else {}
+        step = int(self._step[last]) if self._rows else 0
+        return Summary.from_row(step, values, reasons=self._reasons, run=self.run)
+
+    # --- state and files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the record into the folder `path`, atomically: a kill leaves the one before.
+
+        Raises:
+            OSError: the folder can't be written (read-only, full).
+        """
+        write_folder(Path(path), self._data(sketches=True))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RunRecord:
+        """Reads a folder written by `save`. Executes nothing, checks everything.
+
+        Raises:
+            RecordError: the folder is missing, damaged, newer than this version, or no record.
+        """
+        return cls._from_data(read_folder(Path(path)))
+
+    def state_dict(self, *, sketches: bool = True) -> dict[str, Any]:
+        """Everything, as dicts, lists, str, int, float and (under "arrays") numpy arrays.
+
+        Args:
+            sketches: False leaves them out (8 MB when there are 512).
+        """
+        data = self._data(sketches=sketches)
+        return {
+            "run": from_json(to_json(data.run)),
+            "reasons": data.reasons,
+            "columns": data.columns,
+            "sketch_state": data.sketch_state,
+            "arrays": {
+                "step": data.step,
+                "values": data.values,
+                "sketch_steps": data.sketch_steps,
+                "sketch_ticks": data.sketch_ticks,
+                "sketches": data.sketches,
+            },
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> RunRecord:
+        """The record that `state_dict` was taken of."""
+        try:
+            data = RecordData(
+                run=from_json(to_json(state["run"])),
+                reasons={str(name): str(reason) for name, reason in state["reasons"].items()},
+                columns=[str(name) for name in state["columns"]],
+                sketch_state={str(name): int(value) for name, value in state["sketch_state"].items()},
+                **state["arrays"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise RecordError(
+                f"not the state of a RunRecord: {error!r}; pass what state_dict() returned"
+            ) from error
+        check_data(data)
+        return cls._from_data(data)
+
+    def _data(self, *, sketches: bool) -> RecordData:
+        shelf = self._shelf
+        state = {"stride": shelf.stride, "ticks_seen": shelf.ticks_seen, "newest_step": shelf.newest_step}
+        kept = slice(None) if sketches else slice(0)
+        rows = [column[: self._rows] for column in self._values.values()]
+        return RecordData(
+            run=self.run,
+            reasons=dict(self._reasons),
+            columns=list(self._values),
+            step=self._step[: self._rows].copy(),
+            values=np.array(rows, dtype=np.float64).reshape(len(rows), self._rows),
+            sketch_steps=shelf.steps[kept],
+            sketch_ticks=shelf.ticks[kept],
+            sketches=shelf.sketches[kept],
+            sketch_state={**state, "last_is_provisional": int(shelf.last_is_provisional and sketches)},
+        )
+
+    @classmethod
+    def _from_data(cls, data: RecordData) -> RunRecord:
+        record = cls(data.run)
+        record._reasons = dict(data.reasons)
+        record._rows = len(data.step)
+        spare = max(_FIRST_CAPACITY - record._rows, 0)
+        record._step = np.concatenate([data.step, np.zeros(spare, dtype=np.int64)])
+        record._values = {
+            name: np.concatenate([values, np.full(spare, np.nan)])
+            for name, values in zip(data.columns, data.values, strict=True)
+        }
+        record._shelf = SketchShelf.restore(
+            steps=data.sketch_steps,
+            ticks=data.sketch_ticks,
+            sketches=data.sketches,
+            stride=data.sketch_state["stride"],
+            ticks_seen=data.sketch_state["ticks_seen"],
+            newest_step=data.sketch_state["newest_step"],
+            last_is_provisional=bool(data.sketch_state["last_is_provisional"]),
+        )
+        return record

@@ -1,0 +1,112 @@
+"""The last word on a run: its figures with their units, as a value that prints itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import _summary_text
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How close a run came to the speed limit, and why it fell short. `print` shows it as a table.
+
+    Undefined is NaN, with the reason in `reasons`. Nothing is clipped into its range. Units: "parameter" is
+    the unit of the weights, "loss" that of the loss, "clock" a step (clock "steps") or a unit of learning
+    rate (clock "lr"). The formulas are those of Seroussi, Alemi, Helias, Ringel, Speed Limits for Deep
+    Learning, arXiv:2307.14653, and of Cauchy–Schwarz, D² ≤ ℓ² ≤ τA.
+    """
+
+    steps: int = 0
+    """Step of the last row, steps."""
+    loss: float = _NAN
+    """Loss at the last row, loss."""
+    learning_rate: float = _NAN
+    """Learning rate of the last step; it has the optimizer's own unit."""
+
+    efficiency: float = _NAN
+    """η = Σ (Δθ_i)²/m_i / Q, 1: shortest time between two distributions of weights divided by the time taken,
+    at the entropy production Q; m_i is the accumulated mobility. The upper end of an interval."""
+    efficiency_lower: float = _NAN
+    """[Σ (Δθ_i)²/m_i − N] / Q, 1: as `efficiency` with the minibatch noise N taken out; an estimate."""
+    efficiency_action: float = _NAN
+    """Σ (Δθ_i)²/m_i / work_action, 1: at most 1 for every run measured at every step."""
+    efficiency_se: float = _NAN
+    """Standard error of `efficiency`, 1."""
+    efficiency_action_se: float = _NAN
+    """Standard error of `efficiency_action`, 1."""
+
+    kinematic_efficiency: float = _NAN
+    """D²/(τA) = straightness × steadiness, 1: at most 1 for every run measured at every step."""
+    kinematic_efficiency_se: float = _NAN
+    """Standard error of `kinematic_efficiency`, 1: finite only where steps were sampled."""
+    straightness: float = _NAN
+    """D²/ℓ², 1: 1 is a straight path; low: the path turns."""
+    steadiness: float = _NAN
+    """ℓ²/(τA), 1: 1 is constant speed; low: a burst, then a crawl."""
+    speed_limit_time: float = _NAN
+    """τ_SL = D²/A, clock: the same displacement on the same action took no less."""
+
+    conversion: float = _NAN
+    """loss_drop / work_ito, 1: low is work spent on gradient noise or bouncing; can exceed 1."""
+    conversion_se: float = _NAN
+    """Standard error of `conversion`, 1."""
+    signal_fraction: float = _NAN
+    """work_anti_ito / work_ito, 1: the share of the work that the next minibatch confirms; may be < 0."""
+
+    displacement: float = _NAN
+    """D = ‖θ_K − θ_0‖, parameter."""
+    path_length: float = _NAN
+    """ℓ = Σ ‖u_k‖, parameter."""
+    action: float = _NAN
+    """A = Σ ‖u_k‖²/Δ_k, parameter²/clock."""
+    elapsed: float = _NAN
+    """τ = Σ Δ_k, clock."""
+    step_norm: float = _NAN
+    """‖u_k‖ of the last step, parameter."""
+
+    loss_drop: float = _NAN
+    """L_0 − L_K, loss."""
+    loss_drop_se: float = _NAN
+    """Standard error of `loss_drop`, loss."""
+    entropy_production: float = _NAN
+    """Q, temperature × entropy production by the chosen estimator, loss."""
+    work_ito: float = _NAN
+    """Σ f_k·u_k, loss: also counts the gradient noise."""
+    work_stratonovich: float = _NAN
+    """½ Σ (f_k + f_{k+1})·u_k, loss: counts half of the noise."""
+    work_anti_ito: float = _NAN
+    """Σ f_{k+1}·u_k, loss: counts no noise of batch k where batches are independent."""
+    work_action: float = _NAN
+    """Σ_k Σ_i u_{k,i}²/μ_{k,i}, loss: the Q for which efficiency ≤ 1 is a theorem."""
+
+    grad_norm: float = _NAN
+    """‖g_k‖ of the last step before clipping, loss/parameter."""
+    grad_norm_clipped: float = _NAN
+    """‖g_k‖ of the last step as the optimizer got it, loss/parameter."""
+
+    reasons: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Name → why its value is NaN, or what to beware of."""
+    run: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    """What was run, as the record holds it."""
+
+    @classmethod
+    def from_row(
+        cls, steps: int, values: Mapping[str, float], *, reasons: Mapping[str, str], run: Mapping[str, Any]
+    ) -> Summary:
+        """The summary of one row of a record; columns that it has no field for are left out."""
+        names = {f.name for f in dataclasses.fields(cls)} - {"steps", "reasons", "run"}
+        known = {name: float(value) for name, value in values.items() if name in names}
+        return cls(steps=steps, reasons=dict(reasons), run=dict(run), **known)
+
+    def __str__(self) -> str:
+        return _summary_text.table(self)
+
+    def sentence(self) -> str:
+        """One sentence: what the run did, what cost it the most, and the figures that this rests on."""
+        return _summary_text.sentence(self)

@@ -1,0 +1,590 @@
+"""TrajectoryMeter: the per-step meter for plain PyTorch, Fabric, or anything that steps a torch optimizer."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_speedlimit.trajectory import losses, mobility
+from lightning_speedlimit.trajectory.bank import SUMS, Bank
+from lightning_speedlimit.trajectory.estimates import Estimates, Estimator, RunTotals, SectionTotals
+from lightning_speedlimit.trajectory.layout import Section
+from lightning_speedlimit.trajectory.mail import Mail
+from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs
+from lightning_speedlimit.trajectory.sums import RunningSum
+from lightning_speedlimit.trajectory.survey import survey
+from lightning_speedlimit.trajectory.trace import OptimizerTrace, Scalar
+
+Clock = Literal["steps", "lr"]
+_JOINT = ("squares", "work_ito", "work_action", "gradient_squares", "clipped_squares")
+_SAMPLED = ("action", "path_length", "work_ito", "work_action")
+
+
+class TrajectoryMeter:
+    """η, ℓ, A, D and the works of a run, through step hooks on its optimizer(s).
+
+    ```python
+    meter = TrajectoryMeter(optimizer)
+    for batch in batches:
+        loss = model(batch); loss.backward()
+        meter.record_loss(loss)                 # no sync
+        optimizer.step(); optimizer.zero_grad()
+    meter.compute()["kinematic_efficiency"]     # the only sync
+    ```
+
+    Gradients are taken as they are when `step` begins. Where they are clipped before, call
+    `observe_gradients(optimizer)` between backward and clipping: works then come from the unclipped ones.
+
+    Args:
+        optimizers: one, or several that share no parameter. A joint step ends when an optimizer that already
+            moved in it steps again, or with `end_step()`.
+        clock: Δ_k = 1 ("steps") or the learning rate ("lr").
+        entropy_production: the estimate of Q that `efficiency` divides by; see the theory page, §2.
+        loss_window: losses at each end from which L_0 and L_K are extrapolated.
+        measure_every_n_steps: one step of each block of n is measured, drawn by a private generator; sums are
+            scaled to all steps and carry standard errors, and bounds hold only up to these.
+        momentum_mobility: "steady" (keeps the bound) or "response" (truer in the first 1/(1−β) steps).
+        keep_raw_gradient: gradients are clipped by value (or changed by more than a factor) before the step:
+            keeps a copy of the raw ones, and the mobility is the effective one.
+        layer_of: parameter → name under which its sums are kept apart as well; see `compute_layers`.
+        seed: of the generator that draws the measured steps.
+
+    Memory, in copies of the parameters: 2 (θ_0, θ_k/u_k); + 1 for a diagonal mobility (Adam and its kin);
+    + 1 for decoupled weight decay; + 1 for Adadelta, for response mobility of RMSprop, for raw gradients each.
+
+    Raises:
+        TypeError: an argument that is no optimizer, or has no step hooks.
+        ValueError: an unknown name, a number out of range, an optimizer twice, a parameter in two optimizers.
+    """
+
+    def __init__(
+        self,
+        optimizers: Optimizer | Iterable[Optimizer],
+        *,
+        clock: Clock = "steps",
+        entropy_production: Estimator = "loss_drop",
+        loss_window: int = 50,
+        measure_every_n_steps: int = 1,
+        momentum_mobility: mobility.MomentumMobility = "steady",
+        keep_raw_gradient: bool = False,
+        layer_of: Callable[[Tensor], str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.optimizers = _checked_optimizers(optimizers)
+        check_choice("clock", clock, get_args(Clock))
+        check_choice("entropy_production", entropy_production, get_args(Estimator))
+        check_choice("momentum_mobility", momentum_mobility, get_args(mobility.MomentumMobility))
+        check_at_least("loss_window", loss_window, 2)
+        check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
+        self.clock, self.entropy_production = clock, entropy_production
+        self.every, self.seed = measure_every_n_steps, seed
+        self.reasons: dict[str, str] = {}
+        self._places: dict[int, int] = {}
+        self._next_place = 0
+        self._traces = {
+            id(optimizer): OptimizerTrace(
+                optimizer,
+                momentum_mobility=momentum_mobility,
+                keep_raw_gradient=keep_raw_gradient,
+                per_rate=clock == "lr",
+                sampled=self.every > 1,
+                place=self._place,
+                layer_of=layer_of,
+            )
+            for optimizer in self.optimizers
+        }
+        self._losses = losses.LossWindows(loss_window)
+        self._signs: dict[int, Signs] = {}
+        self._lost: tuple[str, ...] = ()
+        self._reset_sums()
+        self._hook()
+
+    def _reset_sums(self) -> None:
+        self.steps = 0  # K, skipped ones included
+        self.measured = 0
+        self._elapsed = 0.0
+        self._several_rates = False
+        self._rate = math.nan
+        self._moved: set[int] = set()
+        self._joint: dict[str, Tensor] = {}
+        self._norms: dict[str, Tensor] = {}
+        self._totals: RunningSum | None = None  # ℓ, A
+        self._skipped: RunningSum | None = None  # steps and time in which a fused optimizer found inf
+        self._rate_sum: RunningSum | None = None  # τ of learning rates that live on the device
+        self._spread: RunningSum | None = None  # Σ (x_j − x_{j−1})² over measured steps
+        self._last_sample: Tensor | None = None
+
+    # -- what a training loop calls --------------------------------------------------------------------------
+
+    def record_loss(self, loss: Tensor | float, *, step: int | None = None) -> None:
+        """L at the current θ (before the step), in loss units: detached, kept on its device, no sync.
+
+        Args:
+            loss: a scalar. step: the step it belongs to, where it is recorded later; None: the coming one. A
+                loss recorded after the last step belongs to θ_K.
+        """
+        value = loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        at = self.steps if step is None else step
+        if self._moved and step is None:
+            at = self.steps + 1  # the joint step has moved: the loss belongs to what follows it
+        self._losses.record(value.real if value.is_complex() else value, at)
+
+    @torch.no_grad()
+    def observe_gradients(self, optimizer: Optimizer | None = None, *, scale: Scalar | None = None) -> None:
+        """The gradients are raw now: call it after backward and before clipping.
+
+        Args:
+            optimizer: None: all of them.
+            scale: what the gradients are multiplied by (a loss scaler's scale; a tensor is not read).
+        """
+        for trace in self._traces.values() if optimizer is None else [self._trace(optimizer)]:
+            if not trace.in_step and id(trace.optimizer) in self._moved:
+                self.end_step()
+            if trace.in_step and trace.observed:
+                continue
+            trace.observe(measure=self._measuring(), scale=scale)
+            if trace.in_step:
+                trace.before_update(measure=self._measuring())
+
+    def end_step(self) -> None:
+        """The joint step is over: K and τ advance. Needed only where several optimizers step in turn."""
+        if not self._moved:
+            return
+        rate = self._joint_rate()
+        measured = "squares" in self._joint
+        if measured:
+            self._close_sums(rate)
+        self.steps += 1
+        self.measured += measured
+        self._advance_clock(rate)
+        self._moved, self._joint = set(), {}
+
+    def compute(self) -> dict[str, float]:
+        """All numbers of the run up to now, by their names; NaN where undefined, with `reasons`. One sync.
+
+        Ends the joint step. Keys: efficiency, efficiency_lower, efficiency_action, kinematic_efficiency,
+        straightness, steadiness, conversion, signal_fraction (no unit); displacement, path_length, step_norm
+        (parameter unit); action (parameter²/clock); loss_drop, entropy_production, work_… , loss (loss unit);
+        grad_norm, grad_norm_clipped (loss/parameter); elapsed, speed_limit_time (clock); learning_rate; …_se.
+        """
+        return self.measure(sketch=False)[0]
+
+    @torch.no_grad()
+    def measure(self, *, sketch: bool) -> tuple[dict[str, float], Tensor | None]:
+        """`compute`, and with it the sketch (4093 float32 on the host) where it is asked for: one sync for both."""
+        self.end_step()
+        mail, totals = self._read(sketch)
+        estimates = Estimates(totals, self.entropy_production)
+        self.reasons = estimates.reasons
+        return estimates.values, mail["sketch"].float() if sketch and "sketch" in mail else None
+
+    @torch.no_grad()
+    def compute_layers(self) -> dict[str, dict[str, float]]:
+        """displacement, path_length, action, straightness, …, of each layer that `layer_of` names. One sync."""
+        self.end_step()
+        _, totals = self._read(False)
+        found: dict[str, dict[str, float]] = {}
+        for name in sorted({section.layer for section in totals.sections}):
+            sections = [s for s in totals.sections if s.layer == name]
+            part = RunTotals(
+                sections=sections,
+                steps=totals.steps,
+                measured=totals.measured,
+                elapsed=totals.elapsed,
+                path_length=math.fsum(s.sums["path_length"] for s in sections),
+                action=math.fsum(s.sums["action"] for s in sections),
+                loss=None,
+                gradient_norm=math.nan,
+                clipped_norm=math.nan,
+                step_norm=math.nan,
+                learning_rate=math.nan,
+                unknown_moves=totals.unknown_moves,
+                silent_moves=totals.silent_moves,
+                lost=totals.lost,
+            )
+            values = Estimates(part, self.entropy_production).values
+            found[name] = {key: values[key] for key in _LAYER_VALUES}
+        return found
+
+    def sketch(self) -> Tensor:
+        """Σ over strided buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
+        found = self.measure(sketch=True)[1]
+        return torch.zeros(BUCKETS) if found is None else found
+
+    def accumulated_mobility(self, parameter: Tensor) -> Tensor | float:
+        """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, in parameter²/loss; a number where all coordinates share it. Syncs.
+
+        A tensor has the parameter's shape (complex: with a last dimension of 2).
+
+        Raises:
+            KeyError: the parameter has not been seen with a gradient. ValueError: its mobility is effective.
+        """
+        for trace in self._traces.values():
+            for bank in trace.banks.values():
+                place = 0
+                for section in bank.sections:
+                    for slot in section.slots:
+                        if slot.parameter is parameter:
+                            return self._mobility_of(bank, section, slot.offset, slot.numel, slot.shape, place)
+                        place += 1
+        raise KeyError("accumulated_mobility got a parameter that no measured optimizer has moved yet")
+
+    def _mobility_of(
+        self, bank: Bank, section: Section, offset: int, numel: int, shape: torch.Size, place: int
+    ) -> Tensor | float:
+        factor = self.steps / max(1, self.measured)
+        if section.mobility is not None and section.diagonal:
+            return section.mobility[offset : offset + numel].reshape(shape).clone() * factor
+        if section.scalar:
+            return float(bank.slot_mobility.host()[0, place]) * factor
+        name = type(section.optimizer).__name__
+        raise ValueError(f"accumulated_mobility: {name} has no mobility formula; register_mobility gives it one")
+
+    def expect_moves(self) -> None:
+        """Weights may be moved before the next step (validation with averaged weights, say): keep a copy of θ.
+
+        The move is then measured and taken out of the displacement. One more copy until the next step.
+        """
+        with torch.no_grad():
+            for trace in self._traces.values():
+                trace.guard()
+
+    def check_moves(self) -> None:
+        """Look now for moves outside of step, before moving the weights oneself; see `forget_moves`."""
+        with torch.no_grad():
+            for trace in self._traces.values():
+                trace.check_moves()
+
+    def forget_moves(self) -> None:
+        """The weights are bitwise back where `check_moves` found them: changed versions mean nothing."""
+        for trace in self._traces.values():
+            for slot in trace.slots:
+                slot.version = slot.parameter._version
+
+    def start_of(self, parameter: Tensor) -> Tensor | None:
+        """θ_0 of a parameter, in its shape (a copy); None where it has not been seen with a gradient."""
+        for trace in self._traces.values():
+            for section in trace.sections:
+                for slot in section.slots:
+                    if slot.parameter is parameter:
+                        return slot.unflatten(section.start[slot.offset : slot.offset + slot.numel])
+        return None
+
+    def close(self) -> None:
+        """Remove the hooks; may be called twice. Numbers can still be computed."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # -- hooks -----------------------------------------------------------------------------------------------
+
+    def _hook(self) -> None:
+        # Dynamo would trace through hooks of a compiled step: it must not look inside.
+        before, after = torch.compiler.disable(self._pre_hook), torch.compiler.disable(self._post_hook)
+        self._handles: list[Any] = []
+        for optimizer in self.optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(before))
+            self._handles.append(optimizer.register_step_post_hook(after))
+
+    @torch.no_grad()
+    def _pre_hook(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        trace = self._trace(optimizer)
+        if id(optimizer) in self._moved:
+            self.end_step()
+        if trace.in_step:  # the last step ended in an exception
+            trace.observed = False
+        trace.in_step = True
+        measure = self._measuring()
+        if trace.observed:
+            trace.before_update(measure=measure)
+            trace.at_the_door()
+            return None
+        closure = kwargs.get("closure") if len(args) < 2 else args[1]
+        if closure is None:
+            trace.observe(measure=measure, scale=_scale_of(optimizer))
+            trace.before_update(measure=measure)
+            return None
+        wrapped = self._wrapped(trace, closure, measure)
+        if len(args) < 2:
+            return args, {**kwargs, "closure": wrapped}
+        return (args[0], wrapped, *args[2:]), kwargs
+
+    def _wrapped(self, trace: OptimizerTrace, closure: Callable[[], Any], measure: bool) -> Callable[[], Any]:
+        """The closure, and at its end the gradients seen: before it they are those of the step before."""
+
+        def observed_closure() -> Any:
+            result = closure()
+            with torch.no_grad():
+                trace.observe(measure=measure, scale=_scale_of(trace.optimizer))
+                trace.before_update(measure=measure)
+                trace.at_the_door()
+            return result
+
+        return observed_closure
+
+    @torch.no_grad()
+    def _post_hook(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        trace = self._trace(optimizer)
+        rates: list[Scalar] = [_rate(group["lr"]) for group in optimizer.param_groups]
+        totals = trace.finish(rates)
+        self._moved.add(id(optimizer))
+        if totals is not None:
+            for name, value in totals.items():
+                joint = self._joint.get(name)
+                self._joint[name] = value if joint is None else joint + value.to(joint.device, non_blocking=True)
+        if len(self._traces) == 1:
+            self.end_step()
+
+    def _trace(self, optimizer: Optimizer) -> OptimizerTrace:
+        if id(optimizer) not in self._traces:
+            raise ValueError(f"{type(optimizer).__name__} is not one of the optimizers that this meter measures")
+        return self._traces[id(optimizer)]
+
+    def _measuring(self) -> bool:
+        """One step of each block of n, from a generator seeded by the block: resuming draws the same."""
+        if self.every == 1:
+            return True
+        block, position = divmod(self.steps, self.every)
+        return random.Random(f"{self.seed}:{block}").randrange(self.every) == position
+
+    def _place(self, parameter: Tensor) -> int:
+        """Position in the parameter vector: in the order of the optimizers' groups, whatever is seen first."""
+        if not self._places:
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    for other in group["params"]:
+                        self._take_place(other)
+        self._take_place(parameter)
+        return self._places[id(parameter)]
+
+    def _take_place(self, parameter: Tensor) -> None:
+        if id(parameter) in self._places or isinstance(parameter, torch.nn.UninitializedParameter):
+            return
+        self._places[id(parameter)] = self._next_place
+        self._next_place += parameter.numel() * (2 if parameter.is_complex() else 1)
+
+    # -- the joint step --------------------------------------------------------------------------------------
+
+    def _joint_rate(self) -> Scalar:
+        rates = [_rate(g["lr"]) for o in self.optimizers if id(o) in self._moved for g in o.param_groups]
+        first = rates[0]
+        if any(r is not first and (isinstance(r, Tensor) or isinstance(first, Tensor) or r != first) for r in rates):
+            self._several_rates = True
+        return first
+
+    def _close_sums(self, rate: Scalar) -> None:
+        joint = self._joint
+        squares = joint["squares"]
+        if self._totals is None:
+            self._totals = RunningSum(2, device=squares.device)
+        action = squares
+        if self.clock == "lr":
+            moved = torch.where(squares == 0, torch.zeros_like(squares), torch.full_like(squares, torch.nan))
+            action = torch.where(torch.as_tensor(rate > 0, device=squares.device), squares / rate, moved) if (
+                isinstance(rate, Tensor) or rate > 0) else moved
+        path = squares.sqrt()
+        self._totals.add_(torch.stack([path, action]))
+        self._norms = {name: joint[name] for name in ("squares", "gradient_squares", "clipped_squares")}
+        if self.every > 1:
+            self._sample(torch.stack([action, path, joint["work_ito"], joint["work_action"]]))
+        if "valid" in joint:
+            if self._skipped is None:
+                self._skipped = RunningSum(2, device=squares.device)
+            missed = (joint["valid"] == 0).to(squares.dtype).reshape(())
+            self._skipped.add_(torch.stack([missed, missed * rate]))
+
+    def _sample(self, sample: Tensor) -> None:
+        if self._spread is None:
+            self._spread = RunningSum(len(_SAMPLED), device=sample.device)
+        if self._last_sample is not None:
+            self._spread.add_((sample - self._last_sample) ** 2)
+        self._last_sample = sample
+
+    def _advance_clock(self, rate: Scalar) -> None:
+        if isinstance(rate, Tensor):
+            if self._rate_sum is None:
+                self._rate_sum = RunningSum(1, device=rate.device)
+            self._rate_sum.add_(rate.reshape(1))
+        else:
+            self._elapsed += rate
+        self._rate_value = rate
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def _read(self, sketch: bool) -> tuple[dict[str, Tensor], RunTotals]:
+        mail = Mail()
+        factor = self.steps / max(1, self.measured)
+        buckets: Tensor | None = None
+        for t, trace in enumerate(self._traces.values()):
+            for b, bank in enumerate(trace.banks.values()):
+                mail.put_sum(f"sums {t} {b}", bank.sums)
+                mail.put_sum(f"mobility {t} {b}", bank.slot_mobility)
+                for s, section in enumerate(bank.sections):
+                    found = survey(section, factor, self._signs if sketch else None, trace.sampled)
+                    mail.put(f"survey {t} {b} {s}", torch.stack([found.displacement, found.free, found.weighted]))
+                    if found.sketch is not None:
+                        buckets = found.sketch if buckets is None else buckets + found.sketch.to(buckets.device)
+            if trace.silent is not None:
+                mail.put(f"silent {t}", trace.silent)
+        for name in ("_totals", "_skipped", "_rate_sum", "_spread"):
+            if getattr(self, name) is not None:
+                mail.put_sum(name, getattr(self, name))
+        for name, value in self._norms.items():
+            mail.put(name, value)
+        if self._losses.tensor is not None:
+            mail.put("losses", self._losses.tensor)
+        if buckets is not None:
+            mail.put("sketch", buckets)
+        if isinstance(self._rate_now(), Tensor):
+            mail.put("rate", self._rate_now())
+        host = mail.deliver()
+        return host, self._totals_from(host, factor)
+
+    def _rate_now(self) -> Any:
+        return getattr(self, "_rate_value", math.nan)
+
+    def _totals_from(self, host: dict[str, Tensor], factor: float) -> RunTotals:
+        skipped = host.get("_skipped", torch.zeros(2)).tolist()
+        elapsed = self._elapsed + float(host.get("_rate_sum", torch.zeros(1)).sum())
+        path, action = (host["_totals"] * factor).tolist() if "_totals" in host else (0.0, 0.0)
+        steps = self.steps - skipped[0]
+        clock = steps if self.clock == "steps" else (math.nan if self._several_rates else elapsed - skipped[1])
+        if self.clock == "lr" and self._several_rates:
+            action = math.nan
+        norm = {name: math.sqrt(float(host[name])) if name in host else math.nan for name in _NORMS}
+        return RunTotals(
+            sections=self._sections_from(host, factor),
+            steps=steps,
+            measured=self.measured,
+            elapsed=clock,
+            path_length=path,
+            action=action,
+            loss=self._loss_from(host, self.steps),
+            gradient_norm=norm["gradient_squares"],
+            clipped_norm=norm["clipped_squares"],
+            step_norm=norm["squares"],
+            learning_rate=float(host["rate"]) if "rate" in host else float(self._rate_now()),
+            unknown_moves=sum(trace.moves for trace in self._traces.values()),
+            silent_moves=any(float(host[name]) > 0 for name in host if name.startswith("silent")),
+            lost=self._lost,
+            no_formula=tuple(
+                sorted({type(t.optimizer).__name__ for t in self._traces.values() for s in t.sections if _kind(s) == "effective"})
+            ),
+            sampling_se=self._sampling_errors(host),
+        )
+
+    def _loss_from(self, host: dict[str, Tensor], steps: int) -> losses.LossDrop | None:
+        if "losses" not in host:
+            return None
+        first, last = self._losses.windows(host["losses"])
+        found = losses.drop(first, last, steps)
+        sign = -1.0 if any(g.get("maximize", False) for o in self.optimizers for g in o.param_groups) else 1.0
+        return losses.LossDrop(sign * found.value, found.standard_error, found.first, found.last)
+
+    def _sections_from(self, host: dict[str, Tensor], factor: float) -> list[SectionTotals]:
+        found: list[SectionTotals] = []
+        for t, trace in enumerate(self._traces.values()):
+            for b, bank in enumerate(trace.banks.values()):
+                place = 0
+                for s, section in enumerate(bank.sections):
+                    displacement, free, weighted = host[f"survey {t} {b} {s}"]
+                    count = len(section.slots)
+                    if section.scalar:
+                        m = host[f"mobility {t} {b}"][0, place : place + count] * factor
+                        weighted = torch.where(free == 0, 0.0, free / m)
+                    place += count
+                    sums = dict(zip(SUMS, (host[f"sums {t} {b}"][:, s] * factor).tolist(), strict=True))
+                    formula = section.formula
+                    gain = math.nan if formula is None or section.effective else formula.noise_gain(section.group)
+                    found.append(
+                        SectionTotals(
+                            layer=section.layer,
+                            kind=_kind(section),
+                            sums=sums,
+                            displacement_squared=float(displacement.sum()),
+                            free_displacement_squared=float(free.sum()),
+                            weighted=float(weighted.sum()),
+                            noise_gain=gain,
+                        )
+                    )
+        return found
+
+    def _sampling_errors(self, host: dict[str, Tensor]) -> dict[str, float]:
+        """K/J √(½ Σ (x_j − x_{j−1})² J/(J−1)): differences of neighbours, so that a trend is not taken for noise."""
+        if self.every == 1:
+            return {}
+        if self.measured < 2 or "_spread" not in host:
+            return dict.fromkeys(_SAMPLED, math.nan)
+        count = self.measured
+        variance = 0.5 * host["_spread"] / (count - 1)
+        error = (self.steps / count) * (variance * count).clamp_min(0).sqrt()
+        return dict(zip(_SAMPLED, error.tolist(), strict=True))
+
+
+_NORMS = ("squares", "gradient_squares", "clipped_squares")
+_LAYER_VALUES = (
+    "displacement",
+    "path_length",
+    "action",
+    "straightness",
+    "steadiness",
+    "kinematic_efficiency",
+    "efficiency_action",
+    "signal_fraction",
+    "work_ito",
+)
+
+
+def _kind(section: Section) -> Literal["scalar", "diagonal", "effective"]:
+    return "scalar" if section.scalar else "diagonal" if section.diagonal else "effective"
+
+
+def _rate(value: Any) -> Scalar:
+    """A learning rate as a number, or as the device tensor where reading it would sync."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return value.detach().double().reshape(()) if value.device.type != "mps" else value.detach().reshape(())
+    return float(value)
+
+
+def _scale_of(optimizer: Optimizer) -> Tensor | None:
+    """The loss scale that a fused optimizer divides its gradients by within the step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else None
+
+
+def _checked_optimizers(optimizers: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
+    found = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    if not found:
+        raise ValueError("optimizers got an empty list, wanted at least one torch optimizer")
+    owner: dict[int, str] = {}
+    for optimizer in found:
+        name = type(optimizer).__name__
+        if not hasattr(optimizer, "register_step_post_hook"):
+            raise TypeError(
+                f"optimizers got {name}, which has no step hooks, wanted a torch.optim.Optimizer: derive it from that"
+            )
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in owner:
+                    raise ValueError(
+                        f"optimizers got a parameter in both {owner[id(parameter)]} and {name}, wanted each "
+                        "parameter in one: measure each optimizer with a meter of its own"
+                    )
+                owner[id(parameter)] = name
+    return found
+
+
+def check_choice(name: str, got: object, wanted: tuple[str, ...]) -> None:
+    if got not in wanted:
+        raise ValueError(f"{name} got {got!r}, wanted one of {', '.join(map(repr, wanted))}")
+
+
+def check_at_least(name: str, got: object, least: int) -> None:
+    if isinstance(got, bool) or not isinstance(got, int) or got < least:
+        raise ValueError(f"{name} got {got!r}, wanted a whole number of at least {least}")

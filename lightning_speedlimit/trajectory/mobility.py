@@ -1,0 +1,282 @@
+"""μ: the update's response to a constant unit force, given the denominators in the optimizer's state.
+
+One formula per optimizer class (the table of the theory page). A formula is evaluated on a stretch of
+coordinates at a time: it writes denominators into `out` and returns the numerator, μ = numerator / out; a
+formula without coordinates returns μ itself. Nothing here reads a device tensor on the host.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Group = Mapping[str, Any]
+State = Mapping[str, Any]
+Scalar = float | Tensor
+MomentumMobility = Literal["steady", "response"]
+MobilityFunction = Callable[[Optimizer, dict[str, Any], Tensor], Tensor | float]
+
+RESPONSE = "response so far"  # B_k: memory that the meter keeps for a formula, per coordinate or per parameter
+CUSTOM = "registered mobility"
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How one optimizer class answers a force.
+
+    evaluate(group, state, stretch, out) → numerator; `stretch` holds the state entries named by
+    `coordinates(group)`, flat and cut to the stretch.
+    noise_gain(group): c = steady over instantaneous response (1 where the update has no memory).
+    before: the state entry that has to be read before the step.
+    """
+
+    evaluate: Callable[[Group, State, Mapping[str, Tensor], Tensor | None], Scalar]
+    coordinates: Callable[[Group], tuple[str, ...]]
+    noise_gain: Callable[[Group], float]
+    before: str | None = None
+
+
+def _number(value: Any) -> Scalar:
+    """A Python float where reading costs no device sync, else the device tensor in float64 (float32 on MPS)."""
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu":
+            return float(value)
+        return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
+    return float(value)
+
+
+def _sqrt(value: Scalar) -> Scalar:
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
+
+
+def _write_root(source: Tensor, epsilon: Scalar, out: Tensor | None) -> None:
+    """out = √source + ε."""
+    assert out is not None
+    torch.sqrt(source, out=out)
+    out.add_(epsilon)
+
+
+def _momentum_response(group: Group, state: State) -> float:
+    """b_k of heavy ball, kept by the meter in `state[RESPONSE]`; the steady value where it keeps none."""
+    momentum, dampening = float(group["momentum"]), float(group["dampening"])
+    if momentum == 0.0:
+        return 1.0
+    if momentum >= 1.0 and RESPONSE not in state:
+        return math.nan
+    steady = (1.0 - dampening) / (1.0 - momentum) if momentum < 1.0 else math.nan
+    response = float(state.get(RESPONSE, steady))
+    return 1.0 + momentum * response if group["nesterov"] else response
+
+
+def next_momentum_response(group: Group, previous: float | None) -> float:
+    """b_k = β b_{k−1} + (1 − d), b_0 = 1: torch does not dampen the first step."""
+    if previous is None:
+        return 1.0
+    return float(group["momentum"]) * previous + 1.0 - float(group["dampening"])
+
+
+def _sgd(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """lr (1−d)/(1−β), or lr b_k; Nesterov lr (1 + β b_k), whose steady limit is the same for d = 0."""
+    return _number(group["lr"]) * _momentum_response(group, state)
+
+
+def _rmsprop(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """lr/(√v + ε), v − ḡ² when centered; with momentum over (1−β), or lr B_k where the meter keeps B."""
+    assert out is not None
+    if group["centered"]:
+        torch.mul(stretch["grad_avg"], stretch["grad_avg"], out=out)
+        torch.sub(stretch["square_avg"], out, out=out)
+        out.sqrt_().add_(group["eps"])
+    else:
+        _write_root(stretch["square_avg"], group["eps"], out)
+    momentum = float(group["momentum"])
+    if momentum == 0.0:
+        return _number(group["lr"])
+    if RESPONSE not in stretch:
+        return _number(group["lr"]) / (1.0 - momentum)
+    response = stretch[RESPONSE]
+    response.mul_(momentum).add_(out.reciprocal_())
+    torch.reciprocal(response, out=out)
+    return _number(group["lr"])
+
+
+def _corrected_adam(group: Group, state: State) -> tuple[Scalar, Scalar]:
+    """(1 − β₁^t, 1 − β₂^t)."""
+    step = _number(state["step"])
+    beta1, beta2 = (_number(beta) for beta in group["betas"])
+    return 1.0 - beta1**step, 1.0 - beta2**step
+
+
+def _adam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """lr/(√v̂ + ε), v̂ = v/(1 − β₂^t); with AMSGrad v is the maximum of the uncorrected v."""
+    root = _sqrt(_corrected_adam(group, state)[1])
+    key = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    _write_root(stretch[key], group["eps"] * root, out)
+    return _number(group["lr"]) * root
+
+
+def _nadam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """Adam's × [(1−μ_t)/(1−Π_t) + μ_{t+1}(1−β₁^t)/(1−Π_t μ_{t+1})], Π_t the stored product of the μ."""
+    first, second = _corrected_adam(group, state)
+    step, product = _number(state["step"]), _number(state["mu_product"])
+    beta1, decay = group["betas"][0], group["momentum_decay"]
+    now = beta1 * (1.0 - 0.5 * 0.96 ** (step * decay))
+    following = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * decay))
+    response = (1.0 - now) / (1.0 - product) + following * first / (1.0 - product * following)
+    root = _sqrt(second)
+    _write_root(stretch["exp_avg_sq"], group["eps"] * root, out)
+    return _number(group["lr"]) * root * response
+
+
+def _radam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """lr while ρ_t ≤ 5 (no denominator), then lr r_t √(1−β₂^t)/(√v + ε)."""
+    assert out is not None
+    step, beta2 = _number(state["step"]), float(group["betas"][1])
+    second = _corrected_adam(group, state)[1]
+    limit = 2.0 / (1.0 - beta2) - 1.0
+    rho = limit - 2.0 * step * beta2**step / second
+    rectified = (rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho)
+    _write_root(stretch["exp_avg_sq"], group["eps"], out)
+    if isinstance(rho, Tensor):
+        adaptive = rho > 5.0
+        out.copy_(torch.where(adaptive, out, torch.ones_like(out)))
+        scale = torch.where(adaptive, (rectified * second).clamp_min(0.0).sqrt(), torch.ones_like(rho))
+        return scale * _number(group["lr"])
+    if rho <= 5.0:
+        out.fill_(1.0)
+        return _number(group["lr"])
+    return _number(group["lr"]) * _sqrt(rectified * second)
+
+
+def _adamax(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """lr/`exp_inf`: ε is already inside."""
+    assert out is not None
+    out.copy_(stretch["exp_inf"])
+    return _number(group["lr"])
+
+
+def _adagrad(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """lr_k/(√sum + ε), lr_k = lr/(1 + (t−1) lr_decay): the stored step is post-increment."""
+    _write_root(stretch["sum"], group["eps"], out)
+    return _number(group["lr"]) / (1.0 + (_number(state["step"]) - 1.0) * group["lr_decay"])
+
+
+def _adadelta(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """lr √((acc_delta before the step + ε)/(square_avg + ε))."""
+    assert out is not None
+    torch.add(stretch["square_avg"], group["eps"], out=out)
+    out.div_(stretch["acc_delta"] + group["eps"]).sqrt_()
+    return _number(group["lr"])
+
+
+def _custom(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+    """A registered function's μ: out = 1/μ, kept finite so that an idle coordinate with μ = 0 counts 0."""
+    assert out is not None
+    torch.reciprocal(stretch[CUSTOM], out=out)
+    out.clamp_(max=torch.finfo(out.dtype).max)
+    return 1.0
+
+
+def _no_gain(group: Group) -> float:
+    return 1.0
+
+
+def _sgd_gain(group: Group) -> float:
+    """1/(1−β); with Nesterov the instantaneous response is 1 + β, so 1/(1−β²)."""
+    momentum = float(group["momentum"])
+    if momentum >= 1.0:
+        return math.nan
+    return 1.0 / (1.0 - momentum**2) if group["nesterov"] else 1.0 / (1.0 - momentum)
+
+
+def _beta1_gain(group: Group) -> float:
+    return 1.0 / (1.0 - float(group["betas"][0]))
+
+
+_BUILT_IN: dict[type[Optimizer], Formula] = {
+    torch.optim.SGD: Formula(_sgd, lambda group: (), _sgd_gain),
+    torch.optim.RMSprop: Formula(
+        _rmsprop,
+        lambda group: ("square_avg", "grad_avg") if group["centered"] else ("square_avg",),
+        lambda group: 1.0 / (1.0 - float(group["momentum"])) if group["momentum"] else 1.0,
+    ),
+    torch.optim.Adam: Formula(
+        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_gain
+    ),
+    torch.optim.AdamW: Formula(
+        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_gain
+    ),
+    torch.optim.NAdam: Formula(_nadam, lambda group: ("exp_avg_sq",), _beta1_gain),
+    torch.optim.RAdam: Formula(_radam, lambda group: ("exp_avg_sq",), _beta1_gain),
+    torch.optim.Adamax: Formula(_adamax, lambda group: ("exp_inf",), _beta1_gain),
+    torch.optim.Adagrad: Formula(_adagrad, lambda group: ("sum",), _no_gain),
+    torch.optim.Adadelta: Formula(
+        _adadelta, lambda group: ("square_avg", "acc_delta"), _no_gain, before="acc_delta"
+    ),
+}
+_REGISTERED: dict[type[Optimizer], MobilityFunction] = {}
+
+
+def register_mobility(optimizer_class: type[Optimizer], function: MobilityFunction) -> None:
+    """μ = function(optimizer, group, parameter): the mobility of an optimizer that this package does not know.
+
+    Args:
+        optimizer_class: the class, and those derived from it, that the function answers for.
+        function: called once per parameter after each measured step. Returns μ ≥ 0 in units of
+            parameter²/loss: a tensor of the parameter's shape, or a number for all its coordinates. It must
+            not read the device from the host (`.item()`).
+    Raises:
+        TypeError: where the first is not an optimizer class or the second cannot be called.
+    """
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
+        raise TypeError(f"optimizer_class must be a subclass of torch.optim.Optimizer, got {optimizer_class!r}")
+    if not callable(function):
+        raise TypeError(f"function must be callable (optimizer, group, parameter) -> tensor, got {function!r}")
+    _REGISTERED[optimizer_class] = function
+
+
+def registered(optimizer: Optimizer) -> MobilityFunction | None:
+    """The function registered for the nearest of the optimizer's classes."""
+    return next((_REGISTERED[c] for c in type(optimizer).__mro__ if c in _REGISTERED), None)
+
+
+def formula(optimizer: Optimizer, group: Group) -> Formula | None:
+    """The optimizer's formula; None where it has none, and its mobility is then "effective".
+
+    A subclass has its parent's formula as long as it keeps the parent's `step`.
+    """
+    if registered(optimizer) is not None:
+        return Formula(_custom, lambda group: (CUSTOM,), _no_gain)
+    owner = next((c for c in type(optimizer).__mro__ if c in _BUILT_IN), None)
+    if owner is None or _plain_step(type(optimizer)) is not _plain_step(owner):
+        return None
+    if owner is torch.optim.SGD and group["momentum"] >= 1.0:
+        return None
+    return _BUILT_IN[owner]
+
+
+def _plain_step(optimizer_class: type[Optimizer]) -> object:
+    return inspect.unwrap(optimizer_class.step)
+
+
+def weight_decay(optimizer: Optimizer, group: Group) -> tuple[float, float]:
+    """(w inside the gradient, w decoupled from it), one of them 0.
+
+    Decoupled: the group's flag `decoupled_weight_decay`, AdamW, Muon, Adafactor. An optimizer from elsewhere
+    that has no such flag may do either: its decay is then counted as part of the update.
+    """
+    decay = float(group.get("weight_decay", 0.0) or 0.0)
+    decoupled = tuple(
+        c for c in (getattr(torch.optim, name, None) for name in ("AdamW", "Muon", "Adafactor")) if c is not None
+    )
+    if group.get("decoupled_weight_decay", False) or isinstance(optimizer, decoupled):
+        return 0.0, decay
+    known = formula(optimizer, group) is not None or type(optimizer).__module__.startswith("torch.optim")
+    return (decay, 0.0) if known else (0.0, 0.0)

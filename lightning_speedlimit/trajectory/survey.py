@@ -1,0 +1,66 @@
+"""State functions of one optimizer's parameters: D², the mobility-weighted D² and the sketch, on log steps only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_speedlimit.trajectory.layout import Section, Slot, tile_size
+from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs, add_to_buckets
+from lightning_speedlimit.trajectory.sums import sum_dtype
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Per slot, on the section's device: displacement ‖Δθ‖², free ‖Δθ without decoupled decay‖², weighted Σ(·)²/m."""
+
+    displacement: Tensor
+    free: Tensor
+    weighted: Tensor
+    sketch: Tensor | None
+
+
+def survey(section: Section, factor: float, signs: dict[int, Signs] | None, sampled: bool) -> Survey:
+    """Walk once through θ, θ_0, m and Σu of a section.
+
+    Args:
+        factor: steps over measured steps: what sums over measured steps are multiplied by.
+        signs: cache of the sketch's signs by slot position; None: no sketch.
+        sampled: `travelled` holds the decay's sum over the measured steps, not Σu.
+    """
+    total = sum_dtype(section.device)
+    buckets = None if signs is None else torch.zeros(BUCKETS, dtype=total, device=section.device)
+    rows = [_slot(section, slot, factor, signs, buckets, sampled) for slot in section.slots]
+    return Survey(*(torch.stack([row[i] for row in rows]).to(total) for i in range(3)), sketch=buckets)
+
+
+def _slot(
+    section: Section,
+    slot: Slot,
+    factor: float,
+    signs: dict[int, Signs] | None,
+    buckets: Tensor | None,
+    sampled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = tile_size(section.device)
+    parameter = slot.flat(slot.parameter)
+    zero = torch.zeros((), dtype=sum_dtype(section.device), device=section.device)
+    displacement, free, weighted = zero, zero, zero
+    for low in range(0, slot.numel, size):
+        here = slice(slot.offset + low, slot.offset + min(low + size, slot.numel))
+        moved = parameter[low : low + size].to(section.dtype) - section.start[here]
+        displacement = displacement + torch.dot(moved, moved)
+        if buckets is not None and signs is not None:
+            if slot.position not in signs:
+                signs[slot.position] = Signs(slot.numel, slot.position, section.device)
+            add_to_buckets(buckets, signs[slot.position].apply(moved, low), slot.position + low)
+        if section.travelled is not None:
+            moved = moved + factor * section.travelled[here] if sampled else section.travelled[here]
+        free = free + torch.dot(moved, moved)
+        if section.mobility is not None:
+            mobility = section.mobility[here] * factor
+            share = torch.where(mobility > 0, moved * moved / mobility, torch.zeros_like(moved))
+            weighted = weighted + share.sum(dtype=zero.dtype)
+    return displacement, free, weighted

@@ -1,0 +1,553 @@
+"""One optimizer's steps, measured: what is read before a step and what after it; all sums stay on the device.
+
+Bytes that each float32 parameter moves per step: gradient and held update for f_{k+1}·u_k (8), θ into the
+buffer (8), θ, buffer and gradient for u, ‖u‖² and f_k·u_k (16): 32. A diagonal mobility reads and writes m and
+reads its denominator (12 more); decoupled decay reads and writes one more buffer (8 more).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_speedlimit.trajectory import mobility
+from lightning_speedlimit.trajectory.bank import Bank
+from lightning_speedlimit.trajectory.layout import Cuts, Section, Slot, Tile, compute_dtype, stretch, tile_size
+from lightning_speedlimit.trajectory.sums import sum_dtype
+
+_GUARDED_STEPS = 2  # a copy of θ is kept over the first steps: moves that repeat at every step show there
+
+Scalar = float | Tensor
+
+
+class OptimizerTrace:
+    """What one optimizer does, step by step: `observe` → `before_update` → (the update) → `finish`.
+
+    Args:
+        momentum_mobility: "steady" or "response".
+        keep_raw_gradient: gradients will be changed by more than a factor before the step (clipping by value).
+        per_rate: the action's clock is the learning rate.
+        sampled: not every step is measured; `travelled` then holds Σ lr w θ_k over the measured ones.
+        place: hands out the position of a new parameter in the whole run's parameter vector.
+        layer_of: the name under which a parameter's sums are kept apart, or None.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        momentum_mobility: mobility.MomentumMobility,
+        keep_raw_gradient: bool,
+        per_rate: bool,
+        sampled: bool,
+        place: Callable[[Tensor], int],
+        layer_of: Callable[[Tensor], str] | None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.slots: list[Slot] = []
+        self.sections: list[Section] = []
+        self.banks: dict[tuple[torch.dtype, torch.device], Bank] = {}
+        self.steps = 0
+        self.moves = 0  # moves outside of step that could not be taken out
+        self.moves_removed = 0
+        self.silent: Tensor | None = None  # squared size of moves that no version shows
+        self.in_step = False
+        self.observed = False
+        self._response = momentum_mobility == "response"
+        self._per_rate = per_rate
+        self.sampled = sampled
+        self._value_clipping = keep_raw_gradient
+        # Gradients are copied where they may be gone after the step: an optimizer that evaluates them more than
+        # once, and one from elsewhere until its first step has shown that it leaves them alone.
+        self._repeats = isinstance(optimizer, torch.optim.LBFGS)
+        self._unknown = not type(optimizer).__module__.startswith("torch.optim")
+        self._place, self._layer_of = place, layer_of
+        self._seen: dict[int, Slot | None] = {}
+        self._section_of: list[Section] = []
+        self._met = False  # `held` holds an update that no gradient has met
+        self._meeting_now = False
+        self._saved = False
+        self._arrived = False
+        self._empty = True
+        self._work: list[tuple[Bank, list[Tile]]] = []
+        self._grads: list[Tensor | None] = []
+        self._marks: list[tuple[int, int]] = []
+        self._scale: Scalar | None = None
+        self._clip: Tensor | None = None
+
+    @property
+    def keeps_raw(self) -> bool:
+        return self._value_clipping or self._repeats or self._unknown
+
+    # -- before the update -----------------------------------------------------------------------------------
+
+    def observe(self, *, measure: bool, scale: Scalar | None = None) -> None:
+        """The gradients are raw now: ‖g‖ and f_{k+1}·u_k. Within a step the first call counts, before it the last.
+
+        Args:
+            measure: the step will be measured. scale: what the gradients are multiplied by (a loss scaler's).
+        """
+        if self.observed and self.in_step:
+            return
+        self.observed = True
+        self._discover()
+        self._saved, self._arrived, self._scale, self._clip = False, False, scale, None
+        self._grads = [slot.parameter.grad for slot in self.slots]
+        self._marks = _marks(self._grads)
+        self._empty = all(g is None for g in self._grads)
+        self._meeting_now = self._met and not self._empty
+        self._work = []
+        if self._empty or not (measure or self._met):
+            return
+        cuts: Cuts = {}
+        for bank in self.banks.values():
+            bank.before.zero_()
+            self._work.append((bank, self._resolve(bank)))
+            for tile in self._work[-1][1]:
+                self._meet(bank, tile, cuts)
+
+    def _meet(self, bank: Bank, tile: Tile, cuts: Cuts) -> None:
+        gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
+        torch.dot(gradient, gradient, out=bank.before_at[0][tile.column])
+        if self._met:
+            torch.dot(gradient, tile.own("held"), out=bank.before_at[1][tile.column])
+        if self.keeps_raw:
+            if tile.section.raw is None:
+                tile.section.raw = tile.section.zeros()
+            tile.own("raw").copy_(gradient)
+
+    def before_update(self, *, measure: bool) -> None:
+        """Just before the update: moves since the last step are looked for, and θ_k goes into the buffer."""
+        if self._saved or not self.observed:
+            return
+        self.check_moves()
+        if self._empty or not measure:
+            return
+        self._saved = True
+        if self._met:
+            self._clear_idle()
+        for section in self.sections:
+            self._follow_decay(section)
+        for bank, tiles in self._work:
+            for tile in tiles:
+                tile.load("held", [s.parameter.detach() for s in tile.slots], bank.scratch)
+                if tile.section.before is not None:
+                    self._load_before(bank, tile)
+
+    def _load_before(self, bank: Bank, tile: Tile) -> None:
+        assert tile.section.formula is not None and tile.section.formula.before is not None
+        name = tile.section.formula.before
+        states = [self.optimizer.state.get(s.parameter, {}).get(name) for s in tile.slots]
+        if all(isinstance(s, Tensor) for s in states):
+            tile.load("before", states, bank.scratch)
+        else:
+            tile.own("before").zero_()
+
+    def _clear_idle(self) -> None:
+        """A parameter without a gradient met its last update with a force of 0: nothing of it is left to meet."""
+        for slot, gradient in zip(self.slots, self._grads, strict=True):
+            if gradient is None:
+                section = self._section_of[slot.index]
+                section.held[slot.offset : slot.offset + slot.numel].zero_()
+
+    def _follow_decay(self, section: Section) -> None:
+        """Decoupled decay that was switched on after the start: from here on Σ u is kept apart from θ − θ_0."""
+        if section.travelled is None and mobility.weight_decay(self.optimizer, section.group)[1]:
+            section.travelled = section.zeros() if self.sampled else section.snapshot().sub_(section.start)
+            self._bank(section).mark_kinds()
+
+    def at_the_door(self) -> None:
+        """The gradients are what the optimizer will use: the clip factor c = ‖g_clipped‖/‖g‖, if they changed."""
+        if self._arrived or not self._work:
+            return
+        self._arrived = True
+        if _marks(self._grads) == self._marks:
+            return
+        self._marks = _marks(self._grads)
+        cuts: Cuts = {}
+        clipped: Tensor | None = None
+        raw: Tensor | None = None
+        for bank, tiles in self._work:
+            bank.door.zero_()
+            for tile in tiles:
+                gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
+                torch.dot(gradient, gradient, out=bank.door_at[0][tile.column])
+                tile.section.effective |= self._value_clipping
+            clipped = _plus(clipped, bank.door.sum(dtype=bank.member.dtype))
+            raw = _plus(raw, bank.before[0].sum(dtype=bank.member.dtype))
+        assert clipped is not None and raw is not None
+        self._clip = torch.where(raw > 0, (clipped / raw).sqrt(), torch.ones_like(raw))
+
+    # -- after the update ------------------------------------------------------------------------------------
+
+    def finish(self, learning_rates: list[Scalar]) -> dict[str, Tensor] | None:
+        """The step's sums go into the running ones; returns its totals for the joint step.
+
+        Totals: squares, work_ito, work_action, work_ito_met, work_anti_ito, gradient_squares, clipped_squares,
+        and `valid` (0 where a fused optimizer found inf and left θ alone; absent where it cannot). None where
+        the step was not measured.
+        """
+        totals: dict[str, Tensor] | None = None
+        if self._saved:
+            totals = self._measure(learning_rates)
+        elif self._meeting_now:
+            for bank, _ in self._work:
+                rows = torch.zeros_like(bank.sums.value)
+                rows[5:9] = torch.stack(self._meeting(bank))
+                bank.sums.add_(rows)
+        if not self._empty:
+            self._met = totals is not None
+        self.observed = self._saved = self.in_step = False
+        self.steps += 1
+        for slot in self.slots:
+            slot.version = slot.parameter._version
+        if self.steps <= _GUARDED_STEPS:
+            self.guard()
+        else:
+            self.unguard()
+        self._work, self._grads = [], []
+        return totals
+
+    def _measure(self, learning_rates: list[Scalar]) -> dict[str, Tensor]:
+        if self._unknown and _marks(self._grads) == self._marks:
+            self._unknown = False
+            for section in self.sections:
+                section.raw = section.raw if self.keeps_raw else None
+        found = getattr(self.optimizer, "found_inf", None)
+        valid = (found == 0) if isinstance(found, Tensor) else None
+        for slot, gradient in zip(self.slots, self._grads, strict=True):
+            if gradient is not None:
+                self._count(slot)
+        totals: dict[str, Tensor] = {} if valid is None else {"valid": valid}
+        cuts: Cuts = {}
+        custom = self._custom()
+        for bank, tiles in self._work:
+            bank.after.zero_()
+            scales: list[Scalar] = [0.0] * bank.columns
+            for tile in tiles:
+                for part in self._uniform(tile):
+                    scales[part.column] = self._finish_tile(bank, part, valid, cuts, custom)
+            self._commit(bank, scales, learning_rates, valid, totals)
+        return totals
+
+    def _count(self, slot: Slot) -> None:
+        slot.steps += 1
+        section = self._section_of[slot.index]
+        if self._response and section.scalar and section.group.get("momentum"):
+            slot.response = mobility.next_momentum_response(section.group, slot.response)
+
+    def _custom(self) -> dict[int, Tensor]:
+        """Registered mobilities of this step, spread over each parameter's shape."""
+        function = mobility.registered(self.optimizer)
+        if function is None:
+            return {}
+        found: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for slot, gradient in zip(self.slots, self._grads, strict=True):
+                if gradient is not None:
+                    section = self._section_of[slot.index]
+                    value = function(self.optimizer, section.group, slot.parameter)
+                    spread = torch.as_tensor(value, dtype=section.dtype, device=section.device)
+                    found[slot.index] = spread.expand(slot.parameter.shape)
+        return found
+
+    def _finish_tile(
+        self, bank: Bank, tile: Tile, valid: Tensor | None, cuts: Cuts, custom: dict[int, Tensor]
+    ) -> Scalar:
+        """u into `held`, and the tile's sums; returns 1/numerator of μ (0 where μ is 0 or has no formula)."""
+        section, column, at = tile.section, tile.column, bank.after_at
+        parameter = tile.gather(bank.scratch, "parameter", [s.parameter.detach() for s in tile.slots])
+        held = tile.own("held")
+        moved: Tensor | None = None
+        if section.travelled is None:
+            torch.sub(parameter, held, out=held)
+            torch.dot(held, held, out=at[0][column])
+        else:
+            moved = self._remove_decay(bank, tile, parameter, valid)
+        if self.keeps_raw:
+            gradient = tile.own("raw")
+        else:
+            gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
+        torch.dot(gradient, held, out=at[1][column])
+        if mobility.weight_decay(self.optimizer, section.group)[0]:
+            torch.dot(parameter, held, out=at[2][column])
+        if section.scalar:
+            return _inverse(self._shared_mobility(section, tile.slots[0]))
+        if not section.diagonal:
+            return 0.0
+        return self._finish_mobility(bank, tile, moved, cuts, custom)
+
+    def _remove_decay(self, bank: Bank, tile: Tile, parameter: Tensor, valid: Tensor | None) -> Tensor:
+        """held ← u + lr w θ_k, 0 where that is rounding (less than 2 ulp of θ); returns where it is not."""
+        held, update = tile.own("held"), tile.work(bank.scratch, "update")
+        moved = tile.work(bank.scratch, "moved")
+        torch.sub(parameter, held, out=update)
+        torch.dot(update, update, out=bank.after_at[0][tile.column])
+        group = tile.section.group
+        decay = group["lr"] * mobility.weight_decay(self.optimizer, group)[1]
+        if valid is not None:
+            decay = decay * valid
+        if isinstance(decay, Tensor):
+            decayed = held * decay
+            update.add_(decayed)
+        else:
+            decayed, _ = held, update.add_(held, alpha=decay)
+        if self.sampled:
+            tile.own("travelled").add_(decayed, alpha=1.0 if isinstance(decay, Tensor) else decay)
+        precision = max(torch.finfo(s.parameter.dtype).eps for s in tile.slots)
+        torch.add(held, update, alpha=0.25 * torch.finfo(held.dtype).eps / precision, out=moved)
+        torch.ne(moved, held, out=moved)
+        torch.mul(update, moved, out=held)
+        torch.dot(held, held, out=bank.after_at[3][tile.column])
+        if not self.sampled:
+            tile.own("travelled").add_(held)
+        return moved
+
+    def _finish_mobility(
+        self, bank: Bank, tile: Tile, moved: Tensor | None, cuts: Cuts, custom: dict[int, Tensor]
+    ) -> Scalar:
+        """m += μ where u ≠ 0, and Σ u²·out; returns 1/numerator."""
+        section, held = tile.section, tile.own("held")
+        assert section.formula is not None
+        out = tile.work(bank.scratch, "denominator")
+        state = self.optimizer.state.get(tile.slots[0].parameter, {})
+        numerator = section.formula.evaluate(section.group, state, stretch(tile, bank.scratch, custom, cuts), out)
+        if isinstance(numerator, Tensor) or self._clip is not None:
+            factor = numerator if self._clip is None else numerator * self._clip
+            out.div_(factor)
+            numerator = 1.0
+        if moved is None:
+            moved = tile.work(bank.scratch, "moved")
+            torch.ne(held, 0.0, out=moved)
+        tile.own("mobility").addcdiv_(moved, out, value=numerator)
+        torch.mul(held, out, out=moved)
+        torch.dot(moved, held, out=bank.after_at[4][tile.column])
+        return _inverse(numerator)
+
+    def _shared_mobility(self, section: Section, slot: Slot) -> Scalar:
+        """μ of a parameter whose coordinates share it, before clipping."""
+        assert section.formula is not None
+        state: dict[str, Any] = {} if slot.response is None else {mobility.RESPONSE: slot.response}
+        return section.formula.evaluate(section.group, state, {}, None)
+
+    # -- sums ------------------------------------------------------------------------------------------------
+
+    def _commit(
+        self,
+        bank: Bank,
+        scales: list[Scalar],
+        learning_rates: list[Scalar],
+        valid: Tensor | None,
+        totals: dict[str, Tensor],
+    ) -> None:
+        """Per-section sums of the step into the running sums; the step's totals for the joint step."""
+        rates = bank.vector("rates", [learning_rates[self._group_index(s)] for s in bank.sections])
+        rows = bank.sections_of(bank.after)
+        squares, force, theta = rows[0], rows[1] * self._signs(bank), rows[2] - rows[0]
+        if self.keeps_raw:
+            force = force if self._scale is None else force / self._scale
+        elif self._clip is not None:
+            force = force / self._clip
+        coupled = self._coupled(bank)
+        work = -force if coupled is None else -(force + coupled * theta)
+        l2_drop = torch.zeros_like(squares) if coupled is None else -coupled * (theta + 0.5 * squares)
+        action = _over(squares, rates) if self._per_rate else squares
+        work_action = bank.work_action(bank.vector("scales", scales), self._clip)
+        path = squares.sqrt()
+        step = torch.stack(
+            [squares, action, path, bank.free(rows), work, *self._meeting(bank), l2_drop, work_action]
+        )
+        if valid is not None:
+            step = torch.where(valid, step, torch.zeros_like(step))
+        bank.sums.add_(step)
+        self._add_shared_mobility(bank, valid)
+        bank.last_ito, bank.last_rate, bank.last_theta = step[4], rates, theta + squares
+        sums = step.sum(1)
+        for name, row in (("squares", 0), ("work_ito", 4), ("work_ito_met", 5), ("work_anti_ito", 6)):
+            totals[name] = _plus(totals.get(name), sums[row])
+        totals["work_action"] = _plus(totals.get("work_action"), sums[10])
+        self._add_norms(bank, totals)
+
+    def _meeting(self, bank: Bank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the step before: f_k·u_k, f_{k+1}·u_k, lr_k n_k, lr_k; zeros where nothing was met."""
+        if not self._meeting_now:
+            zero = torch.zeros_like(bank.last_ito)
+            return zero, zero, zero, zero
+        force = bank.sections_of(bank.before[1]) * self._signs(bank)
+        if self._scale is not None:
+            force = force / self._scale
+        coupled = self._coupled(bank)
+        anti = -force if coupled is None else -(force + coupled * bank.last_theta)
+        return bank.last_ito, anti, bank.last_rate * (bank.last_ito - anti), bank.last_rate
+
+    def _signs(self, bank: Bank) -> Tensor:
+        return bank.vector("signs", [-1.0 if s.group.get("maximize", False) else 1.0 for s in bank.sections])
+
+    def _coupled(self, bank: Bank) -> Tensor | None:
+        """w of the L2 term inside the gradient, per section; None where there is none."""
+        decays: list[Scalar] = [mobility.weight_decay(self.optimizer, s.group)[0] for s in bank.sections]
+        return bank.vector("coupled", decays) if any(decays) else None
+
+    def _add_shared_mobility(self, bank: Bank, valid: Tensor | None) -> None:
+        values: list[Scalar] = []
+        for section in bank.sections:
+            for slot in section.slots:
+                counts = section.scalar and self._grads[slot.index] is not None
+                values.append(self._shared_mobility(section, slot) if counts else 0.0)
+        step = bank.vector("shared mobility", values)
+        if self._clip is not None:
+            step = step * self._clip
+        bank.slot_mobility.add_(step if valid is None else torch.where(valid, step, torch.zeros_like(step)))
+
+    def _add_norms(self, bank: Bank, totals: dict[str, Tensor]) -> None:
+        raw = bank.before[0].sum(dtype=bank.member.dtype)
+        if self._scale is not None:
+            raw = raw / self._scale**2
+        clipped = raw if self._clip is None else raw * self._clip**2
+        totals["gradient_squares"] = _plus(totals.get("gradient_squares"), raw)
+        totals["clipped_squares"] = _plus(totals.get("clipped_squares"), clipped)
+
+    # -- moves outside of step -------------------------------------------------------------------------------
+
+    def guard(self) -> None:
+        """Keep a copy of θ as it is now: a move before the next step can then be measured and taken out."""
+        for section in self.sections:
+            section.guard = section.snapshot()
+
+    def unguard(self) -> None:
+        for section in self.sections:
+            section.guard = None
+
+    def check_moves(self) -> None:
+        """Compare versions (no sync), and θ with its guarded copy where there is one."""
+        for section in self.sections:
+            changed = [s for s in section.slots if s.parameter._version != s.version]
+            if section.guard is not None:
+                self._take_out(section, bool(changed))
+            elif changed:
+                self.moves += 1
+            for slot in changed:
+                slot.version = slot.parameter._version
+
+    def _take_out(self, section: Section, noticed: bool) -> None:
+        """start ← start + (θ now − θ guarded): the displacement then counts the steps' motion alone."""
+        assert section.guard is not None
+        move = section.snapshot().sub_(section.guard)
+        section.start.add_(move)
+        if noticed:
+            self.moves_removed += 1
+        elif self.steps <= _GUARDED_STEPS:
+            squared = torch.dot(move, move).to(sum_dtype(section.device))
+            self.silent = squared if self.silent is None else self.silent + squared.to(self.silent.device)
+
+    # -- slots -----------------------------------------------------------------------------------------------
+
+    def _discover(self) -> None:
+        """Parameters that have a gradient for the first time: no optimizer has moved them yet, so θ is θ_0."""
+        new: dict[tuple[int, str, torch.dtype, torch.device], list[Tensor]] = {}
+        for index, group in enumerate(self.optimizer.param_groups):
+            for parameter in group["params"]:
+                if parameter.grad is None or id(parameter) in self._seen or parameter.numel() == 0:
+                    continue
+                layer = self._layer_of(parameter) if self._layer_of else ""
+                key = index, layer, compute_dtype(parameter), parameter.device
+                new.setdefault(key, []).append(parameter)
+                self._seen[id(parameter)] = None
+        for (index, layer, _, _), parameters in new.items():
+            self.add_section(index, layer, parameters)
+
+    def add_section(self, group_index: int, layer: str, parameters: list[Tensor]) -> Section:
+        """Take in parameters of one group, device and dtype, with θ_0 = θ now."""
+        group = self.optimizer.param_groups[group_index]
+        dtype, device = compute_dtype(parameters[0]), parameters[0].device
+        bank = self.banks.setdefault((dtype, device), Bank(dtype, device, tile_size(device)))
+        section = Section(self.optimizer, group, layer, mobility.formula(self.optimizer, group), dtype, device)
+        for parameter in parameters:
+            slot = section.add(parameter, len(self.slots), self._place(parameter), bank.size)
+            step = self.optimizer.state.get(parameter, {}).get("step", 0)
+            slot.steps = int(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else 0
+            self.slots.append(slot)
+            self._seen[id(parameter)] = slot
+            self._section_of.append(section)
+        section.allocate()
+        if mobility.weight_decay(self.optimizer, group)[1]:
+            section.travelled = section.zeros()
+        if self._response:
+            self._start_response(section)
+        self.sections.append(section)
+        bank.add(section)
+        return section
+
+    def _start_response(self, section: Section) -> None:
+        """b and B of a fresh optimizer are 0; one that has been running starts at the steady values."""
+        group = section.group
+        momentum = float(group.get("momentum", 0.0))
+        if section.formula is None or not 0.0 < momentum < 1.0:
+            return
+        running = "momentum_buffer" in self.optimizer.state.get(section.slots[0].parameter, {})
+        if section.scalar:
+            steady = (1.0 - float(group["dampening"])) / (1.0 - momentum)
+            for slot in section.slots:
+                slot.response = steady if running else None
+            return
+        section.response = section.zeros()
+        for slot in section.slots if running else ():
+            state = self.optimizer.state[slot.parameter]
+            average = slot.flat(state["square_avg"])
+            if group["centered"]:
+                average = average - slot.flat(state["grad_avg"]) ** 2
+            steady_response = 1.0 / ((1.0 - momentum) * (average.sqrt() + group["eps"]))
+            section.response[slot.offset : slot.offset + slot.numel] = steady_response
+
+    def _bank(self, section: Section) -> Bank:
+        return self.banks[section.dtype, section.device]
+
+    def _group_index(self, section: Section) -> int:
+        return next(i for i, g in enumerate(self.optimizer.param_groups) if g is section.group)
+
+    def _gradients(self, tile: Tile) -> list[Tensor]:
+        return [g for g in (self._grads[s.index] for s in tile.slots) if g is not None]
+
+    def _resolve(self, bank: Bank) -> list[Tile]:
+        """Tiles whose slots all have gradients; of others, the parts that have."""
+        if all(g is not None for g in self._grads):
+            return bank.tiles
+        found: list[Tile] = []
+        for tile in bank.tiles:
+            present = [self._grads[s.index] is not None for s in tile.slots]
+            if all(present):
+                found.append(tile)
+            elif any(present):
+                found += [p for p in tile.parts if self._grads[p.slots[0].index] is not None]
+        return found
+
+    def _uniform(self, tile: Tile) -> list[Tile]:
+        """The tile, or its parts where its slots have taken different numbers of steps (bias corrections differ)."""
+        first = tile.slots[0]
+        same = all(s.steps == first.steps and s.response == first.response for s in tile.slots)
+        return [tile] if same else tile.parts
+
+
+def _marks(gradients: list[Tensor | None]) -> list[tuple[int, int]]:
+    return [(0, 0) if g is None else (id(g), g._version) for g in gradients]
+
+
+def _plus(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total + term.to(total.device, non_blocking=True)
+
+
+def _over(squares: Tensor, rates: Tensor) -> Tensor:
+    """‖u‖²/lr: 0/0 counts 0 (a warm-up from 0); a motion without learning rate is undefined."""
+    undefined = torch.full_like(squares, torch.nan)
+    return torch.where(rates > 0, squares / rates, torch.where(squares == 0, torch.zeros_like(squares), undefined))
+
+
+def _inverse(value: Scalar) -> Scalar:
+    """1/x, and 0 for 0: a step without mobility moves nothing, and 0/0 counts 0."""
+    if isinstance(value, Tensor):
+        return torch.where(value == 0, torch.zeros_like(value), 1.0 / value)
+    return 0.0 if value == 0.0 else 1.0 / value

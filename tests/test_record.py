@@ -1,0 +1,649 @@
+"""What a run leaves behind: rows, sketches, the folder on disk, and every way in which it can be damaged."""
+
+import json
+import math
+import os
+import shutil
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_speedlimit import _record_files
+from lightning_speedlimit.record import MAX_SKETCHES, SKETCH_SIZE, RecordError, RunRecord
+
+
+def sketch_of(step: int) -> np.ndarray:
+    """A sketch that tells which step it belongs to."""
+    return np.full(SKETCH_SIZE, step, dtype=np.float32)
+
+
+def small_record() -> RunRecord:
+    record = RunRecord({"clock": "steps", "optimizers": [{"class": "SGD", "lr": 0.1}]})
+    for step in (10, 20, 30):
+        record.append(
+            step, {"loss": 1 / step, "displacement": step / 10}, {"efficiency": "the loss hardly fell"}
+        )
+        record.add_sketch(step, sketch_of(step))
+    return record
+
+
+def assert_same(a: RunRecord, b: RunRecord) -> None:
+    assert a.run == b.run
+    assert a.reasons == b.reasons
+    assert list(a.columns) == list(b.columns)
+    for name, column in a.columns.items():
+        assert b.columns[name].dtype == column.dtype
+        np.testing.assert_array_equal(b.columns[name], column)  # exact: the bits are stored
+    np.testing.assert_array_equal(a.sketch_steps, b.sketch_steps)
+    np.testing.assert_array_equal(a.sketches, b.sketches)
+
+
+# --- rows
+
+
+def test_columns_have_one_row_per_log_step() -> None:
+    columns = small_record().columns
+    assert list(columns) == ["step", "loss", "displacement"]
+    assert columns["step"].dtype == np.int64
+    assert columns["loss"].dtype == np.float64
+    np.testing.assert_array_equal(columns["step"], [10, 20, 30])
+    np.testing.assert_array_equal(columns["loss"], [1 / 10, 1 / 20, 1 / 30])
+
+
+def test_the_same_step_replaces_its_row() -> None:
+    record = small_record()
+    record.append(30, {"loss": 7.0}, {"loss": "measured twice"})
+    assert len(record) == 3
+    np.testing.assert_array_equal(record.columns["loss"], [1 / 10, 1 / 20, 7.0])
+    # The whole row is replaced: what the second one does not give is not left over from the first.
+    np.testing.assert_array_equal(record.columns["displacement"], [1.0, 2.0, np.nan])
+    assert record.reasons == {"loss": "measured twice"}
+
+
+def test_step_zero_is_a_row_and_can_be_replaced() -> None:
+    record = RunRecord()
+    record.append(0, {"loss": 1.0})
+    record.append(0, {"loss": 2.0})
+    np.testing.assert_array_equal(record.columns["loss"], [2.0])
+
+
+def test_new_columns_are_filled_back_with_nan() -> None:
+    record = RunRecord()
+    record.append(1, {"loss": 1.0})
+    record.append(2, {"action": 2.0})
+    np.testing.assert_array_equal(record.columns["loss"], [1.0, np.nan])
+    np.testing.assert_array_equal(record.columns["action"], [np.nan, 2.0])
+
+
+def test_a_long_run_keeps_every_row() -> None:
+    record = RunRecord()
+    rows = 20_000  # eight doublings beyond the first capacity
+    for step in range(rows):
+        record.append(step, {"loss": step} if step < 100 else {"loss": step, "late": -step})
+    np.testing.assert_array_equal(record.columns["loss"], np.arange(rows))
+    np.testing.assert_array_equal(record.columns["late"][100:], -np.arange(100, rows))
+    assert np.isnan(record.columns["late"][:100]).all()
+
+
+def test_columns_are_copies() -> None:
+    record = small_record()
+    record.columns["loss"][:] = 0
+    record.sketches[:] = 0
+    assert record.columns["loss"].all()
+    assert record.sketches.all()
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "message"),
+    [(29, {}, "got 29 after 30"), (-1, {}, "got -1"), (40, {"step": 1.0}, "first argument")],
+)
+def test_rows_that_are_none_raise(step: int, values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_record().append(step, values)
+
+
+# --- what was run
+
+
+def test_run_keeps_what_json_has_no_word_for(tmp_path: Path) -> None:
+    run = {
+        "lr": math.inf,
+        "eps": -math.inf,
+        "betas": (0.9, np.float64(0.99)),
+        "loss": math.nan,
+        "n": np.int64(3),
+    }
+    run |= {"__float__": "nan", "\\__float__": {"__float__": "inf"}, "nested": {"flag": True, "none": None}}
+    RunRecord(run).save(tmp_path)
+    loaded = RunRecord.load(tmp_path).run
+    assert math.isnan(loaded.pop("loss"))
+    assert loaded == {**{k: v for k, v in run.items() if k != "loss"}, "betas": [0.9, 0.99]}
+    assert type(loaded["n"]) is int
+
+    def refuse(token: str) -> None:
+        raise AssertionError(f"{token} is not in the JSON standard")
+
+    json.loads((tmp_path / "record.json").read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("run", [{"optimizer": {"lr": object()}}, {1: "x"}, {"x": b"bytes"}])
+def test_run_that_json_cannot_hold_raises_at_construction(run: dict[str, object]) -> None:
+    with pytest.raises(TypeError, match="run"):
+        RunRecord(run)
+
+
+# --- sketches
+
+
+@pytest.mark.parametrize("count", [1, 2, 511, 512, 513, 514, 1023, 1024, 1025, 1300, 3000])
+def test_sketches_are_thinned_evenly(count: int) -> None:
+    record = RunRecord()
+    for step in range(1, count + 1):
+        record.append(step, {})
+        record.add_sketch(step, sketch_of(step))
+    steps = record.sketch_steps
+    assert steps[0] == 1
+    assert steps[-1] == count
+    assert len(steps) == min(count, len(steps)) <= MAX_SKETCHES
+    # A shelf that has just been thinned is half full: never fewer than that.
+    assert len(steps) >= min(count, MAX_SKETCHES // 2)
+    spacing = np.diff(steps)
+    assert (spacing[:-1] == spacing[:1]).all(), "even up to the last but one"
+    assert (spacing[-1:] <= spacing[:1]).all(), "the last one may come early, never late"
+    np.testing.assert_array_equal(record.sketches[:, 0], steps)  # each sketch still belongs to its step
+    assert record.sketches.dtype == np.float32
+
+
+def test_only_wanted_sketches_need_to_be_made() -> None:
+    """Asking first gives the same shelf as adding all, at a fraction of the sketches made."""
+    asked, eager, made = RunRecord(), RunRecord(), 0
+    for step in range(1, 3001):
+        for record in (asked, eager):
+            record.append(step, {})
+        eager.add_sketch(step, sketch_of(step))
+        if asked.wants_sketch() or step == 3000:
+            made += 1
+            asked.add_sketch(step, sketch_of(step))
+    np.testing.assert_array_equal(asked.sketch_steps, eager.sketch_steps)
+    # 512 until the first thinning, then 256 per doubling of the run: log2(3000/512) = 2.6 of them.
+    assert made <= 512 + 3 * 256
+
+
+def test_a_sketch_that_was_not_wanted_is_last_until_the_next() -> None:
+    record = RunRecord()
+    for step in range(1, 514):
+        record.append(step, {})
+        record.add_sketch(step, sketch_of(step))
+    assert record.sketch_steps[-1] == 513  # thinned once: every second step is wanted now
+    record.append(514, {})
+    assert not record.wants_sketch()
+    record.add_sketch(514, sketch_of(514))
+    assert record.sketch_steps[-2:].tolist() == [513, 514]
+    record.append(515, {})
+    assert record.wants_sketch()
+    record.add_sketch(515, sketch_of(515))
+    assert record.sketch_steps[-2:].tolist() == [513, 515]
+
+
+def test_the_same_step_replaces_its_sketch() -> None:
+    record = small_record()
+    record.add_sketch(30, sketch_of(31))
+    assert record.sketches[:, 0].tolist() == [10, 20, 31]
+
+
+def test_the_callers_buffer_is_copied() -> None:
+    record, buffer = RunRecord(), sketch_of(1)
+    record.add_sketch(1, buffer)
+    buffer[:] = 9
+    assert record.sketches[0, 0] == 1
+
+
+def test_sketches_of_another_size_or_order_raise() -> None:
+    with pytest.raises(ValueError, match=r"shape \(4093,\), got \(4096,\)"):
+        RunRecord().add_sketch(1, np.zeros(4096))
+    with pytest.raises(ValueError, match="got 29 after 30"):
+        small_record().add_sketch(29, sketch_of(29))
+
+
+# --- state
+
+
+def test_state_goes_on_as_if_never_away() -> None:
+    stayed, left = RunRecord({"lr": math.nan}), RunRecord({"lr": math.nan})
+    for step in range(1, 1600):
+        for record in (stayed, left):
+            record.append(step, {"loss": step})
+        if step in (700, 701):  # one of them with a provisional sketch; both between a row and its sketch
+            left = RunRecord.from_state_dict(left.state_dict())
+        for record in (stayed, left):
+            record.add_sketch(step, sketch_of(step))
+    np.testing.assert_array_equal(left.sketch_steps, stayed.sketch_steps)
+    np.testing.assert_array_equal(left.columns["loss"], stayed.columns["loss"])
+    assert math.isnan(left.run["lr"])
+
+
+def test_state_without_sketches_keeps_the_rows() -> None:
+    record = small_record()
+    restored = RunRecord.from_state_dict(record.state_dict(sketches=False))
+    np.testing.assert_array_equal(restored.columns["loss"], record.columns["loss"])
+    assert len(restored.sketch_steps) == 0
+    restored.append(40, {})
+    assert restored.wants_sketch()
+    restored.add_sketch(40, sketch_of(40))
+    assert restored.sketch_steps.tolist() == [40]
+
+
+def test_state_is_plain() -> None:
+    def kinds(value: object) -> set[type]:
+        if isinstance(value, dict):
+            return {dict}.union(*map(kinds, value.values())) | {type(key) for key in value}
+        if isinstance(value, list):
+            return {list}.union(*map(kinds, value))
+        return {type(value)}
+
+    assert kinds(small_record().state_dict()) <= {dict, list, str, int, float, bool, type(None), np.ndarray}
+
+
+@pytest.mark.parametrize("key", ["run", "columns", "sketch_state", "arrays"])
+def test_state_that_lacks_something_raises(key: str) -> None:
+    state = small_record().state_dict()
+    del state[key]
+    with pytest.raises(RecordError, match=key):
+        RunRecord.from_state_dict(state)
+
+
+def test_state_whose_lengths_differ_raises() -> None:
+    state = small_record().state_dict()
+    state["arrays"]["values"] = state["arrays"]["values"][:, :2]
+    with pytest.raises(RecordError, match="values must be"):
+        RunRecord.from_state_dict(state)
+
+
+# --- disk
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    record = small_record()
+    record.save(tmp_path / "new" / "folder")
+    loaded = RunRecord.load(tmp_path / "new" / "folder")
+    assert_same(record, loaded)
+    for one in (record, loaded):
+        one.append(40, {"loss": 0.0})
+    assert_same(record, loaded)
+
+
+def test_an_empty_record_round_trips(tmp_path: Path) -> None:
+    RunRecord().save(tmp_path)
+    assert_same(RunRecord(), RunRecord.load(tmp_path))
+
+
+def test_saving_again_leaves_one_data_file_and_what_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "data-mine.npz").write_text("not ours")
+    record = small_record()
+    record.save(tmp_path)
+    record.append(40, {"loss": 1.0})
+    record.save(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 3
+    assert names[1:] == ["data-mine.npz", "record.json"]
+    assert_same(record, RunRecord.load(tmp_path))
+
+
+names = st.text(max_size=8).filter(lambda name: name != "step")
+rows = st.lists(st.dictionaries(names, st.floats(width=64), max_size=4), max_size=6)
+
+
+@given(rows=rows, reasons=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3))
+def test_random_columns_round_trip(
+    rows: list[dict[str, float]], reasons: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    record = RunRecord()
+    for step, row in enumerate(rows):
+        record.append(step, row, reasons)
+    folder = tmp_path_factory.mktemp("record")
+    record.save(folder)
+    assert_same(record, RunRecord.load(folder))
+    assert_same(record, RunRecord.from_state_dict(record.state_dict()))
+    for name, column in record.columns.items():
+        if name != "step":
+            np.testing.assert_array_equal(column, [row.get(name, math.nan) for row in rows])
+
+
+class Killed(BaseException):
+    """Stands in for the end of the process: nothing may catch it and tidy up."""
+
+
+CALLS = ("replace", "fsync", "unlink")
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, deadly: int) -> list[str]:
+    """Counts the calls that change the disk; the one numbered `deadly` is the last, and does not happen."""
+    seen: list[str] = []
+    for name in CALLS:
+        real = getattr(os, name)
+
+        def guarded(*args: object, _name: str = name, _real: object = real, **kwargs: object) -> object:
+            seen.append(_name)
+            if len(seen) == deadly:
+                raise Killed
+            return _real(*args, **kwargs)  # type: ignore[operator]
+
+        monkeypatch.setattr(os, name, guarded)
+    return seen
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_record(tmp_path: Path) -> None:
+    before, after = small_record(), small_record()
+    after.append(40, {"loss": 0.0})
+    seen_states = []
+    for deadly in range(1, 100):
+        folder = tmp_path / str(deadly)
+        before.save(folder)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            calls = kill_at(monkeypatch, deadly)
+            try:
+                after.save(folder)
+            except Killed:
+                finished = False
+            else:
+                finished = True
+        loaded = RunRecord.load(folder)
+        seen_states.append(len(loaded))
+        assert_same(loaded, before if len(loaded) == 3 else after)
+        after.save(folder)  # and the next write succeeds and clears what the killed one left
+        assert_same(RunRecord.load(folder), after)
+        assert len(list(folder.iterdir())) == 2
+        if finished:
+            break
+    assert finished
+    assert {"replace", "fsync", "unlink"} == set(calls), "the kill reached every kind of call"
+    # Old until record.json is replaced, new from there on, and both were seen.
+    assert seen_states == sorted(seen_states)
+    assert set(seen_states) == {3, 4}
+
+
+def test_the_kill_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the old data deleted before the new are named, a kill loses the record."""
+    real = _record_files._write_arrays
+
+    def careless(folder: Path, temporary: Path, data: _record_files.RecordData) -> dict[str, object]:
+        named = real(folder, temporary, data)
+        _record_files._delete_leftovers(folder, keep=str(named["file"]))
+        return named
+
+    record = small_record()
+    record.save(tmp_path)
+    record.append(40, {})
+    monkeypatch.setattr(_record_files, "_write_arrays", careless)
+    with monkeypatch.context() as inner:
+        inner.setattr(_record_files.json, "dumps", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            record.save(tmp_path)
+    with pytest.raises(RecordError, match="missing"):
+        RunRecord.load(tmp_path)
+
+
+def test_a_full_disk_raises_oserror_and_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = small_record()
+    record.save(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    record.append(40, {})
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as inner:
+        inner.setattr(_record_files.np, "savez", full)
+        with pytest.raises(OSError, match="No space left"):
+            record.save(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(RunRecord.load(tmp_path)) == 3
+
+
+def test_reading_while_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data file may be replaced between the two reads: the reader starts again."""
+    record = small_record()
+    record.save(tmp_path)
+    real = _record_files._check_document
+    writes = iter([True])
+
+    def replaced_meanwhile(document: dict[str, object], folder: Path) -> dict[str, object]:
+        if next(writes, False):
+            record.append(40, {})
+            record.save(folder)
+        return real(document, folder)
+
+    monkeypatch.setattr(_record_files, "_check_document", replaced_meanwhile)
+    assert len(RunRecord.load(tmp_path)) == 4
+
+
+# --- damaged records
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small_record().save(tmp_path / "record")
+    return tmp_path / "record"
+
+
+def edit(folder: Path, *keys: str, value: object) -> None:
+    """Sets one value of record.json."""
+    document = json.loads((folder / "record.json").read_text())
+    target = document
+    for key in keys[:-1]:
+        target = target[key]
+    target[keys[-1]] = value
+    (folder / "record.json").write_text(json.dumps(document))
+
+
+def data_file(folder: Path) -> Path:
+    return next(folder.glob("data-*.npz"))
+
+
+def rewrite_arrays(
+    folder: Path, compression: int = zipfile.ZIP_STORED, **members: bytes | np.ndarray | None
+) -> None:
+    """Replaces members of the data file (None: leaves one out), and makes size and checksum agree again."""
+    path = data_file(folder)
+    with zipfile.ZipFile(path) as archive:
+        contents: dict[str, bytes] = {name: archive.read(name) for name in archive.namelist()}
+    for name, new in members.items():
+        if new is None:
+            del contents[f"{name}.npy"]
+        elif isinstance(new, bytes):
+            contents[f"{name}.npy"] = new
+        else:
+            np.save(path.with_suffix(".npy"), new, allow_pickle=True)
+            contents[f"{name}.npy"] = path.with_suffix(".npy").read_bytes()
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    sign(folder, path.read_bytes())
+
+
+def sign(folder: Path, content: bytes) -> None:
+    data_file(folder).write_bytes(content)
+    edit(folder, "data", "size", value=len(content))
+    edit(folder, "data", "sha256", value=sha256(content).hexdigest())
+
+
+def refuses(folder: Path, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        RunRecord.load(folder)
+
+
+def test_an_untouched_rewrite_loads(folder: Path) -> None:
+    """So what the following tests refuse is the damage, not the tools that make it."""
+    rewrite_arrays(folder)
+    edit(folder, "rows", value=3)
+    assert_same(small_record(), RunRecord.load(folder))
+
+
+def test_missing_folder_and_files_are_refused(folder: Path) -> None:
+    refuses(folder / "nowhere", "no folder")
+    refuses(folder / "record.json", "no folder")
+    shutil.copytree(folder, folder / "copy")
+    data_file(folder / "copy").unlink()
+    refuses(folder / "copy", "is missing")
+    (folder / "record.json").unlink()
+    refuses(folder, "record.json is missing")
+
+
+def test_a_newer_format_is_refused_with_the_cure(folder: Path) -> None:
+    edit(folder, "format_version", value=2)
+    refuses(folder, "format_version 2, this version reads up to 1; upgrade")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["format"], "something else", "is no 'lightning-speedlimit record'"),
+        (["format_version"], True, "format_version"),
+        (["format_version"], 0, "format_version"),
+        (["run"], [], "run"),
+        (["reasons"], {"loss": 1}, "reasons"),
+        (["columns"], ["loss", 3], "columns"),
+        (["columns"], ["loss"], "values declares"),
+        (["columns"], ["loss", "loss"], "column names must differ"),
+        (["columns"], ["loss", "step"], "not be 'step'"),
+        (["rows"], 4, "declares"),
+        (["rows"], 2, "declares"),
+        (["rows"], -1, "rows"),
+        (["rows"], 3.0, "rows"),
+        (["rows"], 10**12, "more than 2147483648"),
+        (["rows"], 10**400, "more than 2147483648"),
+        (["sketches"], None, "sketches"),
+        (["sketches", "count"], 513, "at most 512"),
+        (["sketches", "count"], 2, "declares"),
+        (["sketches", "size"], 4096, "4093"),
+        (["sketches", "stride"], 0, "sketches"),
+        (["data"], "data.npz", "data"),
+        (["data", "file"], "../elsewhere/data.npz", "file name"),
+        (["data", "file"], "/etc/passwd", "file name"),
+        (["data", "file"], "..\\data-0123456789abcdef0123456789abcdef.npz", "file name"),
+        (["data", "file"], "data-0123456789abcdef0123456789abcdef.npz\n", "file name"),
+        (["data", "size"], 1, "bytes, wanted 1"),
+        (["data", "size"], 10**10, "more than 2147483648"),
+        (["data", "sha256"], "0" * 64, "sha256"),
+    ],
+)
+def test_every_field_of_the_json_is_checked(
+    folder: Path, keys: list[str], value: object, message: str
+) -> None:
+    edit(folder, *keys, value=value)
+    refuses(folder, message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"format": NaN}',
+        b"[" * 100_000,
+        b'{"rows": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_no_json_is_refused(folder: Path, text: bytes) -> None:
+    (folder / "record.json").write_bytes(text)
+    refuses(folder, r"record\.json is no")
+
+
+def test_nan_tokens_are_refused(folder: Path) -> None:
+    edit(folder, "run", "lr", value=math.nan)  # json.dumps writes the token NaN
+    refuses(folder, "NaN is not in the JSON standard")
+
+
+def test_json_of_any_size_is_refused_unread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_record_files, "MAX_JSON_BYTES", 100)
+    refuses(folder, "more than 100 bytes")
+
+
+def test_truncated_and_changed_data_are_refused(folder: Path) -> None:
+    content = data_file(folder).read_bytes()
+    data_file(folder).write_bytes(content[:-1])
+    refuses(folder, "bytes, wanted")
+    data_file(folder).write_bytes(content[:-1] + b"\x01")
+    refuses(folder, "sha256")
+
+
+def test_data_that_are_no_archive_are_refused(folder: Path) -> None:
+    sign(folder, b"no archive")
+    refuses(folder, "can't be read")
+
+
+def header(shape: str, dtype: str = "<i8", order: str = "False", version: bytes = b"\x01\x00") -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': {order}, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text.encode()
+
+
+STEPS = np.array([10, 20, 30], dtype="<i8")
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (STEPS.astype("<i4"), "declares"),
+        (STEPS.astype("<f8"), "type float64, wanted"),
+        (STEPS.astype(">i8"), "type >i8, wanted"),
+        (STEPS[:2], "declares"),
+        (STEPS.reshape(3, 1), r"shape \(3, 1\)"),
+        (STEPS[::-1].copy(), "must increase"),
+        (np.array([10, 10, 30]), "must increase"),
+        (np.array([-1, 10, 30]), "must increase"),
+        (np.array([{}, {}, {}], dtype=object), "type object|declares|header"),
+        (header("(1000000000000,)") + STEPS.tobytes(), r"shape \(1000000000000,\)"),
+        (header("(3,)", dtype="|O") + STEPS.tobytes(), "type object"),
+        (header("(3,)", order="True") + STEPS.tobytes(), "declares shape"),
+        (header("(3,)", version=b"\x02\x00") + STEPS.tobytes(), r"version \(2, 0\)"),
+        (header("(3,)") + STEPS.tobytes() + b"more", "holds 25 bytes"),
+        (header("__import__('os')") + STEPS.tobytes(), "header"),
+        (b"x" * 152, "header"),
+        (b"", "declares 0 bytes"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(folder: Path, member: bytes | np.ndarray, message: str) -> None:
+    rewrite_arrays(folder, step=member)
+    refuses(folder, message)
+
+
+def test_a_well_formed_handmade_header_loads(folder: Path) -> None:
+    """So the headers above are refused for what they say."""
+    rewrite_arrays(folder, step=header("(3,)") + STEPS.tobytes())
+    assert_same(small_record(), RunRecord.load(folder))
+
+
+def test_arrays_missing_added_or_compressed_are_refused(folder: Path) -> None:
+    for name, change in [("missing", {"values": None}), ("added", {"extra": STEPS})]:
+        shutil.copytree(folder, folder / name)
+        rewrite_arrays(folder / name, **change)
+        refuses(folder / name, "holds")
+    rewrite_arrays(folder, zipfile.ZIP_DEFLATED)
+    refuses(folder, "compressed")
+
+
+def test_an_archive_that_lies_about_sizes_is_refused(folder: Path) -> None:
+    """The size in the archive's directory is what is checked before reading."""
+    content = bytearray(data_file(folder).read_bytes())
+    entry = content.index(b"PK\x01\x02")  # the first entry of the central directory: step.npy
+    content[entry + 24 : entry + 28] = (2**31 - 1).to_bytes(4, "little")  # its uncompressed size
+    sign(folder, bytes(content))
+    refuses(folder, "declares 2147483647 bytes")
+
+
+def test_non_finite_values_are_values_not_damage(tmp_path: Path) -> None:
+    record = RunRecord()
+    record.append(1, {"loss": math.inf, "grad_norm": math.nan})
+    record.add_sketch(1, np.full(SKETCH_SIZE, math.nan))
+    record.save(tmp_path)
+    assert_same(record, RunRecord.load(tmp_path))

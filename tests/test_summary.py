@@ -1,0 +1,257 @@
+"""What a summary says: the right figures, readable without the documentation, and true in every case."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_speedlimit._summary_text import number
+from lightning_speedlimit.record import RunRecord, Summary
+
+# SGD lr 0.1, batch 128 on digits, about as in the trade-off table of the theory.
+ROW = {
+    "loss": 0.1012,
+    "learning_rate": 0.1,
+    "efficiency": 0.49,
+    "efficiency_lower": 0.48,
+    "efficiency_action": 0.021,
+    "kinematic_efficiency": 0.05,
+    "straightness": 0.056,
+    "steadiness": 0.9,
+    "speed_limit_time": 31.2,
+    "conversion": 0.12,
+    "signal_fraction": 0.11,
+    "displacement": 3.2,
+    "path_length": 13.5,
+    "action": 0.3266,
+    "elapsed": 620.0,
+    "step_norm": 0.02,
+    "loss_drop": 2.2,
+    "loss_drop_se": 0.013,
+    "entropy_production": 2.2,
+    "work_ito": 18.3,
+    "work_stratonovich": 10.1,
+    "work_anti_ito": 2.01,
+    "work_action": 18.4,
+    "grad_norm": 0.85,
+    "grad_norm_clipped": 0.5,
+}
+NAN = math.nan
+
+
+def summary_of(
+    changes: dict[str, float] | None = None, reasons: dict[str, str] | None = None, **run: object
+) -> Summary:
+    record = RunRecord(run)
+    record.append(10, {"loss": 2.3})
+    record.append(620, {**ROW, **(changes or {})}, reasons)
+    return record.summary()
+
+
+def squeezed(text: object) -> str:
+    return re.sub(r"\s+", " ", str(text))
+
+
+def test_the_summary_is_the_last_row() -> None:
+    summary = summary_of({"not_a_field": 1.0}, {"efficiency": "noisy"}, clock="lr")
+    assert summary.steps == 620
+    assert {name: getattr(summary, name) for name in ROW} == ROW
+    assert math.isnan(summary.efficiency_se)
+    assert summary.reasons == {"efficiency": "noisy"}
+    assert summary.run == {"clock": "lr"}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        summary.loss = 0.0  # type: ignore[misc]
+
+
+def test_an_empty_record_is_all_nan() -> None:
+    summary = RunRecord().summary()
+    assert summary.steps == 0
+    assert all(math.isnan(value) for value in vars(summary).values() if isinstance(value, float))
+    assert "Nothing was measured" in str(summary)
+    assert "Nothing was measured" in summary.sentence()
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (0.0, "0"),
+        (1.0, "1.00"),
+        (0.001, "0.00100"),
+        (0.00099996, "0.00100"),  # rounds up into the plain range
+        (0.0009, "9.00e-04"),
+        (12345.6, "12300"),
+        (100000.0, "100000"),
+        (123456.0, "1.23e+05"),
+        (9.999, "10.0"),
+        (-0.0504, "-0.0504"),
+        (NAN, "undefined"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+    ],
+)
+def test_numbers_have_three_digits(x: float, text: str) -> None:
+    assert number(x) == text
+
+
+# --- the table
+
+
+def test_the_table_says_the_headline_in_words() -> None:
+    text = squeezed(summary_of())
+    for line in [
+        "steps 620",
+        "loss 0.101",
+        "efficiency 0.490 least time for this loss drop / time taken; best 1",
+        "interval [0.480, 0.490]",
+        "kinematic efficiency 0.0500 straightness x steadiness",
+        "straightness 0.0560",
+        "steadiness 0.900",
+        "conversion 0.120",
+        "signal fraction 0.110",
+        "speed limit 31.2 steps this displacement could not have been done in fewer than 31.2 steps "
+        "on the same action budget",
+        "loss drop 2.20 +/- 0.013",
+        "entropy production 2.20 x temperature, unit of the loss, by loss_drop",
+        "gradient norm 0.850 of the last step, before clipping",
+        "as applied 0.500 of the last step, after clipping",
+    ]:
+        assert line in text
+    assert "undefined" not in text
+    assert "sampled" not in text
+
+
+def test_the_table_follows_the_clock_and_the_estimator() -> None:
+    text = squeezed(summary_of(clock="lr", entropy_production="ito"))
+    assert "could not have been done in a time (sum of learning rates) below 31.2" in text
+    assert "fewer than" not in text
+    assert "by ito" in text
+    assert "for this loss drop" not in text
+
+
+def test_undefined_values_and_caveats_have_a_line_each() -> None:
+    reasons = {
+        "efficiency": "the loss drop is below two standard errors",
+        "conversion": "anticorrelated batches",
+    }
+    text = str(summary_of({"efficiency": NAN, "work_action": NAN}, reasons))
+    assert "efficiency is undefined: the loss drop is below two standard errors" in text
+    assert "conversion: anticorrelated batches" in text
+    assert "not recorded: work_action" in text
+    assert "[0.480, ?]" in text
+
+
+def test_values_beyond_their_bound_are_explained() -> None:
+    text = squeezed(summary_of({"efficiency": 1.3, "straightness": 1.2}))
+    assert "efficiency is above 1: noise, learning rate x curvature of order 1, inertia" in text
+    assert "straightness is above 1: updates alone" in text
+    # A reason that the run itself gave is the better one: no second line.
+    assert "efficiency is above 1" not in squeezed(
+        summary_of({"efficiency": 1.3}, {"efficiency": "momentum"})
+    )
+    assert "efficiency is negative" in squeezed(summary_of({"efficiency": -0.3}))
+
+
+def test_sampled_runs_say_so() -> None:
+    text = squeezed(summary_of({"kinematic_efficiency_se": 0.002}))
+    assert "kinematic efficiency 0.0500 +/- 0.0020 straightness x steadiness; sampled" in text
+
+
+values = st.one_of(st.floats(), st.floats(-2, 2))
+rows = st.fixed_dictionaries({}, optional=dict.fromkeys([*ROW, "efficiency_se", "conversion_se"], values))
+
+
+@given(row=rows, clock=st.sampled_from(["steps", "lr"]))
+def test_the_table_is_aligned_and_narrow_for_any_values(row: dict[str, float], clock: str) -> None:
+    record = RunRecord({"clock": clock})
+    record.append(3, row, {"loss": "a reason that goes on and on " * 6})
+    lines = str(record.summary()).splitlines()
+    # -1.23e+308 +/- 1.2e+308 is wider than its column by 6 characters; no value can be wider.
+    assert max(map(len, lines)) <= 96
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_the_table_of_an_ordinary_run_fits_into_90_columns() -> None:
+    reasons = {"efficiency": "the loss drop is below two standard errors of the estimate " * 3}
+    for clock in ("steps", "lr"):
+        assert (
+            max(map(len, str(summary_of({"conversion_se": 0.004}, reasons, clock=clock)).splitlines())) <= 90
+        )
+
+
+# --- the sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            "620 steps moved the weights 3.20 along a path of 13.5 (straightness 0.0560): turning, not "
+            "changes of speed (steadiness 0.900), is where the time went; "
+            "12.0 % of the work lowered the loss.",
+        ),
+        (
+            {"straightness": 0.95, "steadiness": 0.3},
+            "changes of speed, not turning (straightness 0.950), is where",
+        ),
+        (
+            {"straightness": 0.2, "steadiness": 0.5},
+            "turning, more than changes of speed (steadiness 0.500), is",
+        ),
+        ({"straightness": 0.5, "steadiness": 0.5}, "turning and changes of speed cost the same"),
+        ({"straightness": 0.99, "steadiness": 0.95}, "a nearly straight path at nearly constant speed"),
+        ({"straightness": 1.3}, "a factor above 1 says that updates alone"),
+        (
+            {"straightness": NAN},
+            "(steadiness 0.900), and whether turning or changes of speed cost more time is undef",
+        ),
+        ({"displacement": NAN}, "how far the weights moved is undefined (because)"),
+        ({"displacement": 0.0, "path_length": 0.0}, "620 steps did not move the weights"),
+        ({"conversion": -0.1}, "none of the work lowered the loss (conversion -0.100)"),
+        ({"conversion": 1.5}, "the loss fell by 1.50 times the work counted (conversion above 1)"),
+        ({"conversion": NAN}, "what share of the work lowered the loss is undefined."),
+        # Both negative would make a positive quotient: the sign of the work decides.
+        (
+            {"work_ito": -1.0, "conversion": 0.5},
+            "the updates did no work along the gradients (work_ito -1.00)",
+        ),
+        (
+            {"efficiency": 1.3},
+            "efficiency 1.30 is above 1: noise, learning rate x curvature of order 1, inertia, or",
+        ),
+    ],
+)
+def test_the_sentence_says_what_was_measured(changes: dict[str, float], expected: str) -> None:
+    assert expected in summary_of(changes, {"displacement": "because."}).sentence()
+
+
+@given(row=rows)
+def test_the_sentence_is_true_for_any_values(row: dict[str, float]) -> None:
+    record = RunRecord()
+    record.append(7, row)
+    summary = record.summary()
+    sentence = summary.sentence()
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert "nan" not in sentence
+    straight, steady = summary.straightness, summary.steadiness
+    if ": turning, " in sentence:
+        assert straight < steady
+    if ": changes of speed, " in sentence:
+        assert steady < straight
+    if "% of the work lowered" in sentence:
+        assert 0 < summary.conversion <= 1
+        assert not summary.work_ito <= 0
+    # Above 1 is always said. 1e-6: what float64 sums can round to, with room.
+    said = "efficiency" in sentence and "above 1: noise" in sentence
+    assert said == (summary.efficiency > 1 + 1e-6)
+    assert not re.search(r"\b(should|try|use a|lower the|raise the|increase|reduce)\b", sentence), "no advice"
+
+
+def test_one_step_is_singular() -> None:
+    record = RunRecord()
+    record.append(1, {**ROW})
+    assert record.summary().sentence().startswith("1 step moved")
