@@ -31,7 +31,7 @@ ROOMS = {
     "ensemble": room(1, "torch", "numpy"),
     "record": room(1, "numpy"),
     "metrics": room(2, "torch", "torchmetrics"),
-    "callback": room(2, "torch", "numpy", "lightning", "pytorch_lightning"),
+    "callback": room(2, "torch", "numpy", "torchmetrics", "lightning", "lightning_utilities", "pytorch_lightning"),
     "report": room(2, "torch", "numpy", "matplotlib", "jinja2"),
     "cli": room(3, "numpy", "matplotlib", "jinja2"),
     "__init__": room(4),
@@ -43,6 +43,9 @@ ALIASES = {
     "_summary_text": "record",
     "_record_files": "record",
     "_record_sketches": "record",
+    "_lightning": "callback",
+    "_probe": "callback",
+    "_start_file": "callback",
 }
 
 # (from, to): the only steps sideways. The callback hands its record to the figures at the end of a run

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -381,7 +382,7 @@ def test_the_kill_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     record.append(40, {})
     monkeypatch.setattr(_record_files, "_write_arrays", careless)
     with monkeypatch.context() as inner:
-        inner.setattr(_record_files.json, "dumps", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        inner.setattr(json, "dumps", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             record.save(tmp_path)
     with pytest.raises(RecordError, match="missing"):
@@ -400,7 +401,7 @@ def test_a_full_disk_raises_oserror_and_leaves_no_temporary_file(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as inner:
-        inner.setattr(_record_files.np, "savez", full)
+        inner.setattr(np, "savez", full)
         with pytest.raises(OSError, match="No space left"):
             record.save(tmp_path)
     assert sorted(tmp_path.iterdir()) == before
@@ -624,7 +625,8 @@ def test_a_well_formed_handmade_header_loads(folder: Path) -> None:
 
 
 def test_arrays_missing_added_or_compressed_are_refused(folder: Path) -> None:
-    for name, change in [("missing", {"values": None}), ("added", {"extra": STEPS})]:
+    changes: dict[str, dict[str, Any]] = {"missing": {"values": None}, "added": {"extra": STEPS}}
+    for name, change in changes.items():
         shutil.copytree(folder, folder / name)
         rewrite_arrays(folder / name, **change)
         refuses(folder / name, "holds")

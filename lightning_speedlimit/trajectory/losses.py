@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SMALLEST_WINDOW = 4
+_SMALLEST_WINDOW = 3
 _CURVED = 3.0  # t value of the window's parabola above which a line does not describe it
 
 
@@ -74,6 +74,18 @@ def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float
                      if used and not math.isnan(v)]
         squared += weight**2 * (sum(variances) / len(variances) if variances else 0.0)
     return LossDrop(start.value - end.value, math.sqrt(squared), start.value, end.value)
+
+
+def paired_drop(probe: Tensor) -> LossDrop:
+    """mean(L_0 − L_K) over the same batches, and its standard error over them (NaN for a single batch).
+
+    Args:
+        probe: (2, n): losses at θ_0, losses now.
+    """
+    difference = probe[0] - probe[1]
+    n = difference.numel()
+    error = float(difference.std()) / math.sqrt(n) if n > 1 else math.nan
+    return LossDrop(float(difference.mean()), error, float(probe[0].mean()), float(probe[1].mean()))
 
 
 def _line_weights(x: Tensor) -> Tensor:

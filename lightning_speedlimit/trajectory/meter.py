@@ -110,7 +110,8 @@ class TrajectoryMeter:
         self.measured = 0
         self._elapsed = 0.0
         self._several_rates = False
-        self._rate = math.nan
+        self._rate_value: Scalar = math.nan
+        self._probe: tuple[Tensor, Tensor] | None = None
         self._moved: set[int] = set()
         self._joint: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
@@ -135,6 +136,10 @@ class TrajectoryMeter:
             at = self.steps + 1  # the joint step has moved: the loss belongs to what follows it
         self._losses.record(value.real if value.is_complex() else value, at)
 
+    def record_probe(self, first: Tensor, last: Tensor) -> None:
+        """Losses of the same batches at θ_0 and now, (n,) each: from here on loss_drop is their mean difference."""
+        self._probe = first.detach(), last.detach()
+
     @torch.no_grad()
     def observe_gradients(self, optimizer: Optimizer | None = None, *, scale: Scalar | None = None) -> None:
         """The gradients are raw now: call it after backward and before clipping.
@@ -151,6 +156,16 @@ class TrajectoryMeter:
             trace.observe(measure=self._measuring(), scale=scale)
             if trace.in_step:
                 trace.before_update(measure=self._measuring())
+
+    def has_observed(self, optimizer: Optimizer) -> bool:
+        """The coming step's raw gradients have been seen."""
+        return self._trace(optimizer).observed
+
+    def observe_changed_gradients(self) -> None:
+        """`observe_gradients` for the optimizers whose gradients have changed since they were last seen."""
+        for trace in self._traces.values():
+            if trace.has_new_gradients():
+                self.observe_gradients(trace.optimizer)
 
     def end_step(self) -> None:
         """The joint step is over: K and τ advance. Needed only where several optimizers step in turn."""
@@ -281,6 +296,82 @@ class TrajectoryMeter:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def state_dict(self, *, exact: bool = True) -> dict[str, Any]:
+        """Plain types and tensors. `exact`: with m and u_k (the size of the parameters); θ_0 apart, see `start`.
+
+        A measurement that is resumed without θ_0, m and u_k keeps its sums (ℓ, A, the works, the losses); what
+        needs θ_0 or m is NaN from there on, and says so.
+        """
+        self.end_step()
+        sums = {n: getattr(self, n).host() for n in _SUMS if getattr(self, n) is not None}
+        return {
+            "steps": self.steps,
+            "measured": self.measured,
+            "elapsed": self._elapsed,
+            "several_rates": self._several_rates,
+            "rate": float(self._rate_value),
+            "sums": sums,
+            "norms": {name: value.detach().cpu() for name, value in self._norms.items()},
+            "last_sample": None if self._last_sample is None else self._last_sample.detach().cpu(),
+            "losses": self._losses.state_dict(),
+            "traces": [trace.state_dict(exact=exact) for trace in self._traces.values()],
+            "exact": exact,
+            "lost": list(self._lost),
+        }
+
+    def start(self) -> list[Tensor]:
+        """θ_0 of every section, flat, on the host: beside `state_dict`, what resuming exactly needs."""
+        return [s.start.detach().cpu().clone() for trace in self._traces.values() for s in trace.sections]
+
+    def start_mark(self) -> tuple[int, ...]:
+        """Changes when θ_0 does: with new parameters, or a move that was taken out of the displacement."""
+        sections = [s for trace in self._traces.values() for s in trace.sections]
+        return tuple(n for s in sections for n in (id(s.start), s.start._version))
+
+    @property
+    def in_step(self) -> bool:
+        """An optimizer's step has begun and not ended."""
+        return any(trace.in_step for trace in self._traces.values())
+
+    def load_state_dict(self, state: dict[str, Any], start: list[Tensor] | None = None) -> None:
+        """Go on with a measurement: call it on a new meter, before the first step.
+
+        Args:
+            start: what `start()` gave; None: θ_0 is lost, and D with it.
+        Raises:
+            ValueError: the state is of other optimizers or parameters; the meter has already measured.
+        """
+        if self.steps:
+            raise ValueError(f"load_state_dict needs a new meter, got one that has measured {self.steps} steps")
+        if len(state["traces"]) != len(self._traces):
+            raise ValueError(
+                f"the saved measurement is of {len(state['traces'])} optimizers, got {len(self._traces)}"
+            )
+        for trace, entry in zip(self._traces.values(), state["traces"], strict=True):
+            trace.load_state_dict(entry)
+        sections = [s for trace in self._traces.values() for s in trace.sections]
+        device = sections[0].device if sections else torch.device("cpu")
+        self.steps, self.measured = state["steps"], state["measured"]
+        self._elapsed, self._several_rates = state["elapsed"], state["several_rates"]
+        self._rate_value = state["rate"]
+        for name, value in state["sums"].items():
+            total = RunningSum(*value.shape, device=device)
+            total.load_(value)
+            setattr(self, name, total)
+        self._norms = {name: value.to(device) for name, value in state["norms"].items()}
+        sample = state["last_sample"]
+        self._last_sample = None if sample is None else sample.to(device)
+        self._losses.load_state_dict(state["losses"], device)
+        lost = set(state["lost"])
+        if not state["exact"]:
+            lost.add("the accumulated mobility")
+        if start is None and sections:
+            lost.add("the initial weights")
+        elif start is not None:
+            for section, value in zip(sections, start, strict=True):
+                section.start.copy_(value.reshape(section.start.shape))
+        self._lost = tuple(sorted(lost))
 
     # -- hooks -----------------------------------------------------------------------------------------------
 
@@ -432,7 +523,7 @@ class TrajectoryMeter:
                         buckets = found.sketch if buckets is None else buckets + found.sketch.to(buckets.device)
             if trace.silent is not None:
                 mail.put(f"silent {t}", trace.silent)
-        for name in ("_totals", "_skipped", "_rate_sum", "_spread"):
+        for name in _SUMS:
             if getattr(self, name) is not None:
                 mail.put_sum(name, getattr(self, name))
         for name, value in self._norms.items():
@@ -441,13 +532,12 @@ class TrajectoryMeter:
             mail.put("losses", self._losses.tensor)
         if buckets is not None:
             mail.put("sketch", buckets)
-        if isinstance(self._rate_now(), Tensor):
-            mail.put("rate", self._rate_now())
+        if self._probe is not None:
+            mail.put("probe", torch.stack(self._probe))
+        if isinstance(self._rate_value, Tensor):
+            mail.put("rate", self._rate_value)
         host = mail.deliver()
         return host, self._totals_from(host, factor)
-
-    def _rate_now(self) -> Any:
-        return getattr(self, "_rate_value", math.nan)
 
     def _totals_from(self, host: dict[str, Tensor], factor: float) -> RunTotals:
         skipped = host.get("_skipped", torch.zeros(2)).tolist()
@@ -469,7 +559,7 @@ class TrajectoryMeter:
             gradient_norm=norm["gradient_squares"],
             clipped_norm=norm["clipped_squares"],
             step_norm=norm["squares"],
-            learning_rate=float(host["rate"]) if "rate" in host else float(self._rate_now()),
+            learning_rate=float(host["rate"]) if "rate" in host else float(self._rate_value),
             unknown_moves=sum(trace.moves for trace in self._traces.values()),
             silent_moves=any(float(host[name]) > 0 for name in host if name.startswith("silent")),
             lost=self._lost,
@@ -480,10 +570,12 @@ class TrajectoryMeter:
         )
 
     def _loss_from(self, host: dict[str, Tensor], steps: int) -> losses.LossDrop | None:
-        if "losses" not in host:
+        if "probe" in host:
+            found = losses.paired_drop(host["probe"])
+        elif "losses" in host:
+            found = losses.drop(*self._losses.windows(host["losses"]), steps)
+        else:
             return None
-        first, last = self._losses.windows(host["losses"])
-        found = losses.drop(first, last, steps)
         sign = -1.0 if any(g.get("maximize", False) for o in self.optimizers for g in o.param_groups) else 1.0
         return losses.LossDrop(sign * found.value, found.standard_error, found.first, found.last)
 
@@ -527,6 +619,7 @@ class TrajectoryMeter:
         return dict(zip(_SAMPLED, error.tolist(), strict=True))
 
 
+_SUMS = ("_totals", "_skipped", "_rate_sum", "_spread")
 _NORMS = ("squares", "gradient_squares", "clipped_squares")
 _LAYER_VALUES = (
     "displacement",

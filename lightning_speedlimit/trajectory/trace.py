@@ -19,6 +19,7 @@ from lightning_speedlimit.trajectory.bank import Bank
 from lightning_speedlimit.trajectory.layout import Cuts, Section, Slot, Tile, compute_dtype, stretch, tile_size
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
+_KEPT = ("held", "mobility", "travelled", "response")  # what a resumed measurement cannot do without
 _GUARDED_STEPS = 2  # a copy of θ is kept over the first steps: moves that repeat at every step show there
 
 Scalar = float | Tensor
@@ -109,6 +110,12 @@ class OptimizerTrace:
             self._work.append((bank, self._resolve(bank)))
             for tile in self._work[-1][1]:
                 self._meet(bank, tile, cuts)
+
+    def has_new_gradients(self) -> bool:
+        """A gradient has appeared or changed since the last look."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        now = [(id(p.grad), p.grad._version) for p in params if p.grad is not None]
+        return bool(now) and not (self.observed and now == [m for m in self._marks if m != (0, 0)])
 
     def _meet(self, bank: Bank, tile: Tile, cuts: Cuts) -> None:
         gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
@@ -443,6 +450,77 @@ class OptimizerTrace:
         elif self.steps <= _GUARDED_STEPS:
             squared = torch.dot(move, move).to(sum_dtype(section.device))
             self.silent = squared if self.silent is None else self.silent + squared.to(self.silent.device)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def state_dict(self, *, exact: bool) -> dict[str, Any]:
+        """Plain types and tensors; `exact`: with m, u_k and what else has the size of the parameters, but θ_0."""
+        state: dict[str, Any] = {
+            "steps": self.steps,
+            "moves": self.moves,
+            "moves_removed": self.moves_removed,
+            "silent": None if self.silent is None else float(self.silent),
+            "met": self._met and exact,
+            "sections": [self._section_state(s, exact) for s in self.sections],
+            "banks": [
+                {
+                    "sums": bank.sums.host(),
+                    "slot_mobility": bank.slot_mobility.host(),
+                    "last": torch.stack([bank.last_ito, bank.last_theta, bank.last_rate]).detach().cpu(),
+                }
+                for bank in self.banks.values()
+            ],
+        }
+        return state
+
+    def _section_state(self, section: Section, exact: bool) -> dict[str, Any]:
+        group = self._group_index(section)
+        places = {id(p): i for i, p in enumerate(section.group["params"])}
+        return {
+            "group": group,
+            "layer": section.layer,
+            "parameters": [places[id(s.parameter)] for s in section.slots],
+            "numel": [s.numel for s in section.slots],
+            "slots": [[s.steps, s.response] for s in section.slots],
+            "effective": section.effective,
+            "flat": {name: getattr(section, name).detach().cpu().clone() for name in _KEPT
+                     if exact and getattr(section, name) is not None},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Rebuild the sections in their order and take over their sums; `start` is θ now until it is set.
+
+        Raises:
+            ValueError: the optimizer's groups do not hold parameters of the sizes that were saved.
+        """
+        for entry in state["sections"]:
+            self._load_section(entry)
+        for bank, entry in zip(self.banks.values(), state["banks"], strict=True):
+            bank.sums.load_(entry["sums"])
+            bank.slot_mobility.load_(entry["slot_mobility"])
+            bank.last_ito, bank.last_theta, bank.last_rate = entry["last"].to(bank.device).unbind()
+        self.steps, self.moves, self.moves_removed = state["steps"], state["moves"], state["moves_removed"]
+        self._met, self._unknown = state["met"], self._unknown and self.steps == 0
+        if state["silent"] is not None:
+            self.silent = torch.tensor(state["silent"])
+
+    def _load_section(self, entry: dict[str, Any]) -> None:
+        groups = self.optimizer.param_groups
+        held = groups[entry["group"]]["params"] if entry["group"] < len(groups) else []
+        parameters = [held[i] for i in entry["parameters"] if i < len(held)]
+        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
+        if sizes != entry["numel"]:
+            raise ValueError(
+                f"the saved measurement is of parameters with {entry['numel']} elements, got {sizes}: "
+                "resume with the model and the optimizer that it was saved from"
+            )
+        section = self.add_section(entry["group"], entry["layer"], parameters)
+        section.effective = entry["effective"]
+        for slot, (steps, response) in zip(section.slots, entry["slots"], strict=True):
+            slot.steps, slot.response = steps, response
+        for name, value in entry["flat"].items():
+            setattr(section, name, value.to(section.device, section.dtype).clone())
+        self._bank(section).mark_kinds()
 
     # -- slots -----------------------------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ class Run:
         self.joint = joint
         self.steps: list[dict[Tensor, Move]] = []
         self.losses: list[float] = []
+        self.lrs: list[set[float]] = []
         self.start = {p: flat(p) for p in self.parameters()}
 
     def parameters(self) -> Iterable[Tensor]:
@@ -115,6 +116,7 @@ class Run:
             self.losses.append(float(loss))
             if self.meter is not None:
                 self.meter.record_loss(loss if isinstance(loss, Tensor) else torch.tensor(loss))
+        self.lrs.append({float(group["lr"]) for o in self.optimizers for group in o.param_groups})
         moves: dict[Tensor, Move] = {}
         for number, optimizer in enumerate(self.optimizers):
             moves.update(self._one(number, optimizer, clip, closure))
@@ -371,12 +373,10 @@ def measure(run: Run, *, clock: str = "steps", momentum_mobility: str = "steady"
 def _kinematics(run: Run, clock: str) -> dict[str, float]:
     """§1: all motion counts, decay as well."""
     path = action = elapsed = norm = 0.0
-    for moves in run.steps:
+    for moves, lrs in zip(run.steps, run.lrs, strict=True):
         squared = _squared(move.after - move.before for move in moves.values())
         norm = math.sqrt(squared)
-        lrs = {float(group["lr"]) for o in run.optimizers for group in o.param_groups}
-        lrs = {move.lr for move in moves.values()} or lrs
-        tick = 1.0 if clock == "steps" else lrs.pop() if len(lrs) == 1 else math.nan
+        tick = 1.0 if clock == "steps" else next(iter(lrs)) if len(lrs) == 1 else math.nan
         path += norm
         elapsed += tick
         action += 0.0 if squared == 0 and tick == 0 else divided(squared, tick)
@@ -412,6 +412,27 @@ def _works(run: Run) -> dict[str, float]:
     }
 
 
+def counted_mobilities(
+    run: Run,
+    parameter: Tensor,
+    momentum_mobility: str = "steady",
+    factors: list[dict[int, float]] | None = None,
+) -> list[Tensor]:
+    """What each step of a parameter adds to its m: c_k μ_k, and 0 where a coordinate is idle.
+
+    SGD's mobility is one number for the whole parameter; it counts at every step.
+    """
+    factors = clip_factors(run) if factors is None else factors
+    steps = [k for k, moves in enumerate(run.steps) if parameter in moves]
+    moves = [run.steps[k][parameter] for k in steps]
+    still = idle(moves)
+    out = []
+    for k, move, mobility, rest in zip(steps, moves, mobilities(moves, momentum_mobility), still, strict=True):
+        mobility = factors[k][move.optimizer] * mobility
+        out.append(mobility if issubclass(move.kind, torch.optim.SGD) else torch.where(rest, 0.0, mobility))
+    return out
+
+
 def _weighted(
     run: Run, momentum_mobility: str, factors: list[dict[int, float]]
 ) -> tuple[float, float, dict[Tensor, Tensor]]:
@@ -420,8 +441,7 @@ def _weighted(
     accumulated: dict[Tensor, Tensor] = {}
     groups: dict[tuple[int, int], list[float]] = {}
     for parameter, start in run.start.items():
-        steps = [k for k, moves in enumerate(run.steps) if parameter in moves]
-        moves = [run.steps[k][parameter] for k in steps]
+        moves = [step[parameter] for step in run.steps if parameter in step]
         if not moves:
             continue
         kind = moves[0].kind
@@ -433,12 +453,9 @@ def _weighted(
             sums[1] += _squared(move.update for move in moves)
             sums[2] += sum(float(move.force @ move.update) for move in moves)
             continue
-        one_for_all = issubclass(kind, torch.optim.SGD)
-        total = torch.zeros_like(start)
-        mobility = mobilities(moves, momentum_mobility)
-        for k, move, mu, still in zip(steps, moves, mobility, idle(moves), strict=True):
-            mu = factors[k][move.optimizer] * mu
-            total += mu if one_for_all else torch.where(still, 0.0, mu)
+        mobility = counted_mobilities(run, parameter, momentum_mobility, factors)
+        total = torch.stack(mobility).sum(0)
+        for move, mu, still in zip(moves, mobility, idle(moves), strict=True):
             moved = (move.update != 0) & ~still
             action += float((move.update[moved] ** 2 / mu[moved]).sum())
         accumulated[parameter] = total

@@ -1,0 +1,490 @@
+"""SpeedLimit: translates Lightning's hooks into calls of the trajectory meter. The only importer of Lightning."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_speedlimit import _lightning, _start_file
+from lightning_speedlimit._lightning import CallbackBase
+from lightning_speedlimit._probe import Probe, start_weights
+from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.estimates import Estimator
+from lightning_speedlimit.trajectory.meter import Clock, check_at_least, check_choice
+
+PREFIX = "speed_limit/"
+LOGGED = (
+    "efficiency",
+    "efficiency_lower",
+    "efficiency_action",
+    "kinematic_efficiency",
+    "straightness",
+    "steadiness",
+    "conversion",
+    "signal_fraction",
+    "displacement",
+    "path_length",
+    "action",
+    "loss_drop",
+    "entropy_production",
+    "grad_norm",
+    "grad_norm_clipped",
+    "step_norm",
+    "elapsed",
+    "speed_limit_time",
+)
+SaveState = Literal["exact", "light"]
+_WRITE_EVERY = 30.0  # seconds
+
+
+class SpeedLimit(CallbackBase):
+    """η = Σ (Δθ_i)²/m_i / Q: how close a training run came to the thermodynamic speed limit, and why not closer.
+
+    ```python
+    trainer = Trainer(callbacks=[SpeedLimit()])
+    ```
+
+    Measures every optimizer step and changes none of the training's numbers. On the Trainer's own log steps it
+    logs `speed_limit/…` (see `LOGGED`; units and formulas: `record.Summary`, and Seroussi et al.,
+    arXiv:2307.14653) to every logger, keeps a row in `record`, and saves the record beside the logs.
+
+    Args:
+        clock: of the kinematic efficiency: optimizer "steps", or the learning rate ("lr").
+        entropy_production: the estimate of Q that `efficiency` divides by.
+        monitor: the loss: None = training_step's, else the name of a metric that is logged at every step.
+        loss_window: losses at each end of the run from which L_0 and L_K are extrapolated.
+        probe_batches: n > 0: loss_drop from the first n training batches, evaluated at θ_0 and on log steps
+            (n forward passes each), instead of from the window of training losses.
+        measure_every_n_steps: measure one step of each block of n, drawn at random: cheaper, with standard
+            errors; the bounds then hold up to these. What is logged follows the Trainer.
+        per_layer: log displacement, path length, … of each layer too, under `speed_limit/layers/…`.
+        prog_bar: show the efficiency in the progress bar.
+        save_state: "exact": a resumed run goes on as if uninterrupted; adds to each checkpoint what the meter
+            keeps but θ_0, which lies once in a file beside the record. "light": sums alone.
+        dirpath: folder of the record; None: "speed_limit" beside the logs.
+        print_summary: print a table at the end of the fit.
+
+    Attributes:
+        record: the RunRecord, from the start of the fit on; None before.
+
+    Raises:
+        ValueError: an argument out of its range; at the start of a fit: probe_batches under manual optimization.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock = "steps",
+        entropy_production: Estimator = "loss_drop",
+        monitor: str | None = None,
+        loss_window: int = 50,
+        probe_batches: int = 0,
+        measure_every_n_steps: int = 1,
+        per_layer: bool = False,
+        prog_bar: bool = False,
+        save_state: SaveState = "exact",
+        dirpath: str | Path | None = None,
+        print_summary: bool = True,
+    ) -> None:
+        super().__init__()
+        check_choice("clock", clock, get_args(Clock))
+        check_choice("entropy_production", entropy_production, get_args(Estimator))
+        check_choice("save_state", save_state, get_args(SaveState))
+        check_at_least("loss_window", loss_window, 2)
+        check_at_least("probe_batches", probe_batches, 0)
+        check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
+        self.clock, self.entropy_production, self.monitor = clock, entropy_production, monitor
+        self.loss_window, self.probe_batches = loss_window, probe_batches
+        self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
+        self.prog_bar, self.save_state, self.print_summary = prog_bar, save_state, print_summary
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.record: RunRecord | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._said: set[str] = set()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._meter: TrajectoryMeter | None = None
+        self._optimizers: list[Any] = []
+        self._probe: Probe | None = None
+        self._folder: Path | None = None
+        self._start_entry: tuple[tuple[int, ...], Any] | None = None
+        self._loss_sum: Tensor | None = None
+        self._loss_count = 0
+        self._closed_steps = 0
+        self._measured_at = -1
+        self._written = time.monotonic()
+        self._announce = False
+
+    @property
+    def state_key(self) -> str:
+        """The class name alone: changing a setting must not lose the state."""
+        return "SpeedLimit"
+
+    # -- start -----------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._clear()
+        self._said = set()
+        if self.probe_batches and not pl_module.automatic_optimization:
+            raise ValueError(
+                f"probe_batches={self.probe_batches} needs automatic optimization: under manual optimization "
+                "training_step would step the optimizers. Use monitor='name of a logged loss' and probe_batches=0"
+            )
+        loaded, self._loaded = self._loaded, None
+        # a broadcast under several processes: on every rank
+        folder = None if trainer.fast_dev_run or trainer.barebones else self.dirpath or _default_folder(trainer)
+        self._folder = folder
+        self._attach(trainer, pl_module)
+        self.record = RunRecord(self._description(trainer, pl_module))
+        if loaded is not None:
+            self._resume(trainer, pl_module, loaded)
+        elif trainer.global_step:
+            self.record.run["since_step"] = trainer.global_step
+        if self.probe_batches and (loaded is None or "probe" not in loaded):
+            self._probe = Probe(self.probe_batches)
+        self._announce = any(
+            str(getattr(callback, "monitor", "")).startswith(PREFIX) for callback in trainer.callbacks
+        )
+
+    def _attach(self, trainer: Any, pl_module: Any) -> None:
+        """A meter on every optimizer that has step hooks; says which have not."""
+        self._optimizers = list(trainer.optimizers)
+        why = _lightning.unmeasurable(trainer, pl_module)
+        if why is not None:
+            self._say(f"SpeedLimit measures nothing in this run: {why}, which it does not support")
+            return
+        hooked = [o for o in self._optimizers if hasattr(o, "register_step_post_hook")]
+        for optimizer in self._optimizers:
+            if optimizer not in hooked:
+                self._say(
+                    f"SpeedLimit can't measure {type(optimizer).__name__}: got an optimizer without step hooks, "
+                    "wanted a torch.optim.Optimizer; derive it from that. What other optimizers do is measured"
+                )
+        if not hooked:
+            if not self._optimizers:
+                self._say("SpeedLimit measures nothing: configure_optimizers returned no optimizer")
+            return
+        parameters = [p for o in hooked for g in o.param_groups for p in g["params"]]
+        if not any(p.requires_grad for p in parameters):
+            self._say(
+                "SpeedLimit got optimizers whose parameters are all frozen, wanted one with requires_grad=True: "
+                "nothing is measured until one is unfrozen"
+            )
+        names = {id(p): name.rpartition(".")[0] for name, p in pl_module.named_parameters()}
+        overridden = getattr(type(pl_module).configure_gradient_clipping, "__module__", "")
+        own_clipping = not overridden.startswith(("pytorch_lightning.", "lightning."))
+        self._meter = TrajectoryMeter(
+            hooked,
+            clock=self.clock,
+            entropy_production=self.entropy_production,
+            loss_window=self.loss_window,
+            measure_every_n_steps=self.measure_every_n_steps,
+            keep_raw_gradient=own_clipping or str(trainer.gradient_clip_algorithm or "").endswith("value"),
+            layer_of=(lambda p: names.get(id(p), "")) if self.per_layer else None,
+        )
+
+    def _description(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        settings = {
+            "clock": self.clock,
+            "entropy_production": self.entropy_production,
+            "monitor": self.monitor,
+            "loss_window": self.loss_window,
+            "probe_batches": self.probe_batches,
+            "measure_every_n_steps": self.measure_every_n_steps,
+        }
+        return {**settings, **_lightning.run_description(trainer, pl_module)}
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if any(a is not b for a, b in zip(self._optimizers, trainer.optimizers, strict=False)):
+            self._say("the optimizers were replaced during the fit: SpeedLimit measures anew from here")
+            self._detach()
+            self._attach(trainer, pl_module)
+            self._closed_steps = 0
+            self.record = RunRecord(self._description(trainer, pl_module) | {"since_step": trainer.global_step})
+        if self._probe is not None and not self._probe.complete:
+            self._probe.keep(batch)
+            if self._probe.complete:
+                self._probe_start(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        plain = _lightning.plain_optimizer(optimizer)
+        if self._meter is None or not any(o is plain for o in self._meter.optimizers):
+            return
+        scale = _lightning.loss_scale(trainer, plain)
+        if not pl_module.automatic_optimization and scale is None and self._meter.has_observed(plain):
+            return  # seen after backward: what is here now may be clipped by the user
+        self._meter.observe_gradients(plain, scale=scale)
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if pl_module.automatic_optimization or self._meter is None:
+            return
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            self._meter.observe_changed_gradients()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._meter is None:
+            return
+        self._take_loss(trainer, pl_module, outputs)
+        self._meter.end_step()
+        if self._meter.steps == self._closed_steps:
+            return
+        step, self._closed_steps = self._closed_steps, self._meter.steps
+        loss = self._window_loss(trainer)
+        if loss is not None:
+            self._meter.record_loss(loss, step=step)
+        if _lightning.should_log(trainer) or (self._announce and trainer.is_last_batch):
+            self._measure(trainer, pl_module)
+        elif self._announce and self._measured_at < 0:
+            self._log({name: math.nan for name in LOGGED}, on_step=True)
+
+    def _take_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
+        """Add a batch's loss to its accumulation window; automatic optimization has divided it by the window."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            return
+        loss = loss.detach()
+        if pl_module.automatic_optimization and trainer.accumulate_grad_batches > 1:
+            loss = loss * trainer.accumulate_grad_batches
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+        self._loss_count += 1
+
+    def _window_loss(self, trainer: Any) -> Tensor | None:
+        total, count = self._loss_sum, self._loss_count
+        self._loss_sum, self._loss_count = None, 0
+        if self.monitor is not None:
+            found = trainer.callback_metrics.get(self.monitor)
+            return found if isinstance(found, Tensor) and found.numel() == 1 else None
+        return None if total is None else (total if count == 1 else total / count)
+
+    def _probe_start(self, trainer: Any, pl_module: Any) -> None:
+        """The probe's losses at θ_0: θ_0 takes the place of θ for as long as that lasts."""
+        assert self._probe is not None
+        meter = self._meter
+        if meter is None:
+            return
+        meter.check_moves()
+        with start_weights(pl_module, meter.start_of):
+            self._probe.first = self._probe_losses(trainer, pl_module)
+        meter.forget_moves()
+
+    def _probe_losses(self, trainer: Any, pl_module: Any) -> Tensor | None:
+        assert self._probe is not None
+        try:
+            return self._probe.losses(trainer, pl_module)
+        except Exception as error:  # whatever a training_step may raise without gradients: training goes on
+            self._say(f"SpeedLimit could not evaluate probe_batches ({error}); the losses of training are used")
+            self._probe = None
+            return None
+
+    def _use_probe(self, trainer: Any, pl_module: Any) -> None:
+        if self._probe is None or self._probe.first is None or self._meter is None:
+            return
+        first, last = self._probe.first, self._probe_losses(trainer, pl_module)
+        if last is not None:
+            self._meter.record_probe(first, last)
+
+    # -- measuring -------------------------------------------------------------------------------------------
+
+    def _measure(self, trainer: Any, pl_module: Any, *, on_step: bool = True, log: bool = True) -> None:
+        """One row of the record and of the loggers; the only device-to-host copy."""
+        meter, record = self._meter, self.record
+        if meter is None or record is None or meter.steps == 0:
+            return
+        self._use_probe(trainer, pl_module)
+        values, sketch = meter.measure(sketch=True)
+        self._measured_at = meter.steps
+        record.append(meter.steps, values, self._reasons(meter))
+        if sketch is not None and (record.wants_sketch() or not on_step):
+            record.add_sketch(meter.steps, sketch.numpy())
+        if log:
+            shown = {name: values[name] for name in LOGGED}
+            if self.per_layer:
+                for layer, numbers in meter.compute_layers().items():
+                    shown |= {f"layers/{layer or 'model'}/{name}": value for name, value in numbers.items()}
+            self._log(shown, on_step=on_step)
+        if time.monotonic() - self._written > _WRITE_EVERY:
+            self._write(trainer)
+
+    def _reasons(self, meter: TrajectoryMeter) -> dict[str, str]:
+        reasons = dict(meter.reasons)
+        if self._probe is not None and self._probe.first is None:
+            reasons["loss_drop"] = f"until {self.probe_batches} probe batches have come, from the training losses"
+        if self.monitor is not None and "no loss was recorded" in reasons.values():
+            reasons["loss_drop"] = f"monitor={self.monitor!r} was not among the metrics logged at each step"
+        return reasons
+
+    def _log(self, values: dict[str, float], *, on_step: bool) -> None:
+        """Through the module's `log`, so that monitors see it; 0-d host tensors: no upload, no read."""
+        for name, value in values.items():
+            self.log(
+                PREFIX + name,
+                torch.tensor(value, dtype=torch.float64).float(),
+                on_step=on_step,
+                on_epoch=not on_step,
+                prog_bar=self.prog_bar and name == "efficiency",
+                batch_size=1,
+            )
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._meter is None:
+            return
+        if self._meter.steps and self._measured_at != self._meter.steps:
+            self._measure(trainer, pl_module, on_step=False, log=not trainer.barebones)
+        self._meter.expect_moves()
+        self._write(trainer)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._meter is not None and not trainer.sanity_checking:
+            self._meter.expect_moves()
+
+    # -- end -------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """θ is not read here: averaging callbacks may have overwritten it."""
+        self._detach()
+        self._write(trainer)
+        measured = self.record is not None and len(self.record) > 0
+        if self.print_summary and measured and trainer.is_global_zero and not trainer.barebones:
+            assert self.record is not None
+            print(f"\n{self.record.summary()}")
+            if self._folder is not None and "write" not in self._said:
+                print(f"\nRecord: {self._folder}")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        meter = self._meter
+        if meter is not None and not meter.in_step and meter.steps != self._measured_at:
+            try:
+                self._measure(trainer, pl_module, on_step=False, log=False)
+            except Exception as error:  # the device may be lost; the user's exception must get through
+                self._say(f"SpeedLimit could not measure the last step: {error}")
+        self._detach()
+        self._write(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._meter is not None:
+            self._meter.close()
+
+    def _write(self, trainer: Any) -> None:
+        """Save the record; a disk that will not take it is said once, and the training goes on."""
+        self._written = time.monotonic()
+        if self._folder is None or self.record is None or not len(self.record) or not trainer.is_global_zero:
+            return
+        try:
+            self.record.save(self._folder)
+        except OSError as error:
+            self._say(
+                f"SpeedLimit could not save its record in {self._folder}: {error}. It stays in "
+                "callback.record; set dirpath= to a folder that can be written",
+                key="write",
+            )
+
+    def _say(self, message: str, key: str | None = None) -> None:
+        """Once per fit."""
+        if (key or message) not in self._said:
+            self._said.add(key or message)
+            warnings.warn(message, stacklevel=2)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors: the meter's sums (with `save_state="exact"` its buffers too) and the record."""
+        meter, record = self._meter, self.record
+        if meter is None or record is None or not meter.steps:
+            return {}
+        exact = self.save_state == "exact"
+        state: dict[str, Any] = {
+            "meter": meter.state_dict(exact=exact),
+            "record": _to_tensors(record.state_dict(sketches=exact)),
+            "closed_steps": self._closed_steps,
+            "measured_at": self._measured_at,
+            "loss": (None if self._loss_sum is None else self._loss_sum.cpu(), self._loss_count),
+        }
+        if exact:
+            state["start"] = self._start_of_run(meter)
+            if self._probe is not None and self._probe.complete and self._probe.first is not None:
+                state["probe"] = {"first": self._probe.first.cpu(), "batches": self._probe.batches}
+        return state
+
+    def _start_of_run(self, meter: TrajectoryMeter) -> Any:
+        """θ_0 in a file beside the record, written once; in the checkpoint itself where there is no such place."""
+        mark = meter.start_mark()
+        if self._start_entry is not None and self._start_entry[0] == mark:
+            return self._start_entry[1]
+        entry: Any = meter.start()
+        if self._folder is not None:
+            try:
+                entry = _start_file.write(self._folder, entry)
+            except OSError as error:
+                self._say(f"SpeedLimit keeps the initial weights in the checkpoint: {self._folder}: {error}")
+        self._start_entry = (mark, entry)
+        return entry
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the optimizers exist."""
+        self._loaded = dict(state_dict) or None
+
+    def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any]) -> None:
+        assert self.record is not None
+        meter = self._meter
+        if meter is None:
+            return
+        folders = [f for f in (self._folder, *_near(trainer.ckpt_path)) if f is not None]
+        start = _start_file.read(loaded.get("start"), folders)
+        try:
+            meter.load_state_dict(loaded["meter"], start)
+        except ValueError as error:
+            self._say(f"SpeedLimit starts anew at step {trainer.global_step}: {error}")
+            self._detach()
+            self._attach(trainer, pl_module)
+            self.record.run["since_step"] = trainer.global_step
+            return
+        restored = RunRecord.from_state_dict(_to_arrays(loaded["record"]))
+        restored.run.update(self.record.run)
+        self.record = restored
+        self._closed_steps, self._measured_at = loaded["closed_steps"], loaded["measured_at"]
+        loss, self._loss_count = loaded["loss"]
+        self._loss_sum = None if loss is None else loss.to(pl_module.device)
+        if "probe" in loaded and self.probe_batches:
+            self._probe = Probe(len(loaded["probe"]["batches"]))
+            self._probe.batches = trainer.strategy.batch_to_device(loaded["probe"]["batches"], pl_module.device)
+            self._probe.first = loaded["probe"]["first"].to(pl_module.device)
+        if start is None:
+            self._say(
+                "SpeedLimit resumed without the initial weights (save_state='light', or their file "
+                "start-….pt is not beside the checkpoint): displacement and efficiency are NaN in this run"
+            )
+
+
+def _default_folder(trainer: Any) -> Path | None:
+    where = trainer.log_dir
+    return None if where is None else Path(where) / "speed_limit"
+
+
+def _near(checkpoint: Any) -> list[Path]:
+    """Folders in which the record of the checkpoint's run may lie."""
+    if not checkpoint:
+        return []
+    parents = list(Path(str(checkpoint)).absolute().parents)[:3]
+    return [folder for parent in parents for folder in (parent, parent / "speed_limit")]
+
+
+def _to_tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """The record's arrays as tensors: checkpoints are loaded with weights_only."""
+    return state | {"arrays": {k: torch.from_numpy(v) for k, v in state["arrays"].items()}}
+
+
+def _to_arrays(state: dict[str, Any]) -> dict[str, Any]:
+    return state | {"arrays": {k: v.cpu().numpy() for k, v in state["arrays"].items()}}
