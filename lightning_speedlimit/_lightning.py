@@ -54,6 +54,11 @@ def loss_scale(trainer: Any, optimizer: Any) -> Tensor | None:
     return scale if isinstance(scale, Tensor) else None
 
 
+def clips_by_value(trainer: Any) -> bool:
+    """Not by a common factor; the algorithm is an enumeration of strings, or None."""
+    return bool(trainer.gradient_clip_algorithm == "value")
+
+
 def plain_optimizer(optimizer: Any) -> Any:
     """The torch optimizer inside a LightningOptimizer."""
     return getattr(optimizer, "optimizer", optimizer)

@@ -51,8 +51,9 @@ class Probe:
         torch.manual_seed(_SEED + index)
         batch = apply_to_collection(batch, Tensor, torch.clone)
         step = module.training_step
-        names = list(inspect.signature(step).parameters)
-        arguments = [batch, index][: max(1, min(2, len(names)))]
+        wanted = inspect.signature(step).parameters.values()
+        takes_index = len(wanted) > 1 or any(p.kind is p.VAR_POSITIONAL for p in wanted)
+        arguments = [batch, index] if takes_index else [batch]
         with trainer.precision_plugin.train_step_context(), torch.no_grad():
             output = step(*arguments)
         loss = output["loss"] if isinstance(output, dict) else output
@@ -81,6 +82,7 @@ def start_weights(module: torch.nn.Module, start_of: Callable[[Tensor], Tensor |
 
 @contextmanager
 def _undisturbed(trainer: Any, module: torch.nn.Module) -> Iterator[None]:
+    tables = [(m._buffers, dict(m._buffers)) for m in module.modules()]  # training_step may put in other tensors
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     modes = [(m, m.training) for m in module.modules()]
     metrics = [(m, _metric_state(m)) for m in module.modules() if isinstance(m, Metric)]
@@ -106,6 +108,9 @@ def _undisturbed(trainer: Any, module: torch.nn.Module) -> Iterator[None]:
             part.training = training
         for metric, state in metrics:
             metric.__dict__.update(state)
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -32,8 +33,11 @@ def write(folder: Path, start: list[Tensor]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            torch.save(start, part)
+            with open(part, "wb") as file:
+                torch.save(start, file)
             os.replace(part, path)
+        except RuntimeError as error:  # torch's word for a disk that is full
+            raise OSError(str(error)) from error
         finally:
             part.unlink(missing_ok=True)
     return {"file": name, "folder": str(folder.absolute())}
@@ -48,7 +52,8 @@ def read(entry: Any, folders: list[Path]) -> list[Tensor] | None:
     for folder in [Path(entry["folder"]), *folders]:
         path = folder / Path(entry["file"]).name
         if path.is_file():
-            start: list[Tensor] = torch.load(path, weights_only=True, map_location="cpu")
-            if f"start-{fingerprint(start)}.pt" == path.name:
-                return start
+            with contextlib.suppress(Exception):  # torch.load raises whatever a damaged file makes it raise
+                start: list[Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+                if f"start-{fingerprint(start)}.pt" == path.name:
+                    return start
     return None

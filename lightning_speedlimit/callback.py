@@ -118,6 +118,7 @@ class SpeedLimit(CallbackBase):
         self._start_entry: tuple[tuple[int, ...], Any] | None = None
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
+        self._tried = False
         self._closed_steps = 0
         self._measured_at = -1
         self._written = time.monotonic()
@@ -144,11 +145,12 @@ class SpeedLimit(CallbackBase):
         self._folder = folder
         self._attach(trainer, pl_module)
         self.record = RunRecord(self._description(trainer, pl_module))
+        start_known = True
         if loaded is not None:
-            self._resume(trainer, pl_module, loaded)
+            start_known = self._resume(trainer, pl_module, loaded)
         elif trainer.global_step:
             self.record.run["since_step"] = trainer.global_step
-        if self.probe_batches and (loaded is None or "probe" not in loaded):
+        if self.probe_batches and self._probe is None and start_known:
             self._probe = Probe(self.probe_batches)
         self._announce = any(
             str(getattr(callback, "monitor", "")).startswith(PREFIX) for callback in trainer.callbacks
@@ -187,7 +189,7 @@ class SpeedLimit(CallbackBase):
             entropy_production=self.entropy_production,
             loss_window=self.loss_window,
             measure_every_n_steps=self.measure_every_n_steps,
-            keep_raw_gradient=own_clipping or str(trainer.gradient_clip_algorithm or "").endswith("value"),
+            keep_raw_gradient=own_clipping or _lightning.clips_by_value(trainer),
             layer_of=(lambda p: names.get(id(p), "")) if self.per_layer else None,
         )
 
@@ -217,6 +219,7 @@ class SpeedLimit(CallbackBase):
                 self._probe_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self._tried = True
         plain = _lightning.plain_optimizer(optimizer)
         if self._meter is None or not any(o is plain for o in self._meter.optimizers):
             return
@@ -236,7 +239,10 @@ class SpeedLimit(CallbackBase):
             return
         self._take_loss(trainer, pl_module, outputs)
         self._meter.end_step()
+        tried, self._tried = self._tried, False
         if self._meter.steps == self._closed_steps:
+            if tried:  # the loss scaler skipped the step: its loss, often infinite, belongs to none
+                self._loss_sum, self._loss_count = None, 0
             return
         step, self._closed_steps = self._closed_steps, self._meter.steps
         loss = self._window_loss(trainer)
@@ -408,7 +414,6 @@ class SpeedLimit(CallbackBase):
         state: dict[str, Any] = {
             "meter": meter.state_dict(exact=exact),
             "record": _to_tensors(record.state_dict(sketches=exact)),
-            "closed_steps": self._closed_steps,
             "measured_at": self._measured_at,
             "loss": (None if self._loss_sum is None else self._loss_sum.cpu(), self._loss_count),
         }
@@ -436,25 +441,27 @@ class SpeedLimit(CallbackBase):
         """Kept until the optimizers exist."""
         self._loaded = dict(state_dict) or None
 
-    def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any]) -> None:
+    def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any]) -> bool:
+        """Go on where the checkpoint was taken; returns whether θ_0 is known."""
         assert self.record is not None
         meter = self._meter
         if meter is None:
-            return
+            return True
         folders = [f for f in (self._folder, *_near(trainer.ckpt_path)) if f is not None]
         start = _start_file.read(loaded.get("start"), folders)
         try:
+            restored = RunRecord.from_state_dict(_to_arrays(loaded["record"]))
             meter.load_state_dict(loaded["meter"], start)
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             self._say(f"SpeedLimit starts anew at step {trainer.global_step}: {error}")
             self._detach()
             self._attach(trainer, pl_module)
             self.record.run["since_step"] = trainer.global_step
-            return
-        restored = RunRecord.from_state_dict(_to_arrays(loaded["record"]))
+            return True
         restored.run.update(self.record.run)
         self.record = restored
-        self._closed_steps, self._measured_at = loaded["closed_steps"], loaded["measured_at"]
+        # Not what was closed: a checkpoint that another callback wrote before this one saw the end of the batch.
+        self._closed_steps, self._measured_at = meter.steps, loaded["measured_at"]
         loss, self._loss_count = loaded["loss"]
         self._loss_sum = None if loss is None else loss.to(pl_module.device)
         if "probe" in loaded and self.probe_batches:
@@ -466,6 +473,7 @@ class SpeedLimit(CallbackBase):
                 "SpeedLimit resumed without the initial weights (save_state='light', or their file "
                 "start-….pt is not beside the checkpoint): displacement and efficiency are NaN in this run"
             )
+        return start is not None
 
 
 def _default_folder(trainer: Any) -> Path | None:

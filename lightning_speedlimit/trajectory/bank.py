@@ -76,26 +76,35 @@ class Bank:
             for part in (tile, *tile.parts):
                 scalar[part.column] = float(tile.section.scalar)
                 decayed[part.column] = float(tile.section.travelled is not None)
-        self.scalar_plain = (scalar * (1 - decayed)).to(self.device, self.dtype)
-        self.scalar_decayed = (scalar * decayed).to(self.device, self.dtype)
+        self.scalar_plain = (scalar * (1 - decayed)).to(self.member)
+        self.scalar_decayed = (scalar * decayed).to(self.member)
+        self._weights: tuple[Tensor, Tensor] | None = None
+        self.zero = self.member.new_zeros(len(self.sections))
         plain = [float(s.travelled is None) for s in self.sections]
         self.plain = torch.tensor(plain, dtype=self.member.dtype).to(self.device)
         self.all_plain = all(plain)
 
-    def sections_of(self, matrix_row: Tensor) -> Tensor:
+    def sections_of(self, matrix: Tensor) -> Tensor:
         """Tile sums → section sums, in the running sums' precision."""
-        return matrix_row.to(self.member.dtype) @ self.member
+        return matrix.to(self.member.dtype) @ self.member
 
     def free(self, rows: Tensor) -> Tensor:
         """Σ ‖u‖² without decoupled decay, per section, from the section sums of a step."""
         return rows[0] if self.all_plain else rows[3] + rows[0] * self.plain
 
-    def work_action(self, inverse: Tensor, clip: Tensor | None) -> Tensor:
-        """Σ u²/μ per section; `inverse`: 1/numerator of μ per column."""
-        scalar = (self.after[0] * self.scalar_plain + self.after[3] * self.scalar_decayed).to(self.member.dtype)
+    def work_action(self, inverse: list[float | Tensor], clip: Tensor | None) -> Tensor:
+        """Σ u²/μ per section; `inverse`: 1/numerator of μ per column.
+
+        A scalar μ multiplies Σ u² (a clipped one is c times smaller); a diagonal one is in the row "action".
+        """
+        weights = self.vector("inverse mobility", inverse)
+        if self._weights is None or self._weights[0] is not weights:
+            scalar = torch.stack([self.scalar_plain, self.scalar_decayed]) * weights
+            self._weights = weights, scalar
+        squares = self.after[0::3].to(self.member.dtype) * self._weights[1]  # rows "squares" and "free"
         if clip is not None:
-            scalar = torch.where(scalar == 0, 0.0, scalar / clip)
-        return ((scalar + self.after[4]) * inverse) @ self.member
+            squares = torch.where(squares == 0, 0.0, squares / clip)
+        return (squares.sum(0) + self.after[4] * weights) @ self.member
 
     def vector(self, name: str, values: list[float | Tensor]) -> Tensor:
         """Numbers as a device vector, rebuilt only when they change, and uploaded without a sync."""

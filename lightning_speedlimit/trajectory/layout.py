@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.mobility import Formula
 
-_CPU_TILE = 1 << 16  # seven scratch buffers of 256 KiB stay in a core's cache
+_CPU_TILE = 1 << 17  # a handful of scratch buffers of 512 KiB stay in the cache
 _DEVICE_TILE = 1 << 24  # few launches matter more there
 
 
@@ -110,9 +110,11 @@ class Section:
     optimizer: Optimizer
     group: dict[str, Any]
     layer: str
-    formula: Formula | None
     dtype: torch.dtype
     device: torch.device
+    formula: Formula | None = None
+    coupled: float = 0.0
+    decoupled: float = 0.0
     slots: list[Slot] = field(default_factory=list)
     numel: int = 0
     effective: bool = False
@@ -125,14 +127,28 @@ class Section:
     response: Tensor | None = None
     guard: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        self.formula = mobility.formula(self.optimizer, self.group)
+        self._coordinates = self.formula.coordinates(self.group) if self.formula else ()
+        self.read_decay()
+
+    def read_decay(self) -> None:
+        """The weight decay w of the coming step: inside the gradient, decoupled from it."""
+        self.coupled, self.decoupled = mobility.weight_decay(self.optimizer, self.group)
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """The optimizer's state entries that its formula reads per coordinate."""
+        return self._coordinates
+
     @property
     def diagonal(self) -> bool:
-        return self.formula is not None and not self.effective and bool(self.formula.coordinates(self.group))
+        return not self.effective and bool(self._coordinates)
 
     @property
     def scalar(self) -> bool:
         """Its coordinates share one μ per parameter."""
-        return self.formula is not None and not self.effective and not self.formula.coordinates(self.group)
+        return self.formula is not None and not self.effective and not self._coordinates
 
     def add(self, parameter: Tensor, index: int, position: int, tile: int) -> Slot:
         slot = Slot(parameter, index, self.numel, position)
@@ -184,6 +200,7 @@ class Tile:
     def __init__(self, section: Section, slots: list[Slot], low: int, high: int, piece: int | None, column: int):
         self.section, self.slots, self.low, self.high, self.piece = section, slots, low, high, piece
         self.column = column  # in the bank's matrix of sums
+        self.tensors: list[Tensor] = [slot.parameter for slot in slots]
         self.parts: list[Tile] = []  # one tile per slot, for steps in which the slots differ
         self._slot_views: dict[str, tuple[int, list[Tensor]]] = {}
         self._flat_views: dict[str, tuple[Tensor, Tensor]] = {}
@@ -199,6 +216,13 @@ class Tile:
 
     def work(self, scratch: Scratch, name: str) -> Tensor:
         return scratch[name][: self.high - self.low]
+
+    def parameters(self, scratch: Scratch) -> Tensor:
+        """θ of the tile, 1-D."""
+        if self.piece is None:
+            return self.gather(scratch, "parameter", self.tensors)
+        found = self.slots[0].kept_pieces("parameter", self.tensors[0])[self.piece]
+        return found if found.dtype == scratch.dtype else self.work(scratch, "parameter").copy_(found)
 
     def gather(self, scratch: Scratch, name: str, tensors: list[Tensor], cuts: Cuts | None = None) -> Tensor:
         """One 1-D tensor in the section's dtype: a view where the tile is a stretch of one slot of that dtype.
@@ -294,7 +318,7 @@ def stretch(tile: Tile, scratch: Scratch, custom: Mapping[int, Tensor], cuts: Cu
     section = tile.section
     assert section.formula is not None
     found: dict[str, Tensor] = {}
-    for name in section.formula.coordinates(section.group):
+    for name in section.coordinates:
         if name == mobility.CUSTOM:
             found[name] = tile.gather(scratch, name, [custom[slot.index] for slot in tile.slots], cuts)
         elif name == section.formula.before:

@@ -52,7 +52,7 @@ def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapola
     weights = _line_weights(x)
     value = float(weights @ y)
     freedom = len(kept) - 2
-    variance = float(_residual_sum(x, y, degree=1)) / freedom if freedom > 0 else math.nan
+    variance = _residuals(x, y)[0] / freedom if freedom > 0 else math.nan
     return Extrapolation(value, {step: float(w) for (step, _), w in zip(kept, weights, strict=True)}, variance)
 
 
@@ -96,19 +96,27 @@ def _line_weights(x: Tensor) -> Tensor:
     return uniform if spread == 0.0 else uniform - centred * (x.mean() / spread)
 
 
-def _residual_sum(x: Tensor, y: Tensor, degree: int) -> Tensor:
-    basis = (x / x.abs().max().clamp_min(1.0))[:, None] ** torch.arange(degree + 1)
-    solution = torch.linalg.lstsq(basis, y[:, None], driver="gelsd").solution
-    return ((y[:, None] - basis @ solution) ** 2).sum()
+def _residuals(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Σ residual² of the best line and of the best parabola, by orthogonal polynomials on the points x."""
+    first = x - x.mean()
+    squares = torch.dot(first, first)
+    if float(squares) == 0.0:
+        return float(((y - y.mean()) ** 2).sum()), math.nan
+    line = y - y.mean()
+    line = line - first * (torch.dot(first, line) / squares)
+    second = first**2 - squares / x.numel() - first * (torch.dot(first, first**2) / squares)
+    height = torch.dot(second, second)
+    parabola = line - second * (torch.dot(second, line) / height) if float(height) > 0.0 else line
+    return float(torch.dot(line, line)), float(torch.dot(parabola, parabola))
 
 
 def _parabola_t(x: Tensor, y: Tensor) -> float:
-    """|t| of the quadratic term: √(F) of adding it to the line. 0 where nothing is left to explain."""
+    """|t| of the quadratic term: √F of adding it to the line. 0 where nothing is left to explain."""
     if not bool(torch.isfinite(y).all()):
         return 0.0
-    line, parabola = float(_residual_sum(x, y, 1)), float(_residual_sum(x, y, 2))
+    line, parabola = _residuals(x, y)
     floor = 1e-24 * float((y**2).sum())  # rounding of float64 losses, squared
-    if line <= floor:
+    if not line > floor or math.isnan(parabola):
         return 0.0
     freedom = x.numel() - 3
     return math.sqrt(max(0.0, line - parabola) * freedom / max(parabola, floor))
@@ -132,15 +140,16 @@ class LossWindows:
         if len(self.first_steps) < self.size or step in self.first_steps:
             if step not in self.first_steps:
                 self.first_steps.append(step)
-            self._values[0, self.first_steps.index(step)].copy_(loss)
-        if step in self.last_steps:
-            self._values[1, self.last_steps.index(step)].copy_(loss)
+            self._values[0, self.first_steps.index(step)] = loss
+        newest = (self._next - 1) % self.size
+        if self.last_steps and newest < len(self.last_steps) and self.last_steps[newest] == step:
+            self._values[1, newest] = loss
             return
         if len(self.last_steps) < self.size:
             self.last_steps.append(step)
         else:
             self.last_steps[self._next] = step
-        self._values[1, self._next].copy_(loss)
+        self._values[1, self._next] = loss
         self._next = (self._next + 1) % self.size
 
     @property

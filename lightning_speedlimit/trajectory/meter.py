@@ -22,7 +22,6 @@ from lightning_speedlimit.trajectory.survey import survey
 from lightning_speedlimit.trajectory.trace import OptimizerTrace, Scalar
 
 Clock = Literal["steps", "lr"]
-_JOINT = ("squares", "work_ito", "work_action", "gradient_squares", "clipped_squares")
 _SAMPLED = ("action", "path_length", "work_ito", "work_action")
 
 
@@ -159,20 +158,25 @@ class TrajectoryMeter:
 
     def has_observed(self, optimizer: Optimizer) -> bool:
         """The coming step's raw gradients have been seen."""
-        return self._trace(optimizer).observed
+        return self._trace(optimizer).holds_observed()
 
+    @torch.no_grad()
     def observe_changed_gradients(self) -> None:
         """`observe_gradients` for the optimizers whose gradients have changed since they were last seen."""
         for trace in self._traces.values():
-            if trace.has_new_gradients():
+            if not trace.has_new_gradients():
+                continue
+            if trace.in_step:
                 self.observe_gradients(trace.optimizer)
+            else:  # another optimizer's backward may have done it: only its own step ends a joint step
+                trace.observe(measure=True)
 
     def end_step(self) -> None:
         """The joint step is over: K and τ advance. Needed only where several optimizers step in turn."""
         if not self._moved:
             return
         rate = self._joint_rate()
-        measured = "squares" in self._joint
+        measured = "sums" in self._joint
         if measured:
             self._close_sums(rate)
         self.steps += 1
@@ -331,8 +335,8 @@ class TrajectoryMeter:
 
     @property
     def in_step(self) -> bool:
-        """An optimizer's step has begun and not ended."""
-        return any(trace.in_step for trace in self._traces.values())
+        """An optimizer's step has begun to move weights and not ended."""
+        return any(trace.has_moved for trace in self._traces.values())
 
     def load_state_dict(self, state: dict[str, Any], start: list[Tensor] | None = None) -> None:
         """Go on with a measurement: call it on a new meter, before the first step.
@@ -471,7 +475,8 @@ class TrajectoryMeter:
 
     def _close_sums(self, rate: Scalar) -> None:
         joint = self._joint
-        squares = joint["squares"]
+        sums = joint["sums"]
+        squares = sums[0]
         if self._totals is None:
             self._totals = RunningSum(2, device=squares.device)
         action = squares
@@ -481,9 +486,9 @@ class TrajectoryMeter:
                 isinstance(rate, Tensor) or rate > 0) else moved
         path = squares.sqrt()
         self._totals.add_(torch.stack([path, action]))
-        self._norms = {name: joint[name] for name in ("squares", "gradient_squares", "clipped_squares")}
+        self._norms = {"squares": squares, "gradients": joint["norms"]}
         if self.every > 1:
-            self._sample(torch.stack([action, path, joint["work_ito"], joint["work_action"]]))
+            self._sample(torch.stack([action, path, sums[_WORK_ITO], sums[_WORK_ACTION]]))
         if "valid" in joint:
             if self._skipped is None:
                 self._skipped = RunningSum(2, device=squares.device)
@@ -509,6 +514,9 @@ class TrajectoryMeter:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def _read(self, sketch: bool) -> tuple[dict[str, Tensor], RunTotals]:
+        for trace in self._traces.values():
+            if not trace.in_step:
+                trace.check_moves()
         mail = Mail()
         factor = self.steps / max(1, self.measured)
         buckets: Tensor | None = None
@@ -547,7 +555,7 @@ class TrajectoryMeter:
         clock = steps if self.clock == "steps" else (math.nan if self._several_rates else elapsed - skipped[1])
         if self.clock == "lr" and self._several_rates:
             action = math.nan
-        norm = {name: math.sqrt(float(host[name])) if name in host else math.nan for name in _NORMS}
+        norms = host["gradients"].sqrt().tolist() if "gradients" in host else [math.nan, math.nan]
         return RunTotals(
             sections=self._sections_from(host, factor),
             steps=steps,
@@ -556,9 +564,9 @@ class TrajectoryMeter:
             path_length=path,
             action=action,
             loss=self._loss_from(host, self.steps),
-            gradient_norm=norm["gradient_squares"],
-            clipped_norm=norm["clipped_squares"],
-            step_norm=norm["squares"],
+            gradient_norm=norms[0],
+            clipped_norm=norms[1],
+            step_norm=float(host["squares"].sqrt()) if "squares" in host else math.nan,
             learning_rate=float(host["rate"]) if "rate" in host else float(self._rate_value),
             unknown_moves=sum(trace.moves for trace in self._traces.values()),
             silent_moves=any(float(host[name]) > 0 for name in host if name.startswith("silent")),
@@ -620,7 +628,7 @@ class TrajectoryMeter:
 
 
 _SUMS = ("_totals", "_skipped", "_rate_sum", "_spread")
-_NORMS = ("squares", "gradient_squares", "clipped_squares")
+_WORK_ITO, _WORK_ACTION = SUMS.index("work_ito"), SUMS.index("work_action")
 _LAYER_VALUES = (
     "displacement",
     "path_length",

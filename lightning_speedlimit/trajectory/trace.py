@@ -55,6 +55,7 @@ class OptimizerTrace:
         self.steps = 0
         self.moves = 0  # moves outside of step that could not be taken out
         self.moves_removed = 0
+        self._moves_repeat = False
         self.silent: Tensor | None = None  # squared size of moves that no version shows
         self.in_step = False
         self.observed = False
@@ -111,6 +112,17 @@ class OptimizerTrace:
             for tile in self._work[-1][1]:
                 self._meet(bank, tile, cuts)
 
+    @property
+    def has_moved(self) -> bool:
+        """Within a step: the update has begun to move weights."""
+        moved = any(s.parameter._version != s.version for s in self.slots)
+        return self.in_step and self.observed and moved
+
+    def holds_observed(self) -> bool:
+        """The gradients that were observed are still there: changed in place at most."""
+        same = all(s.parameter.grad is g for s, g in zip(self.slots, self._grads, strict=False))
+        return self.observed and same
+
     def has_new_gradients(self) -> bool:
         """A gradient has appeared or changed since the last look."""
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -141,7 +153,7 @@ class OptimizerTrace:
             self._follow_decay(section)
         for bank, tiles in self._work:
             for tile in tiles:
-                tile.load("held", [s.parameter.detach() for s in tile.slots], bank.scratch)
+                tile.load("held", tile.tensors, bank.scratch)
                 if tile.section.before is not None:
                     self._load_before(bank, tile)
 
@@ -163,7 +175,8 @@ class OptimizerTrace:
 
     def _follow_decay(self, section: Section) -> None:
         """Decoupled decay that was switched on after the start: from here on Σ u is kept apart from θ − θ_0."""
-        if section.travelled is None and mobility.weight_decay(self.optimizer, section.group)[1]:
+        section.read_decay()
+        if section.travelled is None and section.decoupled:
             section.travelled = section.zeros() if self.sampled else section.snapshot().sub_(section.start)
             self._bank(section).mark_kinds()
 
@@ -194,9 +207,9 @@ class OptimizerTrace:
     def finish(self, learning_rates: list[Scalar]) -> dict[str, Tensor] | None:
         """The step's sums go into the running ones; returns its totals for the joint step.
 
-        Totals: squares, work_ito, work_action, work_ito_met, work_anti_ito, gradient_squares, clipped_squares,
-        and `valid` (0 where a fused optimizer found inf and left θ alone; absent where it cannot). None where
-        the step was not measured.
+        Totals: `sums` (in the order of bank.SUMS), `norms` (‖g‖² before and after clipping), and `valid` (0 where
+        a fused optimizer found inf and left θ alone; absent where it cannot). None where the step was not
+        measured.
         """
         totals: dict[str, Tensor] | None = None
         if self._saved:
@@ -212,7 +225,7 @@ class OptimizerTrace:
         self.steps += 1
         for slot in self.slots:
             slot.version = slot.parameter._version
-        if self.steps <= _GUARDED_STEPS:
+        if self.steps <= _GUARDED_STEPS or self._moves_repeat:
             self.guard()
         else:
             self.unguard()
@@ -267,7 +280,7 @@ class OptimizerTrace:
     ) -> Scalar:
         """u into `held`, and the tile's sums; returns 1/numerator of μ (0 where μ is 0 or has no formula)."""
         section, column, at = tile.section, tile.column, bank.after_at
-        parameter = tile.gather(bank.scratch, "parameter", [s.parameter.detach() for s in tile.slots])
+        parameter = tile.parameters(bank.scratch)
         held = tile.own("held")
         moved: Tensor | None = None
         if section.travelled is None:
@@ -280,13 +293,11 @@ class OptimizerTrace:
         else:
             gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
         torch.dot(gradient, held, out=at[1][column])
-        if mobility.weight_decay(self.optimizer, section.group)[0]:
+        if section.coupled:
             torch.dot(parameter, held, out=at[2][column])
-        if section.scalar:
-            return _inverse(self._shared_mobility(section, tile.slots[0]))
-        if not section.diagonal:
-            return 0.0
-        return self._finish_mobility(bank, tile, moved, cuts, custom)
+        if section.diagonal:
+            return self._finish_mobility(bank, tile, moved, cuts, custom)
+        return _inverse(self._shared_mobility(section, tile.slots[0])) if section.scalar else 0.0
 
     def _remove_decay(self, bank: Bank, tile: Tile, parameter: Tensor, valid: Tensor | None) -> Tensor:
         """held ← u + lr w θ_k, 0 where that is rounding (less than 2 ulp of θ); returns where it is not."""
@@ -294,8 +305,7 @@ class OptimizerTrace:
         moved = tile.work(bank.scratch, "moved")
         torch.sub(parameter, held, out=update)
         torch.dot(update, update, out=bank.after_at[0][tile.column])
-        group = tile.section.group
-        decay = group["lr"] * mobility.weight_decay(self.optimizer, group)[1]
+        decay = tile.section.group["lr"] * tile.section.decoupled
         if valid is not None:
             decay = decay * valid
         if isinstance(decay, Tensor):
@@ -354,76 +364,80 @@ class OptimizerTrace:
         """Per-section sums of the step into the running sums; the step's totals for the joint step."""
         rates = bank.vector("rates", [learning_rates[self._group_index(s)] for s in bank.sections])
         rows = bank.sections_of(bank.after)
-        squares, force, theta = rows[0], rows[1] * self._signs(bank), rows[2] - rows[0]
+        squares, force = rows[0], rows[1]
         if self.keeps_raw:
             force = force if self._scale is None else force / self._scale
         elif self._clip is not None:
             force = force / self._clip
+        work = self._work_of(bank, force, None)
+        l2_drop, theta = bank.zero, bank.zero
         coupled = self._coupled(bank)
-        work = -force if coupled is None else -(force + coupled * theta)
-        l2_drop = torch.zeros_like(squares) if coupled is None else -coupled * (theta + 0.5 * squares)
+        if coupled is not None:
+            theta = rows[2] - squares
+            work = work - coupled * theta
+            l2_drop = -coupled * (theta + 0.5 * squares)
+            theta = rows[2]
         action = _over(squares, rates) if self._per_rate else squares
-        work_action = bank.work_action(bank.vector("scales", scales), self._clip)
-        path = squares.sqrt()
-        step = torch.stack(
-            [squares, action, path, bank.free(rows), work, *self._meeting(bank), l2_drop, work_action]
-        )
+        work_action = bank.work_action(scales, self._clip)
+        met = self._meeting(bank)
+        step = torch.stack([squares, action, squares.sqrt(), bank.free(rows), work, *met, l2_drop, work_action])
         if valid is not None:
             step = torch.where(valid, step, torch.zeros_like(step))
         bank.sums.add_(step)
         self._add_shared_mobility(bank, valid)
-        bank.last_ito, bank.last_rate, bank.last_theta = step[4], rates, theta + squares
-        sums = step.sum(1)
-        for name, row in (("squares", 0), ("work_ito", 4), ("work_ito_met", 5), ("work_anti_ito", 6)):
-            totals[name] = _plus(totals.get(name), sums[row])
-        totals["work_action"] = _plus(totals.get("work_action"), sums[10])
-        self._add_norms(bank, totals)
+        bank.last_ito, bank.last_rate, bank.last_theta = step[4], rates, theta
+        totals["sums"] = _plus(totals.get("sums"), step.sum(1))
+        totals["norms"] = _plus(totals.get("norms"), self._norms(bank))
+
+    def _work_of(self, bank: Bank, force: Tensor, coupled: Tensor | None) -> Tensor:
+        """f·u from g·u: f = −(±g + wθ), the upper sign unless the loss is maximized."""
+        if any(s.group.get("maximize", False) for s in bank.sections):
+            force = force * bank.vector("s", [-1.0 if s.group["maximize"] else 1.0 for s in bank.sections])
+        return -force if coupled is None else -(force + coupled * bank.last_theta)
 
     def _meeting(self, bank: Bank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of the step before: f_k·u_k, f_{k+1}·u_k, lr_k n_k, lr_k; zeros where nothing was met."""
         if not self._meeting_now:
-            zero = torch.zeros_like(bank.last_ito)
-            return zero, zero, zero, zero
-        force = bank.sections_of(bank.before[1]) * self._signs(bank)
+            return bank.zero, bank.zero, bank.zero, bank.zero
+        force = bank.sections_of(bank.before[1])
         if self._scale is not None:
             force = force / self._scale
-        coupled = self._coupled(bank)
-        anti = -force if coupled is None else -(force + coupled * bank.last_theta)
+        anti = self._work_of(bank, force, self._coupled(bank))
         return bank.last_ito, anti, bank.last_rate * (bank.last_ito - anti), bank.last_rate
-
-    def _signs(self, bank: Bank) -> Tensor:
-        return bank.vector("signs", [-1.0 if s.group.get("maximize", False) else 1.0 for s in bank.sections])
 
     def _coupled(self, bank: Bank) -> Tensor | None:
         """w of the L2 term inside the gradient, per section; None where there is none."""
-        decays: list[Scalar] = [mobility.weight_decay(self.optimizer, s.group)[0] for s in bank.sections]
+        decays: list[Scalar] = [s.coupled for s in bank.sections]
         return bank.vector("coupled", decays) if any(decays) else None
 
     def _add_shared_mobility(self, bank: Bank, valid: Tensor | None) -> None:
+        if not any(section.scalar for section in bank.sections):
+            return
         values: list[Scalar] = []
         for section in bank.sections:
+            shared = self._shared_mobility(section, section.slots[0]) if section.scalar else 0.0
             for slot in section.slots:
-                counts = section.scalar and self._grads[slot.index] is not None
-                values.append(self._shared_mobility(section, slot) if counts else 0.0)
+                value = shared if slot.response is None else self._shared_mobility(section, slot)
+                values.append(0.0 if self._grads[slot.index] is None else value)
         step = bank.vector("shared mobility", values)
         if self._clip is not None:
             step = step * self._clip
         bank.slot_mobility.add_(step if valid is None else torch.where(valid, step, torch.zeros_like(step)))
 
-    def _add_norms(self, bank: Bank, totals: dict[str, Tensor]) -> None:
+    def _norms(self, bank: Bank) -> Tensor:
+        """‖g‖² before and after clipping."""
         raw = bank.before[0].sum(dtype=bank.member.dtype)
         if self._scale is not None:
             raw = raw / self._scale**2
-        clipped = raw if self._clip is None else raw * self._clip**2
-        totals["gradient_squares"] = _plus(totals.get("gradient_squares"), raw)
-        totals["clipped_squares"] = _plus(totals.get("clipped_squares"), clipped)
+        return torch.stack([raw, raw if self._clip is None else raw * self._clip**2])
 
     # -- moves outside of step -------------------------------------------------------------------------------
 
     def guard(self) -> None:
         """Keep a copy of θ as it is now: a move before the next step can then be measured and taken out."""
         for section in self.sections:
-            section.guard = section.snapshot()
+            if all(s.parameter._version == s.version for s in section.slots):  # else the move has begun already
+                section.guard = section.snapshot()
 
     def unguard(self) -> None:
         for section in self.sections:
@@ -443,10 +457,12 @@ class OptimizerTrace:
     def _take_out(self, section: Section, noticed: bool) -> None:
         """start ← start + (θ now − θ guarded): the displacement then counts the steps' motion alone."""
         assert section.guard is not None
-        move = section.snapshot().sub_(section.guard)
+        now = section.snapshot()
+        move, section.guard = now - section.guard, now
         section.start.add_(move)
         if noticed:
             self.moves_removed += 1
+            self._moves_repeat |= self.steps <= _GUARDED_STEPS
         elif self.steps <= _GUARDED_STEPS:
             squared = torch.dot(move, move).to(sum_dtype(section.device))
             self.silent = squared if self.silent is None else self.silent + squared.to(self.silent.device)
@@ -460,7 +476,8 @@ class OptimizerTrace:
             "moves": self.moves,
             "moves_removed": self.moves_removed,
             "silent": None if self.silent is None else float(self.silent),
-            "met": self._met and exact,
+            "met": self._met and exact and not self._saved,
+            "moves_repeat": self._moves_repeat,
             "sections": [self._section_state(s, exact) for s in self.sections],
             "banks": [
                 {
@@ -500,6 +517,7 @@ class OptimizerTrace:
             bank.slot_mobility.load_(entry["slot_mobility"])
             bank.last_ito, bank.last_theta, bank.last_rate = entry["last"].to(bank.device).unbind()
         self.steps, self.moves, self.moves_removed = state["steps"], state["moves"], state["moves_removed"]
+        self._moves_repeat = state["moves_repeat"]
         self._met, self._unknown = state["met"], self._unknown and self.steps == 0
         if state["silent"] is not None:
             self.silent = torch.tensor(state["silent"])
@@ -543,7 +561,7 @@ class OptimizerTrace:
         group = self.optimizer.param_groups[group_index]
         dtype, device = compute_dtype(parameters[0]), parameters[0].device
         bank = self.banks.setdefault((dtype, device), Bank(dtype, device, tile_size(device)))
-        section = Section(self.optimizer, group, layer, mobility.formula(self.optimizer, group), dtype, device)
+        section = Section(self.optimizer, group, layer, dtype, device)
         for parameter in parameters:
             slot = section.add(parameter, len(self.slots), self._place(parameter), bank.size)
             step = self.optimizer.state.get(parameter, {}).get("step", 0)
@@ -552,7 +570,7 @@ class OptimizerTrace:
             self._seen[id(parameter)] = slot
             self._section_of.append(section)
         section.allocate()
-        if mobility.weight_decay(self.optimizer, group)[1]:
+        if section.decoupled:
             section.travelled = section.zeros()
         if self._response:
             self._start_response(section)

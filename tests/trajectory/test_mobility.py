@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 from trajectory_cases import FORMULA_RECIPES, ROUNDING, Recipe, recipe_ids
-from trajectory_reference import Run, counted_mobilities, flat, measure
+from trajectory_reference import Run, counted_mobilities, flat, measure, mobilities
 
 from lightning_speedlimit.trajectory import TrajectoryMeter, register_mobility
 
 # Six decades, both signs.
 FORCES = torch.cat([10.0 ** torch.linspace(-4, 2, 7), -(10.0 ** torch.linspace(-4, 2, 7))]).double()
 
-# u is a difference of parameters of size 1 to 1000, and u itself is 1e-5 or more: 1000 · 1e-16/1e-5 = 1e-8 at
-# worst for the largest force, where u is larger in the same proportion. So 1e-9, and 1e-10 is left unsettled.
+# u is a difference of parameters: 1e-16 · 0.5/1e-5 = 5e-12 of itself for the smallest force, less for the others
+# (they grow with their u). What momentum has not settled is 2e-11. 1e-9 leaves both room.
 CONSTANT_FORCE = 1e-9
 
 
@@ -100,10 +100,24 @@ def test_steady_mobility_is_not_the_first_response(recipe: Recipe) -> None:
     assert constant_force_error(recipe, 1)[0] > 0.1
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop], ids=lambda k: k.__name__
+)
 def test_learning_rate_may_be_a_tensor(kind: type) -> None:
     recipe = Recipe(kind, {"lr": torch.tensor(0.01, dtype=torch.float64), "foreach": False})
     assert max(constant_force_error(recipe, 12)) < CONSTANT_FORCE
+
+
+@pytest.mark.parametrize("recipe", FORMULA_RECIPES, ids=recipe_ids(FORMULA_RECIPES))
+def test_the_reference_obeys_its_own_definition(recipe: Recipe) -> None:
+    parameter = torch.zeros_like(FORCES).requires_grad_()
+    run = Run(recipe([parameter]))
+    for _ in range(40):
+        push(recipe, parameter, FORCES)
+        run.step()
+    moves = [step[parameter] for step in run.steps]
+    for move, mobility in zip(moves, mobilities(moves, "response"), strict=True):
+        torch.testing.assert_close(move.update, mobility * move.force, rtol=CONSTANT_FORCE, atol=0.0)
 
 
 # --- the guard can fail -----------------------------------------------------------------------------------

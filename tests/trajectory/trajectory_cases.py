@@ -1,8 +1,9 @@
 """Training problems and optimizer settings that the tests of the trajectory share."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -137,7 +138,4 @@ class LinearRegression:
 
 def convergence_order(errors: list[float]) -> list[float]:
     """The exponents p of error ~ step^p between runs whose step halves each time."""
-    return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
-
-
-Loss = Callable[[Tensor], Tensor]
+    return [math.log2(a / b) for a, b in pairwise(errors)]

@@ -10,7 +10,7 @@ denominators are set, at every step, to running averages that are recomputed fro
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -111,7 +111,9 @@ class Run:
         *,
         clip: float | None = None,
         closure: Callable[[], Tensor] | None = None,
+        only: Collection[int] | None = None,
     ) -> None:
+        """`only`: the numbers of the optimizers that take part in this joint step; None: all."""
         if loss is not None:
             self.losses.append(float(loss))
             if self.meter is not None:
@@ -119,6 +121,8 @@ class Run:
         self.lrs.append({float(group["lr"]) for o in self.optimizers for group in o.param_groups})
         moves: dict[Tensor, Move] = {}
         for number, optimizer in enumerate(self.optimizers):
+            if only is not None and number not in only:
+                continue
             moves.update(self._one(number, optimizer, clip, closure))
         self.steps.append(moves)
         if self.joint and self.meter is not None:
@@ -243,7 +247,9 @@ _NUMBERS = (
 )
 
 
-def _shadow(kind: type, options: dict[str, object], like: Tensor, **changed: object) -> tuple[Tensor, Optimizer]:
+def _shadow(
+    kind: type, options: dict[str, object], like: Tensor, **changed: object
+) -> tuple[Tensor, Optimizer]:
     """The same optimizer in float64 on a parameter at 0, without decay, one tensor at a time."""
     base = next(known for known in FORMULAS if issubclass(kind, known))
     kept = {name: options[name] for name in _NUMBERS if name in options} | changed
@@ -387,6 +393,7 @@ def _kinematics(run: Run, clock: str) -> dict[str, float]:
         "action": action,
         "elapsed": elapsed,
         "step_norm": norm,
+        "speed_limit_time": divided(displacement_squared, action),
         "straightness": divided(displacement_squared, path**2),
         "steadiness": divided(path**2, elapsed * action),
         "kinematic_efficiency": divided(displacement_squared, elapsed * action),
@@ -402,13 +409,15 @@ def _works(run: Run) -> dict[str, float]:
         if k + 1 < len(run.steps):
             following = run.steps[k + 1]
             known += near
-            anti += sum(float(following[p].force @ move.update) for p, move in moves.items() if p in following)
+            anti += sum(
+                float(following[p].force @ move.update) for p, move in moves.items() if p in following
+            )
     return {
         "work_ito": ito,
         "work_anti_ito": anti,
         "work_stratonovich": (known + anti) / 2,
         "signal_fraction": divided(anti, known),
-        "noise": min(max(known - anti, 0.0), known),
+        "noise": min(max(known - anti, 0.0), max(ito, 0.0)),
     }
 
 
@@ -427,7 +436,9 @@ def counted_mobilities(
     moves = [run.steps[k][parameter] for k in steps]
     still = idle(moves)
     out = []
-    for k, move, mobility, rest in zip(steps, moves, mobilities(moves, momentum_mobility), still, strict=True):
+    for k, move, mobility, rest in zip(
+        steps, moves, mobilities(moves, momentum_mobility), still, strict=True
+    ):
         mobility = factors[k][move.optimizer] * mobility
         out.append(mobility if issubclass(move.kind, torch.optim.SGD) else torch.where(rest, 0.0, mobility))
     return out

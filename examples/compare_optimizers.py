@@ -1,0 +1,401 @@
+"""Which optimizer wastes what: one MLP and one small CNN on real images, several optimizers, the same loss.
+
+    pip install -e ".[test]"
+    python examples/compare_optimizers.py            # less than a minute on two cores
+    python examples/compare_optimizers.py --help
+
+The images are the 1,797 handwritten digits that scikit-learn ships. Every run starts from the same weights,
+sees the same batches and ends when the loss on all images reaches the same target. The LightningModules below
+know nothing of the measurement: it is one line in `train`, and `--bare` leaves that line out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit.record import Summary
+
+BATCH_SIZE = 128
+LOG_EVERY = 5  # steps
+WIDTH = 110
+
+LEARNING_RATES = {
+    "sgd": {"mlp": 0.1, "cnn": 0.1},
+    "momentum": {"mlp": 0.05, "cnn": 0.05},
+    "rmsprop": {"mlp": 1e-3, "cnn": 1e-3},
+    "adamw": {"mlp": 1e-3, "cnn": 3e-3},
+    "muon": {"mlp": 0.02},  # of its AdamW: that of "adamw"
+}
+TITLES = {
+    "sgd": "SGD",
+    "momentum": "SGD+momentum",
+    "rmsprop": "RMSprop",
+    "adamw": "AdamW",
+    "muon": "Muon+AdamW",
+}
+MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
+    "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
+    "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr),
+    "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr),
+}
+
+
+# --- what is trained
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+
+
+def cnn() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(32 * 2 * 2, 10)),
+    )
+
+
+MODELS = {"mlp": mlp, "cnn": cnn}
+
+
+class Classifier(pl.LightningModule):
+    """A LightningModule like any other."""
+
+    def __init__(self, network: nn.Sequential, make_optimizer: MakeOptimizer, lr: float) -> None:
+        super().__init__()
+        self.network, self.make_optimizer, self.lr = network, make_optimizer, lr
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = cross_entropy(self.network(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return self.make_optimizer(self.parameters(), self.lr)
+
+
+class MuonClassifier(Classifier):
+    """Muon for the matrices that feed hidden neurons, AdamW for the rest: two optimizers, stepped by hand."""
+
+    def __init__(self, network: nn.Sequential, muon_lr: float, adamw_lr: float) -> None:
+        super().__init__(network, OPTIMIZERS["adamw"], adamw_lr)
+        self.muon_lr = muon_lr
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss.detach()
+
+    def configure_optimizers(self) -> Any:
+        hidden = [p for p in self.network[:-1].parameters() if p.ndim == 2]
+        rest = [p for p in self.parameters() if all(p is not h for h in hidden)]
+        return [torch.optim.Muon(hidden, lr=self.muon_lr), self.make_optimizer(rest, self.lr)]
+
+
+# --- how it is trained
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be done."""
+
+    model: str
+    optimizer: str
+
+    @property
+    def lr(self) -> float:
+        return LEARNING_RATES[self.optimizer][self.model]
+
+    @property
+    def title(self) -> str:
+        return f"{TITLES[self.optimizer]} lr {self.lr:g}"
+
+    @property
+    def full_title(self) -> str:
+        return f"{self.model.upper()} {self.title}"
+
+    def module(self) -> pl.LightningModule:
+        network = MODELS[self.model]()
+        if self.optimizer == "muon":
+            return MuonClassifier(network, self.lr, LEARNING_RATES["adamw"][self.model])
+        return Classifier(network, OPTIMIZERS[self.optimizer], self.lr)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that was done."""
+
+    job: Job
+    steps: int
+    loss: float
+    reached: bool
+    summary: Summary
+
+
+class StopAtLoss(pl.Callback):
+    """Ends the fit when the loss on all images reaches the target, or after max_steps.
+
+    Looking at the loss draws no random number and leaves no gradient: the training does not notice. The steps
+    are counted here, since `Trainer(max_steps=…)` counts a step of two optimizers twice.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, target: float, max_steps: int) -> None:
+        self.images, self.labels, self.target, self.max_steps = images, labels, target, max_steps
+        self.steps, self.loss = 0, math.nan
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        pl_module.eval()
+        with torch.no_grad():
+            loss = cross_entropy(pl_module.network(self.images), self.labels)
+        pl_module.train()
+        pl_module.log("loss_on_all_images", loss)
+        self.steps, self.loss = self.steps + 1, loss.item()
+        if self.loss <= self.target or self.steps >= self.max_steps:
+            trainer.should_stop = True
+
+
+class ProgressLine(pl.Callback):
+    """One line per run, rewritten in place where standard output is a terminal."""
+
+    def __init__(self, title: str, stop: StopAtLoss) -> None:
+        self.title, self.stop = title, stop
+
+    def show(self, trainer: pl.Trainer, end: str) -> None:
+        line = f"  {self.title:<24} step {self.stop.steps:>5}   loss {self.stop.loss:7.4f}"
+        efficiency = trainer.callback_metrics.get("speed_limit/efficiency")
+        if efficiency is not None:
+            line += f"   efficiency {float(efficiency):5.2f}"
+        print(f"\r{line}" if sys.stdout.isatty() else line, end=end, flush=True)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if sys.stdout.isatty() and self.stop.steps % LOG_EVERY == 0:
+            self.show(trainer, end="")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.show(trainer, end="\n")
+
+
+def train(job: Job, data: tuple[Tensor, Tensor], options: argparse.Namespace) -> Result:
+    pl.seed_everything(options.seed, verbose=False)
+    module = job.module()
+    order = torch.Generator().manual_seed(options.seed)
+    batches = DataLoader(TensorDataset(*data), BATCH_SIZE, shuffle=True, drop_last=True, generator=order)
+    stop = StopAtLoss(*data, options.target, options.steps)
+    callbacks: list[pl.Callback] = [stop]
+    if not options.bare:
+        callbacks.append(SpeedLimit(print_summary=False))  # the one line: all else is shared
+    callbacks.append(ProgressLine(job.full_title, stop))
+    trainer = pl.Trainer(
+        callbacks=callbacks,
+        logger=loggers(options.output / job.model, job.optimizer + ("-bare" if options.bare else "")),
+        log_every_n_steps=LOG_EVERY,
+        max_epochs=-1,
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, batches)
+    records = [callback.record for callback in callbacks if isinstance(callback, SpeedLimit)]
+    summary = records[0].summary() if records and records[0] is not None else Summary()
+    return Result(job, stop.steps, stop.loss, stop.loss <= options.target, summary)
+
+
+def loggers(folder: Path, name: str) -> list[Any]:
+    """CSV and TensorBoard side by side; an earlier demo's curves are not drawn under the new ones."""
+    for old in (folder / name).glob("events.out.tfevents.*"):
+        old.unlink()
+    return [CSVLogger(folder, name, version=""), TensorBoardLogger(folder, name, version="")]
+
+
+# --- what is told
+
+
+def main() -> None:
+    started = time.monotonic()
+    options = parse_arguments()
+    quieten_lightning()
+    torch.set_num_threads(1)  # the fastest for tensors this small; and the same sums on every machine
+    digits = load_digits()
+    data = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(digits.target)
+    jobs = [Job(m, o) for m in options.models for o in options.optimizers if m in LEARNING_RATES[o]]
+    if not hasattr(torch.optim, "Muon") and any(job.optimizer == "muon" for job in jobs):
+        print(f"Muon is left out: it came with torch 2.9, and this is torch {torch.__version__}.")
+        jobs = [job for job in jobs if job.optimizer != "muon"]
+    count = len(digits.images)
+    print(f"{len(jobs)} training runs on {count:,} images of handwritten digits, {BATCH_SIZE} a batch.")
+    print(
+        f"Each ends when the loss on all images is down to {options.target:g}, or after {options.steps:,} steps."
+    )
+    print("All runs of a model start from the same weights and see the same batches.\n")
+    results = [train(job, data, options) for job in jobs]
+    print(f"\nThis took {time.monotonic() - started:.0f} s.")
+    if options.bare:
+        print(f"Nothing was measured; the losses in {options.output} are those of the measured runs.")
+        return
+    for model in options.models:
+        print_table(model, [r for r in results if r.job.model == model], options.target)
+    print(LEGEND)
+    print("\nIn words\n")
+    for result in results:
+        print_wrapped(f"{result.job.full_title}: {sentence(result)}")
+    print(TRADE_OFF)
+    for model in options.models:
+        print_trade_off(model, [r for r in results if r.job.model == model and r.reached])
+    print_where(results[-1], options.output)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Trains two small models to the same loss and tells what each optimizer wasted.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo_runs"), metavar="DIR", help="logs and records"
+    )
+    parser.add_argument("--target", type=float, default=0.1, metavar="LOSS", help="loss at which a run ends")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--optimizers", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images")
+    parser.add_argument(
+        "--steps", type=int, default=3000, metavar="MAX", help="a run ends here at the latest"
+    )
+    parser.add_argument("--quick", action="store_true", help="at most 40 steps, to see that everything works")
+    parser.add_argument("--bare", action="store_true", help="without SpeedLimit: the losses are the same")
+    options = parser.parse_args()
+    if not any(model in LEARNING_RATES[name] for model in options.models for name in options.optimizers):
+        parser.error("Muon is for the hidden matrices of an MLP, got --models cnn alone; add mlp")
+    if options.quick:
+        options.steps = min(options.steps, 40)
+    return options
+
+
+def quieten_lightning() -> None:
+    """No tips, no devices that were not found, no advice for larger data sets."""
+    for name in ("pytorch_lightning", "lightning.pytorch"):  # the package under its two names
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+
+
+ROW = "{:<20} {:>5} {:>6}{:1}  {:<17} {:>10} {:1} {:>12} {:1} {:>10} {:>10} {:>6}"
+
+LEGEND = """
+How to read the table
+
+steps                 optimizer steps until the loss was reached
+loss                  on all images, at the end
+efficiency            least time in which gradient flow could lead from the first weights to the last, paying
+                      with this loss drop, as a share of the time taken; 1: the thermodynamic speed limit
+  [its interval]      the lower end leaves out the random motion that comes from batch noise
+kinematic efficiency  fewest steps / steps: what the motion of the weights alone tells; never above 1
+  = straightness      (distance from first to last weights / length of the path)^2; low: the path turns
+  x steadiness        1: steps of one length; low: a burst, then a crawl
+conversion            share of the work along the gradients that lowered the loss; the rest went into batch
+                      noise and bouncing
+fewest steps          this change of the weights could not have been done in fewer steps on the same budget;
+                      the budget is the action: the squared lengths of all steps, added up"""
+
+TRADE_OFF = """
+A trade-off, not a ranking
+
+Steps and action buy each other: the same motion in half the steps costs twice the action. At the same loss
+one run beats another only if it took no more of either."""
+
+
+def print_table(model: str, results: list[Result], target: float) -> None:
+    upper = (model.upper(), "", "", "", "efficiency", "kinematic", "", "", "", "", "", "fewest")
+    lower = ("", "steps", "loss", "", "[its interval]", "efficiency", "=", "straightness", "x", "steadiness")
+    header = ROW.format(*lower, "conversion", "steps")
+    print(f"\n{ROW.format(*upper)}\n{header}\n{'-' * len(header)}")
+    for r in results:
+        s = r.summary
+        efficiency = f"{fixed(s.efficiency)} [{fixed(s.efficiency_lower)}, {fixed(s.efficiency)}]"
+        start = r.job.title, r.steps, fixed(r.loss, 3), "" if r.reached else "*", efficiency
+        factors = fixed(s.kinematic_efficiency, 3), "=", fixed(s.straightness, 3), "x", fixed(s.steadiness, 3)
+        print(ROW.format(*start, *factors, f"{fixed(100 * s.conversion, 1)} %", fewest_steps(s)))
+    if not all(r.reached for r in results):
+        print(f"* ended before the loss was {target:g}: not to be compared with runs that got there")
+    for r in results:
+        for name, reason in r.summary.reasons.items():
+            print_wrapped(f"? {r.job.title}, {name}: {reason}")
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    return "?" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.00"
+
+
+def fewest_steps(summary: Summary) -> str:
+    limit = summary.speed_limit_time
+    return str(math.ceil(limit)) if math.isfinite(limit) else "?"
+
+
+def sentence(result: Result) -> str:
+    """The summary's own, and the speed limit."""
+    limit = f"this could not have been done in fewer than {fewest_steps(result.summary)} steps"
+    return f"{result.summary.sentence().rstrip('.')}; {limit} on the same budget."
+
+
+def print_wrapped(text: str) -> None:
+    print(textwrap.fill(text, WIDTH, subsequent_indent="    "))
+
+
+def beats(a: Result, b: Result) -> bool:
+    """Less of one, no more of the other."""
+    ours, theirs = (a.steps, a.summary.action), (b.steps, b.summary.action)
+    return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
+
+
+def print_trade_off(model: str, results: list[Result]) -> None:
+    """Which runs are beaten by none, and one that beats each of the others."""
+    nothing = "" if results else ": no run reached the loss, so there is nothing to compare"
+    print(f"\n{model.upper()}{nothing}")
+    for b in sorted(results, key=lambda r: r.steps):
+        better = next((a for a in sorted(results, key=lambda r: r.summary.action) if beats(a, b)), None)
+        verdict = "beaten by none" if better is None else f"beaten by {better.job.title}"
+        print(f"  {b.job.title:<20} {b.steps:>6} steps, action {b.summary.action:>6.3g}   {verdict}")
+
+
+def print_where(result: Result, output: Path) -> None:
+    record = output / result.job.model / result.job.optimizer / "speed_limit"
+    print(f"""
+Curves         tensorboard --logdir {output}
+The same       {output}/<model>/<optimizer>/metrics.csv
+From Python    from lightning_speedlimit import RunRecord
+               print(RunRecord.load("{record}").summary())""")
+
+
+if __name__ == "__main__":
+    main()
