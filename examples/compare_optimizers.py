@@ -194,7 +194,7 @@ class ProgressLine(pl.Callback):
         line = f"  {self.title:<24} step {self.stop.steps:>5}   loss {self.stop.loss:7.4f}"
         efficiency = trainer.callback_metrics.get("speed_limit/efficiency")
         if efficiency is not None:
-            line += f"   efficiency {float(efficiency):5.2f}"
+            line += f"   efficiency {fixed(float(efficiency)):>5}"
         print(f"\r{line}" if sys.stdout.isatty() else line, end=end, flush=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -253,11 +253,11 @@ def main() -> None:
     if not hasattr(torch.optim, "Muon") and any(job.optimizer == "muon" for job in jobs):
         print(f"Muon is left out: it came with torch 2.9, and this is torch {torch.__version__}.")
         jobs = [job for job in jobs if job.optimizer != "muon"]
+    if not jobs:
+        return
     count = len(digits.images)
     print(f"{len(jobs)} training runs on {count:,} images of handwritten digits, {BATCH_SIZE} a batch.")
-    print(
-        f"Each ends when the loss on all images is down to {options.target:g}, or after {options.steps:,} steps."
-    )
+    print(f"Each ends when the loss on all images is {options.target:g}, or after {options.steps:,} steps.")
     print("All runs of a model start from the same weights and see the same batches.\n")
     results = [train(job, data, options) for job in jobs]
     print(f"\nThis took {time.monotonic() - started:.0f} s.")
@@ -319,7 +319,7 @@ steps                 optimizer steps until the loss was reached
 loss                  on all images, at the end
 efficiency            least time in which gradient flow could lead from the first weights to the last, paying
                       with this loss drop, as a share of the time taken; 1: the thermodynamic speed limit
-  [its interval]      the lower end leaves out the random motion that comes from batch noise
+  [its interval]      the lower end is an estimate without the random motion that comes from batch noise
 kinematic efficiency  fewest steps / steps: what the motion of the weights alone tells; never above 1
   = straightness      (distance from first to last weights / length of the path)^2; low: the path turns
   x steadiness        1: steps of one length; low: a burst, then a crawl
@@ -392,8 +392,8 @@ def print_where(result: Result, output: Path) -> None:
     record = output / result.job.model / result.job.optimizer / "speed_limit"
     print(f"""
 Curves         tensorboard --logdir {output}
-The same       {output}/<model>/<optimizer>/metrics.csv
-From Python    from lightning_speedlimit import RunRecord
+Numbers        {output}/<model>/<optimizer>/metrics.csv
+Records        from lightning_speedlimit import RunRecord
                print(RunRecord.load("{record}").summary())""")
 
 

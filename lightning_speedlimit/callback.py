@@ -118,6 +118,8 @@ class SpeedLimit(CallbackBase):
         self._start_entry: tuple[tuple[int, ...], Any] | None = None
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
+        self._first_loss: Tensor | None = None  # of this batch's backwards
+        self._backwards = 0
         self._tried = False
         self._closed_steps = 0
         self._measured_at = -1
@@ -218,6 +220,11 @@ class SpeedLimit(CallbackBase):
             if self._probe.complete:
                 self._probe_start(trainer, pl_module)
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        self._backwards += 1
+        if self._backwards == 1:
+            self._first_loss = loss.detach()
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self._tried = True
         plain = _lightning.plain_optimizer(optimizer)
@@ -256,6 +263,9 @@ class SpeedLimit(CallbackBase):
     def _take_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
         """Add a batch's loss to its accumulation window; automatic optimization has divided it by the window."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if pl_module.automatic_optimization and self._backwards > 1:
+            loss = self._first_loss  # LBFGS evaluates it again and again; the first one is at θ_k
+        self._first_loss, self._backwards = None, 0
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             return
         loss = loss.detach()

@@ -87,7 +87,7 @@ def test_clipping_by_norm_works_with_the_unclipped_gradients(tmp_path: Path) -> 
 def test_clipping_by_value_keeps_the_raw_gradients(tmp_path: Path) -> None:
     model, callback = Regressor(), quiet()
     run = trainer(tmp_path, callback, gradient_clip_val=0.1, gradient_clip_algorithm="value")
-    run.fit(model, loader(batches(8)))
+    run.fit(model, loader(batches(1) * 8))
     got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
     # No scalar c: the mobility is the effective one, Σ‖u‖²/work_ito, so these are not the plain ones.
     ito, drop = wanted["work_ito"], wanted["loss_drop"]
@@ -129,7 +129,7 @@ def test_two_learning_rates_leave_the_lr_clock_undefined(tmp_path: Path) -> None
         return torch.optim.SGD([{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "lr": 0.02}])
 
     model, callback = Regressor(two_groups), quiet(clock="lr")
-    trainer(tmp_path, callback).fit(model, loader(batches(8)))
+    trainer(tmp_path, callback).fit(model, loader(batches(1) * 8))
     got, steps = last_row(callback), model.tape.steps
     assert callback.record is not None
     for name in ("elapsed", "action", "kinematic_efficiency", "steadiness", "speed_limit_time"):

@@ -234,6 +234,9 @@ class Estimates:
 
     def _non_finite(self) -> None:
         """Every other NaN or infinity comes from gradients, losses or weights that were not finite."""
+        unmeasured = self.run.measured == 0
         for name, value in self.values.items():
-            if not math.isfinite(value) and not name.endswith("_se") and name not in self.reasons:
+            if unmeasured and math.isnan(value):
+                self.reasons.setdefault(name, "no step has been measured yet")
+            elif not math.isfinite(value) and not name.endswith("_se") and name not in self.reasons:
                 self.reasons[name] = "a gradient, a loss or a weight was not finite"

@@ -80,7 +80,7 @@ class Slot:
 
     def pieces(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """The flat tensor cut into the slot's stretches."""
-        return self.flat(tensor).split(self.cuts)
+        return tuple(torch.split(self.flat(tensor), self.cuts))
 
     def kept_pieces(self, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
         """`pieces` of a tensor that stays where it is from step to step (never of gradients: views keep them)."""
@@ -257,7 +257,7 @@ class Tile:
     def _views(self, name: str, out: Tensor) -> list[Tensor]:
         known = self._slot_views.get(name)
         if known is None or known[0] != out.data_ptr():
-            cut = out.split([s.numel for s in self.slots])
+            cut = torch.split(out, [s.numel for s in self.slots])
             known = out.data_ptr(), [view.view(slot.shape) for view, slot in zip(cut, self.slots, strict=True)]
             self._slot_views[name] = known
         return known[1]

@@ -28,7 +28,7 @@ class Mail:
             return {}
         home = self._entries[0][1].device
         flat = torch.cat([t.to(home, sum_dtype(home), non_blocking=True).reshape(-1) for _, t in self._entries])
-        pieces = flat.cpu().double().split([t.numel() for _, t in self._entries])
+        pieces = torch.split(flat.cpu().double(), [t.numel() for _, t in self._entries])
         found: dict[str, Tensor] = {}
         for (name, tensor), piece in zip(self._entries, pieces, strict=True):
             value = piece.reshape(tensor.shape)

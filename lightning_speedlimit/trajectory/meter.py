@@ -99,6 +99,7 @@ class TrajectoryMeter:
             for optimizer in self.optimizers
         }
         self._losses = losses.LossWindows(loss_window)
+        self._handles: list[Any] = []
         self._signs: dict[int, Signs] = {}
         self._lost: tuple[str, ...] = ()
         self._reset_sums()
@@ -179,8 +180,8 @@ class TrajectoryMeter:
         measured = "sums" in self._joint
         if measured:
             self._close_sums(rate)
+        self.measured += measured or self._measuring()  # a step without gradients has been measured: 0
         self.steps += 1
-        self.measured += measured
         self._advance_clock(rate)
         self._moved, self._joint = set(), {}
 
@@ -297,9 +298,8 @@ class TrajectoryMeter:
 
     def close(self) -> None:
         """Remove the hooks; may be called twice. Numbers can still be computed."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._handles:
+            self._handles.pop().remove()
 
     def state_dict(self, *, exact: bool = True) -> dict[str, Any]:
         """Plain types and tensors. `exact`: with m and u_k (the size of the parameters); θ_0 apart, see `start`.
@@ -381,8 +381,8 @@ class TrajectoryMeter:
 
     def _hook(self) -> None:
         # Dynamo would trace through hooks of a compiled step: it must not look inside.
-        before, after = torch.compiler.disable(self._pre_hook), torch.compiler.disable(self._post_hook)
-        self._handles: list[Any] = []
+        untraced: Callable[[Any], Any] = torch.compiler.disable
+        before, after = untraced(self._pre_hook), untraced(self._post_hook)
         for optimizer in self.optimizers:
             self._handles.append(optimizer.register_step_pre_hook(before))
             self._handles.append(optimizer.register_step_post_hook(after))

@@ -53,7 +53,7 @@ def _number(value: Any) -> Scalar:
 
 
 def _sqrt(value: Scalar) -> Scalar:
-    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
+    return torch.sqrt(value) if isinstance(value, Tensor) else math.sqrt(value)
 
 
 def _write_root(source: Tensor, epsilon: Scalar, out: Tensor | None) -> None:
@@ -116,7 +116,7 @@ def _corrected_adam(group: Group, state: State) -> tuple[Scalar, Scalar]:
 
 def _adam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
     """lr/(√v̂ + ε), v̂ = v/(1 − β₂^t); with AMSGrad v is the maximum of the uncorrected v."""
-    root = _sqrt(_corrected_adam(group, state)[1])
+    root: Scalar = _sqrt(_corrected_adam(group, state)[1])
     key = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
     _write_root(stretch[key], group["eps"] * root, out)
     return _number(group["lr"]) * root
@@ -126,7 +126,7 @@ def _nadam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tenso
     """Adam's × [(1−μ_t)/(1−Π_t) + μ_{t+1}(1−β₁^t)/(1−Π_t μ_{t+1})], Π_t the stored product of the μ."""
     first, second = _corrected_adam(group, state)
     step, product = _number(state["step"]), _number(state["mu_product"])
-    beta1, decay = group["betas"][0], group["momentum_decay"]
+    beta1, decay = _number(group["betas"][0]), float(group["momentum_decay"])
     now = beta1 * (1.0 - 0.5 * 0.96 ** (step * decay))
     following = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * decay))
     response = (1.0 - now) / (1.0 - product) + following * first / (1.0 - product * following)
@@ -165,7 +165,7 @@ def _adamax(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tens
 def _adagrad(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
     """lr_k/(√sum + ε), lr_k = lr/(1 + (t−1) lr_decay): the stored step is post-increment."""
     _write_root(stretch["sum"], group["eps"], out)
-    return _number(group["lr"]) / (1.0 + (_number(state["step"]) - 1.0) * group["lr_decay"])
+    return _number(group["lr"]) / (1.0 + (_number(state["step"]) - 1.0) * float(group["lr_decay"]))
 
 
 def _adadelta(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:

@@ -33,7 +33,8 @@ def survey(section: Section, factor: float, signs: dict[int, Signs] | None, samp
     total = sum_dtype(section.device)
     buckets = None if signs is None else torch.zeros(BUCKETS, dtype=total, device=section.device)
     rows = [_slot(section, slot, factor, signs, buckets, sampled) for slot in section.slots]
-    return Survey(*(torch.stack([row[i] for row in rows]).to(total) for i in range(3)), sketch=buckets)
+    displacement, free, weighted = (torch.stack([row[i] for row in rows]).to(total) for i in range(3))
+    return Survey(displacement, free, weighted, buckets)
 
 
 def _slot(
