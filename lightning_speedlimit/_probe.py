@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import random
 from collections.abc import Callable, Iterator
@@ -86,6 +85,9 @@ def _undisturbed(trainer: Any, module: torch.nn.Module) -> Iterator[None]:
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     modes = [(m, m.training) for m in module.modules()]
     metrics = [(m, _metric_state(m)) for m in module.modules() if isinstance(m, Metric)]
+    for metric, state in metrics:
+        # In place of the states themselves: they may be part of a graph, and are changed in place.
+        metric.__dict__.update(apply_to_collection(state, Tensor, lambda t: t.detach().clone()))
     loggers, python, numpy = trainer.loggers, random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     muted = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
@@ -123,4 +125,4 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 def _metric_state(metric: Metric) -> dict[str, Any]:
     """States and counters of a torchmetrics Metric; it keeps them as plain attributes."""
     kept = [*metric._defaults, "_update_count", "_computed", "_forward_cache", "_is_synced", "_cache"]
-    return {name: copy.deepcopy(metric.__dict__[name]) for name in kept if name in metric.__dict__}
+    return {name: metric.__dict__[name] for name in kept if name in metric.__dict__}

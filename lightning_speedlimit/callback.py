@@ -290,7 +290,9 @@ class SpeedLimit(CallbackBase):
             return
         meter.check_moves()
         with start_weights(pl_module, meter.start_of):
-            self._probe.first = self._probe_losses(trainer, pl_module)
+            first = self._probe_losses(trainer, pl_module)
+        if self._probe is not None:
+            self._probe.first = first
         meter.forget_moves()
 
     def _probe_losses(self, trainer: Any, pl_module: Any) -> Tensor | None:

@@ -57,11 +57,12 @@ class Resumable:
         return len(self.data)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.position == len(self.data):
+            self.epoch, self.position = self.epoch + 1, 0
         order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.epoch)).tolist()
         while self.position < len(order):
             self.position += 1
             yield self.data[order[self.position - 1]]
-        self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}

@@ -208,8 +208,27 @@ class Estimates:
         if math.isnan(values["efficiency_lower"]):
             unknown = ", ".join(self.run.no_formula)
             reasons.setdefault("efficiency_lower", f"the noise's share is unknown for {unknown or 'this run'}")
+        self._caveats(noise)
         if values["work_action"] == 0.0:
             reasons.setdefault("efficiency_action", "the weights have not moved")
+
+    def _caveats(self, noise: float) -> None:
+        """What to know of a defined efficiency: an effective mobility; curvature that passed for noise.
+
+        To second order in the step n = (f_k − f_{k+1})·u_k is batch noise + u·H·u, and loss_drop − work_anti_ito
+        is half of u·H·u.
+        """
+        values, reasons = self.values, self.reasons
+        if math.isfinite(values["efficiency"]) and any(s.kind == "effective" for s in self.run.sections):
+            names = ", ".join(self.run.no_formula) or "clipping by value"
+            reasons.setdefault("efficiency", f"with the effective mobility of {names}: kinematic efficiency / conversion")
+        taken = self._total("work_ito_met") - values["work_anti_ito"]
+        curvature = ratio(2.0 * (values["loss_drop"] - values["work_anti_ito"]), taken)
+        if math.isfinite(values["efficiency_lower"]) and noise > 0.0 and curvature > 0.5:
+            share = min(1.0, curvature)
+            reasons.setdefault(
+                "efficiency_lower", f"too low: about {share:.0%} of what was taken out as noise is curvature (bouncing)"
+            )
 
     def _standard_errors(self) -> None:
         """Of the estimated values: from the loss windows, and from sampled steps."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 _SMALLEST_WINDOW = 3
-_CURVED = 3.0  # t value of the window's parabola above which a line does not describe it
+_APART = 3.0  # standard errors between the lines of two windows, above which the longer one is bent
+_JUMP = 5.0  # standard deviations of a loss from the middle of its neighbours
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,20 @@ class Extrapolation:
     """A loss at a step, as a weighted sum of recorded losses.
 
     value: the loss, in loss units. weights: step → weight (they sum to 1).
-    variance: of one loss about the line; NaN where the window has no spare point.
+    variance: of one loss about a smooth curve; NaN where fewer than three losses tell it.
+    bias_squared: what the window's curvature may have moved the value by, squared.
     """
 
     value: float
     weights: dict[int, float]
     variance: float
+    bias_squared: float
+
+    @property
+    def error_squared(self) -> float:
+        """Var + bias²; the variance counts 0 where too few points tell it."""
+        variance = 0.0 if math.isnan(self.variance) else self.variance
+        return variance * math.fsum(w * w for w in self.weights.values()) + self.bias_squared
 
 
 @dataclass(frozen=True)
@@ -38,26 +47,77 @@ class LossDrop:
 def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapolation:
     """L(target) from the least-squares line through (step, loss).
 
-    The window is halved, keeping the points nearest to the target, while a parabola fits them significantly
-    better (t > 3): a curved, quiet start is then not mistaken for a line. With one point, that point.
+    Of the whole window and its halves, quarters, … nearest to the target, the one with the smallest variance +
+    bias² is taken: a quiet, curved start then uses few points, a noisy one all. The bias is what a parabola
+    through the same points says of the line, as far as it exceeds its own noise; the noise is told from a smooth
+    curve by second differences. With one point, that point.
     """
     order = sorted(range(len(steps)), key=lambda i: abs(steps[i] - target))
-    kept = [(steps[i], losses[i]) for i in order]
-    while True:
-        x = torch.tensor([float(step - target) for step, _ in kept], dtype=torch.float64)
-        y = torch.tensor([loss for _, loss in kept], dtype=torch.float64)
-        if len(kept) <= _SMALLEST_WINDOW or _parabola_t(x, y) <= _CURVED:
-            break
-        kept = kept[: max(_SMALLEST_WINDOW, len(kept) // 2)]
-    weights = _line_weights(x)
-    value = float(weights @ y)
-    freedom = len(kept) - 2
-    variance = _residuals(x, y)[0] / freedom if freedom > 0 else math.nan
-    return Extrapolation(value, {step: float(w) for (step, _), w in zip(kept, weights, strict=True)}, variance)
+    variance = _noise_variance(steps, losses)
+    found: list[Extrapolation] = []
+    size = len(order)
+    while size:
+        kept = order[:size]
+        found.append(_line_at(target, [steps[i] for i in kept], [losses[i] for i in kept], variance))
+        size = 0 if size <= _SMALLEST_WINDOW else max(_SMALLEST_WINDOW, size // 2)
+    if not found:
+        raise ValueError("extrapolate needs at least one recorded loss, got none")
+    return min((_compared(line, found[i + 1 :]) for i, line in enumerate(found)), key=lambda x: x.error_squared)
+
+
+def _compared(line: Extrapolation, shorter: list[Extrapolation]) -> Extrapolation:
+    """The line with the bias that shorter windows nearer to the target show (Lepski's comparison)."""
+    own = line.error_squared - line.bias_squared
+    apart = [
+        (line.value - other.value) ** 2
+        for other in shorter
+        if (line.value - other.value) ** 2 > _APART**2 * max(0.0, other.error_squared - other.bias_squared - own)
+    ]
+    return replace(line, bias_squared=max([line.bias_squared, *apart]))
+
+
+def _noise_variance(steps: list[int], losses: list[float]) -> float:
+    """mean (y_{i−1} − 2y_i + y_{i+1})²/6: the variance of independent noise on a smooth curve."""
+    if len(steps) < 3:
+        return math.nan
+    order = sorted(range(len(steps)), key=steps.__getitem__)
+    y = torch.tensor([losses[i] for i in order], dtype=torch.float64)
+    return float(((y[:-2] - 2.0 * y[1:-1] + y[2:]) ** 2).mean()) / 6.0
+
+
+def _line_at(target: int, steps: list[int], losses: list[float], variance: float) -> Extrapolation:
+    """The line through a window, by polynomials orthogonal on its points, at x = step − target = 0."""
+    x = torch.tensor([float(step - target) for step in steps], dtype=torch.float64)
+    y = torch.tensor(losses, dtype=torch.float64)
+    weights = torch.full_like(x, 1.0 / x.numel())
+    residual = y - y.mean()
+    first = x - x.mean()
+    squares = float(torch.dot(first, first))
+    bias_squared = 0.0
+    if squares > 0.0:
+        weights = weights - first * (float(x.mean()) / squares)
+        residual = residual - first * (float(torch.dot(first, residual)) / squares)
+    if x.numel() > 2:
+        bias_squared = _bias_squared(x, first, squares, residual, variance)
+    value = float(torch.dot(weights, y))
+    return Extrapolation(value, dict(zip(steps, weights.tolist(), strict=True)), variance, bias_squared)
+
+
+def _bias_squared(x: Tensor, first: Tensor, squares: float, residual: Tensor, variance: float) -> float:
+    """(parabola − line)² at x = 0, less the variance that this difference has from noise alone."""
+    skew = float(torch.dot(first, first**2)) / squares
+    second = first**2 - squares / x.numel() - first * skew
+    height = float(torch.dot(second, second))
+    if height <= 1e-12 * squares**2:
+        return 0.0  # the points carry no parabola
+    coefficient = float(torch.dot(second, residual)) / height
+    mean = float(x.mean())
+    at_target = mean**2 - squares / x.numel() + mean * skew
+    return at_target**2 * max(0.0, coefficient**2 - variance / height)
 
 
 def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float]], step: int) -> LossDrop:
-    """L_0 − L_K and √(Σ weights² · variance): weights of steps that serve both ends are subtracted first.
+    """L_0 − L_K and √(Σ weights² · variance + bias²); steps that serve both ends are subtracted first.
 
     Args:
         first: steps and losses of the first window, last: of the last one; step: K.
@@ -66,14 +126,32 @@ def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float
     """
     if not first[0] or not last[0]:
         return LossDrop(math.nan, math.nan, math.nan, math.nan)
-    start, end = extrapolate(*first, 0), extrapolate(*last, step)
-    squared = 0.0
+    start, end = extrapolate(*_without_jumps(*first), 0), extrapolate(*last, step)
+    squared = start.bias_squared + end.bias_squared
     for index in start.weights.keys() | end.weights.keys():
         weight = start.weights.get(index, 0.0) - end.weights.get(index, 0.0)
-        variances = [v for v, used in ((start.variance, index in start.weights), (end.variance, index in end.weights))
-                     if used and not math.isnan(v)]
-        squared += weight**2 * (sum(variances) / len(variances) if variances else 0.0)
+        ends = [found.variance for found in (start, end) if index in found.weights]
+        known = [variance for variance in ends if not math.isnan(variance)]
+        squared += weight**2 * (sum(known) / len(known) if known else 0.0)
     return LossDrop(start.value - end.value, math.sqrt(squared), start.value, end.value)
+
+
+def _without_jumps(steps: list[int], losses: list[float]) -> tuple[list[int], list[float]]:
+    """The window without single losses that stand out against both neighbours.
+
+    An optimizer without bias correction may throw the weights far in its first step and come back in the next:
+    that loss is not one from which L(θ_0) follows. Only at the start: late in a run the high losses of hard
+    batches belong to the mean.
+    """
+    y = torch.tensor(losses, dtype=torch.float64)
+    if y.numel() < 10 or not bool(torch.isfinite(y).all()):
+        return steps, losses
+    before, after = y[1:-1] - y[:-2], y[1:-1] - y[2:]
+    height = 0.5 * (before + after)
+    away = (height - height.median()).abs()
+    jumps = (before * after > 0) & (away > _JUMP * 1.4826 * away.median())
+    kept = [0, *(i + 1 for i, jump in enumerate(jumps.tolist()) if not jump), y.numel() - 1]
+    return [steps[i] for i in kept], [losses[i] for i in kept]
 
 
 def paired_drop(probe: Tensor) -> LossDrop:
@@ -86,40 +164,6 @@ def paired_drop(probe: Tensor) -> LossDrop:
     n = difference.numel()
     error = float(difference.std()) / math.sqrt(n) if n > 1 else math.nan
     return LossDrop(float(difference.mean()), error, float(probe[0].mean()), float(probe[1].mean()))
-
-
-def _line_weights(x: Tensor) -> Tensor:
-    """w with Σ w_i y_i = the least-squares line's value at x = 0."""
-    centred = x - x.mean()
-    spread = float((centred**2).sum())
-    uniform = torch.full_like(x, 1.0 / x.numel())
-    return uniform if spread == 0.0 else uniform - centred * (x.mean() / spread)
-
-
-def _residuals(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Σ residual² of the best line and of the best parabola, by orthogonal polynomials on the points x."""
-    first = x - x.mean()
-    squares = torch.dot(first, first)
-    if float(squares) == 0.0:
-        return float(((y - y.mean()) ** 2).sum()), math.nan
-    line = y - y.mean()
-    line = line - first * (torch.dot(first, line) / squares)
-    second = first**2 - squares / x.numel() - first * (torch.dot(first, first**2) / squares)
-    height = torch.dot(second, second)
-    parabola = line - second * (torch.dot(second, line) / height) if float(height) > 0.0 else line
-    return float(torch.dot(line, line)), float(torch.dot(parabola, parabola))
-
-
-def _parabola_t(x: Tensor, y: Tensor) -> float:
-    """|t| of the quadratic term: √F of adding it to the line. 0 where nothing is left to explain."""
-    if not bool(torch.isfinite(y).all()):
-        return 0.0
-    line, parabola = _residuals(x, y)
-    floor = 1e-24 * float((y**2).sum())  # rounding of float64 losses, squared
-    if not line > floor or math.isnan(parabola):
-        return 0.0
-    freedom = x.numel() - 3
-    return math.sqrt(max(0.0, line - parabola) * freedom / max(parabola, floor))
 
 
 class LossWindows:

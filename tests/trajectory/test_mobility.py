@@ -14,7 +14,7 @@ from lightning_speedlimit.trajectory import TrajectoryMeter, register_mobility
 # Six decades, both signs.
 FORCES = torch.cat([10.0 ** torch.linspace(-4, 2, 7), -(10.0 ** torch.linspace(-4, 2, 7))]).double()
 
-# u is a difference of parameters: 1e-16 · 0.5/1e-5 = 5e-12 of itself for the smallest force, less for the others
+# u is a difference of parameters: off by 1e-16 · 0.5/1e-5 = 5e-12 of it for the smallest force, less else
 # (they grow with their u). What momentum has not settled is 2e-11. 1e-9 leaves both room.
 CONSTANT_FORCE = 1e-9
 

@@ -1,0 +1,274 @@
+"""A resumed run's record equals that of the uninterrupted run, or says what it cannot know."""
+
+import math
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from callback_cases import EXACT, Regressor, Resumable, batches, last_row, quiet, sgd, trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from lightning_speedlimit import RunRecord, SpeedLimit
+
+PER_EPOCH, STEPS = 8, 24
+
+OPTIMIZERS = {
+    "SGD momentum": sgd(momentum=0.9, weight_decay=0.01),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
+}
+
+
+def fit(folder: Path, callback: Any, optimizer: Any, *, ckpt: Any = None, at: int | None = None, **options: Any) -> Any:
+    """24 steps in 3 epochs, resumed from `ckpt`; `at`: leaves a checkpoint of that step."""
+    model = Regressor(optimizer)
+    callbacks = [] if callback is None else [callback]
+    if at is not None:
+        callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=at, save_top_k=-1))
+    settings = {"max_epochs": 3, "enable_checkpointing": at is not None, "log_every_n_steps": 3, **options}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*ckpt.*|.*resum.*|.*dirpath.*", category=UserWarning, module=".*pytorch.*")
+        trainer(folder, *callbacks, **settings).fit(model, Resumable(batches(PER_EPOCH)), ckpt_path=ckpt)
+    return model
+
+
+def same(record: RunRecord | None, other: RunRecord | None) -> None:
+    """Columns and sketches are bitwise equal: the sums go on where they were."""
+    assert record is not None
+    assert other is not None
+    assert record.columns.keys() == other.columns.keys()
+    for name, column in other.columns.items():
+        np.testing.assert_array_equal(record.columns[name], column, err_msg=name)
+    np.testing.assert_array_equal(record.sketch_steps, other.sketch_steps)
+    np.testing.assert_array_equal(record.sketches, other.sketches)
+    assert record.reasons == other.reasons
+    assert record.run == other.run
+
+
+@pytest.mark.parametrize("at", [5, 8, 15, 16])  # within the first and the second epoch, and at their ends
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_exact_state_resumes_bitwise(tmp_path: Path, name: str, at: int) -> None:
+    whole, resumed = quiet(), quiet()
+    model = fit(tmp_path, whole, OPTIMIZERS[name], at=at)
+    again = fit(tmp_path, resumed, OPTIMIZERS[name], ckpt=tmp_path / f"step={at}.ckpt")
+    assert again.tape.losses == model.tape.losses[at:]  # the training itself resumes exactly
+    same(resumed.record, whole.record)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"probe_batches": 2},
+        {"measure_every_n_steps": 3},
+        {"per_layer": True, "clock": "lr"},
+        {"entropy_production": "anti_ito", "loss_window": 6},
+    ],
+    ids=str,
+)
+def test_settings_resume_bitwise(tmp_path: Path, settings: dict[str, Any]) -> None:
+    whole, resumed = quiet(**settings), quiet(**settings)
+    fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=13)
+    fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=13.ckpt")
+    same(resumed.record, whole.record)
+
+
+@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.3}], ids=str)
+def test_trainer_options_resume_bitwise(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole, resumed = quiet(), quiet()
+    fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=4, **options)
+    fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=4.ckpt", **options)
+    same(resumed.record, whole.record)
+
+
+def test_the_comparison_can_fail(tmp_path: Path) -> None:
+    """A loader that does not tell where it is restarts the epoch: another training, another record."""
+    whole, resumed = quiet(), quiet()
+    fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=5)
+    path = tmp_path / "step=5.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["callbacks"]["SpeedLimit"]["meter"]["traces"][0]["met"] = False  # loses f_{k+1}·u_k of one step
+    torch.save(saved, path)
+    fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=path)
+    with pytest.raises(AssertionError, match="work_"):
+        same(resumed.record, whole.record)
+
+
+def test_resuming_twice_equals_the_uninterrupted_run(tmp_path: Path) -> None:
+    whole, last = quiet(), quiet()
+    fit(tmp_path / "whole", whole, OPTIMIZERS["AdamW"])
+    fit(tmp_path, quiet(), OPTIMIZERS["AdamW"], at=5, max_epochs=1)
+    fit(tmp_path, quiet(), OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=5.ckpt", at=14, max_epochs=2)
+    fit(tmp_path, last, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=14.ckpt")
+    assert last.record is not None
+    assert whole.record is not None
+    # The end of an epoch was the end of a run, and was measured: rows that the whole run has too (8, 16).
+    assert last_row(last) == last_row(whole)
+
+
+def test_a_checkpoint_is_plain_tensors_without_the_initial_weights(tmp_path: Path) -> None:
+    callback = quiet(probe_batches=1)
+    fit(tmp_path, callback, OPTIMIZERS["AdamW"], at=5)
+    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["callbacks"]["SpeedLimit"]
+    assert state["start"]["file"].startswith("start-")
+    files = list((tmp_path / "speed_limit").glob("start-*.pt"))
+    assert len(files) == 1  # once for all checkpoints
+    start = torch.load(files[0], weights_only=True)
+    assert torch.equal(torch.cat(start), torch.cat([p.detach().reshape(-1) for p in Regressor().parameters()]))
+
+
+# --- what is lost is said
+
+
+def light(tmp_path: Path, **settings: Any) -> tuple[SpeedLimit, SpeedLimit]:
+    whole, resumed = quiet(save_state="light", **settings), quiet(save_state="light", **settings)
+    fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=13)
+    with pytest.warns(UserWarning, match="without the initial weights") as said:
+        fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=13.ckpt")
+    assert sum("initial weights" in str(w.message) for w in said) == 1
+    return whole, resumed
+
+
+@pytest.mark.parametrize("probe", [0, 2])
+def test_light_state_keeps_its_sums_and_names_what_it_lost(tmp_path: Path, probe: int) -> None:
+    whole, resumed = light(tmp_path, probe_batches=probe)
+    got, wanted = last_row(resumed), last_row(whole)
+    for name in ("step", "path_length", "action", "work_ito", "work_action", "elapsed", "steadiness", "grad_norm"):
+        assert got[name] == pytest.approx(wanted[name], rel=1e-12), name  # the same additions
+    assert resumed.record is not None
+    lost = ("displacement", "straightness", "kinematic_efficiency", "efficiency", "efficiency_action")
+    for name in lost:
+        assert math.isnan(got[name])
+        assert "resumed without" in resumed.record.reasons[name]
+    if not probe:
+        assert got["loss_drop"] == wanted["loss_drop"]
+    else:  # not the probe's drop since the resume: the losses of the whole training
+        unprobed = quiet()
+        fit(tmp_path / "unprobed", unprobed, OPTIMIZERS["AdamW"])
+        assert got["loss_drop"] == pytest.approx(last_row(unprobed)["loss_drop"], rel=EXACT)
+    size = {p: sum(t.numel() for t in tensors(p)) for p in (whole.state_dict(), resumed.state_dict())[:0]}
+    assert not size
+
+
+def tensors(state: Any) -> list[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return [state]
+    inner = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return [t for value in inner for t in tensors(value)]
+
+
+def test_light_state_holds_nothing_of_the_size_of_the_model(tmp_path: Path) -> None:
+    size = sum(p.numel() for p in Regressor(width=3000).parameters())
+    for save_state, copies in (("light", 0), ("exact", 3)):  # AdamW: m, u_k and Σu
+        callback = quiet(save_state=save_state)
+        model = Regressor(OPTIMIZERS["AdamW"], width=3000)
+        trainer(tmp_path, callback, log_every_n_steps=100).fit(model, Resumable(batches(3)))
+        found = sum(t.numel() for t in tensors(callback.state_dict()))
+        assert copies * size <= found < copies * size + 6000  # the sums, losses, and one sketch of 4093
+
+
+def test_a_missing_start_file_is_said_once(tmp_path: Path) -> None:
+    fit(tmp_path, quiet(), OPTIMIZERS["SGD momentum"], at=5)
+    shutil.rmtree(tmp_path / "speed_limit")
+    resumed = quiet()
+    with pytest.warns(UserWarning, match="without the initial weights") as said:
+        fit(tmp_path, resumed, OPTIMIZERS["SGD momentum"], ckpt=tmp_path / "step=5.ckpt")
+    assert sum("initial weights" in str(w.message) for w in said) == 1
+    assert math.isnan(last_row(resumed)["displacement"])
+    assert last_row(resumed)["step"] == STEPS
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a file of tensors", None], ids=["empty", "text", "cut"])
+def test_a_damaged_start_file_counts_as_missing(tmp_path: Path, damage: bytes | None) -> None:
+    fit(tmp_path, quiet(), OPTIMIZERS["SGD momentum"], at=5)
+    (path,) = (tmp_path / "speed_limit").glob("start-*.pt")
+    path.write_bytes(path.read_bytes()[:-300] if damage is None else damage)
+    resumed = quiet()
+    with pytest.warns(UserWarning, match="without the initial weights"):
+        fit(tmp_path, resumed, OPTIMIZERS["SGD momentum"], ckpt=tmp_path / "step=5.ckpt")
+    assert math.isnan(last_row(resumed)["displacement"])
+
+
+def test_the_start_file_is_found_beside_a_checkpoint_that_was_moved(tmp_path: Path) -> None:
+    whole, resumed = quiet(), quiet()
+    fit(tmp_path / "old", whole, OPTIMIZERS["AdamW"], at=5)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    fit(tmp_path / "elsewhere", resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "new" / "step=5.ckpt")
+    same(resumed.record, whole.record)
+
+
+def test_where_no_file_can_be_written_the_checkpoint_holds_the_initial_weights(tmp_path: Path) -> None:
+    blocked = tmp_path / "a file"
+    blocked.write_text("no folder")
+    whole, resumed = quiet(dirpath=blocked / "speed_limit"), quiet(dirpath=blocked / "speed_limit")
+    with pytest.warns(UserWarning, match="keeps the initial weights in the checkpoint") as said:
+        fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=5)
+    assert sum("initial weights in the checkpoint" in str(w.message) for w in said) == 1
+    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["callbacks"]["SpeedLimit"]
+    assert isinstance(state["start"], list)
+    with pytest.warns(UserWarning, match="could not save its record"):
+        fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=5.ckpt")
+    same(resumed.record, whole.record)
+
+
+def test_a_checkpoint_without_the_callback_is_labelled(tmp_path: Path) -> None:
+    fit(tmp_path, None, OPTIMIZERS["AdamW"], at=5)
+    resumed = quiet()
+    model = fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=5.ckpt")
+    assert resumed.record is not None
+    assert resumed.record.run["since_step"] == 5
+    steps = model.tape.steps
+    assert last_row(resumed)["step"] == len(steps) == STEPS - 5
+    moved = float((steps[-1].after - steps[0].before).norm())
+    assert last_row(resumed)["displacement"] == pytest.approx(moved, rel=EXACT)
+
+
+def test_another_model_starts_anew_and_says_so(tmp_path: Path) -> None:
+    fit(tmp_path, quiet(), OPTIMIZERS["AdamW"], at=5)
+    saved = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
+    saved["callbacks"]["SpeedLimit"]["meter"]["traces"][0]["sections"][0]["numel"][0] += 1
+    torch.save(saved, tmp_path / "other.ckpt")
+    resumed = quiet(probe_batches=2)
+    with pytest.warns(UserWarning, match="starts anew at step 5"):
+        fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "other.ckpt")
+    assert resumed.record is not None
+    assert resumed.record.run["since_step"] == 5
+    assert last_row(resumed)["step"] == STEPS - 5
+
+
+def test_a_checkpoint_of_a_callback_that_comes_first(tmp_path: Path) -> None:
+    """It is written before SpeedLimit has seen the end of the batch: one loss is lost, none is misplaced."""
+
+    class Early(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 5:
+                trainer.save_checkpoint(tmp_path / "early.ckpt")
+
+    whole, resumed = quiet(), quiet()
+    model = Regressor()
+    trainer(tmp_path, Early(), whole, max_epochs=3).fit(model, Resumable(batches(PER_EPOCH)))
+    fit(tmp_path, resumed, None, ckpt=tmp_path / "early.ckpt", log_every_n_steps=1)
+    got, wanted = last_row(resumed), last_row(whole)
+    for name in ("step", "displacement", "path_length", "work_ito", "loss_drop", "efficiency"):
+        assert got[name] == pytest.approx(wanted[name], rel=1e-12, nan_ok=True), name
+
+
+def test_a_second_fit_measures_from_where_it_starts(tmp_path: Path) -> None:
+    model, callback = Regressor(), quiet()
+    run = trainer(tmp_path, callback)
+    run.fit(model, Resumable(batches(PER_EPOCH)))
+    first = callback.record
+    run.fit_loop.max_epochs = 2
+    run.fit(model, Resumable(batches(PER_EPOCH)))
+    steps = model.tape.steps[PER_EPOCH:]
+    assert first is not None
+    assert callback.record is not None
+    assert first.columns["step"][-1] == PER_EPOCH  # the first record is as it was
+    assert callback.record.run["since_step"] == PER_EPOCH
+    assert last_row(callback)["step"] == len(steps) == PER_EPOCH
+    moved = float((steps[-1].after - steps[0].before).norm())
+    assert last_row(callback)["displacement"] == pytest.approx(moved, rel=EXACT)
