@@ -26,7 +26,9 @@ def _installed() -> list[Any]:
 NAMESPACES = _installed()
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback as CallbackBase
+    from pytorch_lightning import Callback
+
+    CallbackBase = Callback
 else:
     # A class with both bases works in the Trainers and the command lines of both packages.
     CallbackBase = type("CallbackBase", tuple({m.Callback: None for m in NAMESPACES}), {})

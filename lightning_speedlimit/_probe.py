@@ -22,8 +22,8 @@ _SEED = 0  # dropout draws the same masks at θ_0 and later: the difference is t
 class Probe:
     """L on the first `size` batches that training delivered, through training_step.
 
-    Logging is muted; buffers, metrics, module modes and random states are as they were afterwards, and neither
-    the loader nor global_step moves.
+    Logging is muted; buffers, metrics, module modes and random states are as they were afterwards, and
+    neither the loader nor global_step moves.
     """
 
     def __init__(self, size: int) -> None:
@@ -75,20 +75,21 @@ def start_weights(module: torch.nn.Module, start_of: Callable[[Tensor], Tensor |
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in held:
-                parameter.copy_(value)
+            for kept, value in held:
+                kept.copy_(value)
 
 
 @contextmanager
 def _undisturbed(trainer: Any, module: torch.nn.Module) -> Iterator[None]:
-    tables = [(m._buffers, dict(m._buffers)) for m in module.modules()]  # training_step may put in other tensors
+    # training_step may put other tensors in their places
+    tables = [(m._buffers, dict(m._buffers)) for m in module.modules()]
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     modes = [(m, m.training) for m in module.modules()]
     metrics = [(m, _metric_state(m)) for m in module.modules() if isinstance(m, Metric)]
     for metric, state in metrics:
         # In place of the states themselves: they may be part of a graph, and are changed in place.
         metric.__dict__.update(apply_to_collection(state, Tensor, lambda t: t.detach().clone()))
-    loggers, python, numpy = trainer.loggers, random.getstate(), np.random.get_state()
+    loggers, python, numpy = trainer.loggers, random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     muted = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
     try:
@@ -105,7 +106,7 @@ def _undisturbed(trainer: Any, module: torch.nn.Module) -> Iterator[None]:
             else:
                 module.__dict__[name] = value
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         for part, training in modes:
             part.training = training
         for metric, state in metrics:

@@ -1,4 +1,4 @@
-"""SpeedLimit: translates Lightning's hooks into calls of the trajectory meter. The only importer of Lightning."""
+"""SpeedLimit: translates Lightning's hooks into calls of the trajectory meter."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _WRITE_EVERY = 30.0  # seconds
 
 
 class SpeedLimit(CallbackBase):
-    """η = Σ (Δθ_i)²/m_i / Q: how close a training run came to the thermodynamic speed limit, and why not closer.
+    """η = Σ (Δθ_i)²/m_i / Q: how close a training run came to the speed limit, and why not closer.
 
     ```python
     trainer = Trainer(callbacks=[SpeedLimit()])
     ```
 
-    Measures every optimizer step and changes none of the training's numbers. On the Trainer's own log steps it
-    logs `speed_limit/…` (see `LOGGED`; units and formulas: `record.Summary`, and Seroussi et al.,
+    Measures every optimizer step and changes none of the training's numbers. On the Trainer's own log steps
+    it logs `speed_limit/…` (see `LOGGED`; units and formulas: `record.Summary`, and Seroussi et al.,
     arXiv:2307.14653) to every logger, keeps a row in `record`, and saves the record beside the logs.
 
     Args:
@@ -75,8 +75,10 @@ class SpeedLimit(CallbackBase):
         record: the RunRecord, from the start of the fit on; None before.
 
     Raises:
-        ValueError: an argument out of its range; at the start of a fit: probe_batches under manual optimization.
+        ValueError: an argument out of its range; at the start of a fit: probe_batches, optimizing manually.
     """
+
+    log: Any  # Lightning sets it at the start of a fit
 
     def __init__(
         self,
@@ -121,6 +123,7 @@ class SpeedLimit(CallbackBase):
         self._first_loss: Tensor | None = None  # of this batch's backwards
         self._backwards = 0
         self._tried = False
+        self._last_of_epoch = False
         self._closed_steps = 0
         self._measured_at = -1
         self._written = time.monotonic()
@@ -139,11 +142,13 @@ class SpeedLimit(CallbackBase):
         if self.probe_batches and not pl_module.automatic_optimization:
             raise ValueError(
                 f"probe_batches={self.probe_batches} needs automatic optimization: under manual optimization "
-                "training_step would step the optimizers. Use monitor='name of a logged loss' and probe_batches=0"
+                "training_step would step the optimizers. Use monitor='a logged loss' and probe_batches=0"
             )
         loaded, self._loaded = self._loaded, None
         # a broadcast under several processes: on every rank
-        folder = None if trainer.fast_dev_run or trainer.barebones else self.dirpath or _default_folder(trainer)
+        folder = (
+            None if trainer.fast_dev_run or trainer.barebones else self.dirpath or _default_folder(trainer)
+        )
         self._folder = folder
         self._attach(trainer, pl_module)
         self.record = RunRecord(self._description(trainer, pl_module))
@@ -165,22 +170,24 @@ class SpeedLimit(CallbackBase):
         if why is not None:
             self._say(f"SpeedLimit measures nothing in this run: {why}, which it does not support")
             return
-        hooked = [o for o in self._optimizers if hasattr(o, "register_step_post_hook")]
-        for optimizer in self._optimizers:
+        # For "no optimizer" Lightning has one without groups.
+        real = [o for o in self._optimizers if o.param_groups]
+        hooked = [o for o in real if hasattr(o, "register_step_post_hook")]
+        for optimizer in real:
             if optimizer not in hooked:
                 self._say(
-                    f"SpeedLimit can't measure {type(optimizer).__name__}: got an optimizer without step hooks, "
-                    "wanted a torch.optim.Optimizer; derive it from that. What other optimizers do is measured"
+                    f"SpeedLimit can't measure {type(optimizer).__name__}: got an optimizer without step "
+                    "hooks, wanted a torch.optim.Optimizer; derive it from that. What others do is measured"
                 )
         if not hooked:
-            if not self._optimizers:
+            if not real:
                 self._say("SpeedLimit measures nothing: configure_optimizers returned no optimizer")
             return
         parameters = [p for o in hooked for g in o.param_groups for p in g["params"]]
         if not any(p.requires_grad for p in parameters):
             self._say(
-                "SpeedLimit got optimizers whose parameters are all frozen, wanted one with requires_grad=True: "
-                "nothing is measured until one is unfrozen"
+                "SpeedLimit got optimizers whose parameters are all frozen, wanted one with "
+                "requires_grad=True: nothing is measured until one is unfrozen"
             )
         names = {id(p): name.rpartition(".")[0] for name, p in pl_module.named_parameters()}
         overridden = getattr(type(pl_module).configure_gradient_clipping, "__module__", "")
@@ -214,7 +221,9 @@ class SpeedLimit(CallbackBase):
             self._detach()
             self._attach(trainer, pl_module)
             self._closed_steps = 0
-            self.record = RunRecord(self._description(trainer, pl_module) | {"since_step": trainer.global_step})
+            self.record = RunRecord(
+                self._description(trainer, pl_module) | {"since_step": trainer.global_step}
+            )
         if self._probe is not None and not self._probe.complete:
             self._probe.keep(batch)
             if self._probe.complete:
@@ -241,9 +250,12 @@ class SpeedLimit(CallbackBase):
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             self._meter.observe_changed_gradients()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._meter is None:
             return
+        self._last_of_epoch = trainer.is_last_batch
         self._take_loss(trainer, pl_module, outputs)
         self._meter.end_step()
         tried, self._tried = self._tried, False
@@ -258,10 +270,10 @@ class SpeedLimit(CallbackBase):
         if _lightning.should_log(trainer) or (self._announce and trainer.is_last_batch):
             self._measure(trainer, pl_module)
         elif self._announce and self._measured_at < 0:
-            self._log({name: math.nan for name in LOGGED}, on_step=True)
+            self._log(dict.fromkeys(LOGGED, math.nan), on_step=True)
 
     def _take_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
-        """Add a batch's loss to its accumulation window; automatic optimization has divided it by the window."""
+        """Add a batch's loss to its accumulation window; automatic optimization divided it by that."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if pl_module.automatic_optimization and self._backwards > 1:
             loss = self._first_loss  # LBFGS evaluates it again and again; the first one is at θ_k
@@ -300,7 +312,9 @@ class SpeedLimit(CallbackBase):
         try:
             return self._probe.losses(trainer, pl_module)
         except Exception as error:  # whatever a training_step may raise without gradients: training goes on
-            self._say(f"SpeedLimit could not evaluate probe_batches ({error}); the losses of training are used")
+            self._say(
+                f"SpeedLimit could not evaluate probe_batches ({error}); the losses of training are used"
+            )
             self._probe = None
             return None
 
@@ -336,7 +350,9 @@ class SpeedLimit(CallbackBase):
     def _reasons(self, meter: TrajectoryMeter) -> dict[str, str]:
         reasons = dict(meter.reasons)
         if self._probe is not None and self._probe.first is None:
-            reasons["loss_drop"] = f"until {self.probe_batches} probe batches have come, from the training losses"
+            reasons["loss_drop"] = (
+                f"until {self.probe_batches} probe batches have come, from the training losses"
+            )
         if self.monitor is not None and "no loss was recorded" in reasons.values():
             reasons["loss_drop"] = f"monitor={self.monitor!r} was not among the metrics logged at each step"
         return reasons
@@ -418,7 +434,7 @@ class SpeedLimit(CallbackBase):
     # -- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors: the meter's sums (with `save_state="exact"` its buffers too) and the record."""
+        """Plain types and tensors: the meter's sums, with `save_state="exact"` its buffers, the record."""
         meter, record = self._meter, self.record
         if meter is None or record is None or not meter.steps:
             return {}
@@ -427,6 +443,7 @@ class SpeedLimit(CallbackBase):
             "meter": meter.state_dict(exact=exact),
             "record": _to_tensors(record.state_dict(sketches=exact)),
             "measured_at": self._measured_at,
+            "last_of_epoch": self._last_of_epoch,
             "loss": (None if self._loss_sum is None else self._loss_sum.cpu(), self._loss_count),
         }
         if exact:
@@ -436,7 +453,7 @@ class SpeedLimit(CallbackBase):
         return state
 
     def _start_of_run(self, meter: TrajectoryMeter) -> Any:
-        """θ_0 in a file beside the record, written once; in the checkpoint itself where there is no such place."""
+        """θ_0 in a file beside the record, written once; in the checkpoint where there is no such place."""
         mark = meter.start_mark()
         if self._start_entry is not None and self._start_entry[0] == mark:
             return self._start_entry[1]
@@ -472,14 +489,18 @@ class SpeedLimit(CallbackBase):
             return True
         restored.run.update(self.record.run)
         self.record = restored
-        # Not what was closed: a checkpoint that another callback wrote before this one saw the end of the batch.
+        # Not what was closed: another callback may have written it before this one saw the end of the batch.
         self._closed_steps, self._measured_at = meter.steps, loaded["measured_at"]
         loss, self._loss_count = loaded["loss"]
         self._loss_sum = None if loss is None else loss.to(pl_module.device)
         if "probe" in loaded and self.probe_batches:
             self._probe = Probe(len(loaded["probe"]["batches"]))
-            self._probe.batches = trainer.strategy.batch_to_device(loaded["probe"]["batches"], pl_module.device)
+            self._probe.batches = trainer.strategy.batch_to_device(
+                loaded["probe"]["batches"], pl_module.device
+            )
             self._probe.first = loaded["probe"]["first"].to(pl_module.device)
+        if loaded["last_of_epoch"] and self._measured_at != meter.steps:
+            self._measure(trainer, pl_module, on_step=False, log=False)  # Lightning skips this epoch's end
         if start is None:
             self._say(
                 "SpeedLimit resumed without the initial weights (save_state='light', or their file "

@@ -7,6 +7,7 @@ the gradients as the optimizer used them, learning rates and losses. `plain` add
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ class Regressor(pl.LightningModule):
 
 
 def quiet(**options: Any) -> SpeedLimit:
-    """A SpeedLimit that prints nothing. Two losses at each end: L_0 is the first loss, L_K = 2 L_{K−1} − L_{K−2}."""
+    """Prints nothing. Two losses at each end: L_0 is the first loss, L_K = 2 L_{K−1} − L_{K−2}."""
     return SpeedLimit(**({"print_summary": False, "loss_window": 2} | options))
 
 
@@ -197,7 +198,7 @@ def trainer(folder: Path, *callbacks: Any, kind: Any = pl.Trainer, **options: An
 
 
 def plain(steps: list[Step], losses: list[float], *, clock: str = "steps") -> dict[str, float]:
-    """The numbers of a run of one SGD optimizer without momentum or decay, one parameter group, from its tape."""
+    """The numbers of a run of plain SGD with one parameter group, from its tape."""
     updates = [s.update for s in steps]
     squares = [float(u @ u) for u in updates]
     rates = [s.rates[0] for s in steps]
@@ -206,7 +207,7 @@ def plain(steps: list[Step], losses: list[float], *, clock: str = "steps") -> di
     path, action = math.fsum(math.sqrt(q) for q in squares), math.fsum(cost)
     displacement = float((steps[-1].after - steps[0].before).norm())
     ito = [-float(s.raw @ s.update) for s in steps]
-    anti = [-float(b.raw @ a.update) for a, b in zip(steps, steps[1:], strict=False)]
+    anti = [-float(b.raw @ a.update) for a, b in pairwise(steps)]
     clip = [float(s.used.norm() / s.raw.norm()) for s in steps]
     mobility = math.fsum(r * c for r, c in zip(rates, clip, strict=True))
     drop = losses[0] - (2 * losses[-1] - losses[-2]) if len(losses) > 1 else 0.0

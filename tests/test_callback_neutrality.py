@@ -24,8 +24,13 @@ class Everything(pl.LightningModule):
     def __init__(self, optimizer: MakeOptimizer) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.body = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1)
+        )
         self.error = torchmetrics.MeanSquaredError()
+        self.total = (
+            torchmetrics.MeanSquaredError()
+        )  # `update` changes its states in place, `forward` does not
         self.register_buffer("mean", torch.zeros(()))
         self._optimizer = optimizer
         self.seen: list[Tensor] = []
@@ -36,6 +41,7 @@ class Everything(pl.LightningModule):
         loss = nn.functional.mse_loss(out, y)
         self.mean = 0.9 * self.mean + 0.1 * out.detach().mean()
         self.error(out, y)
+        self.total.update(out, y)
         self.log("error", self.error, on_step=True, on_epoch=True)
         self.log_dict({"train_loss": loss, "noise": torch.rand(())}, on_epoch=True)
         self.seen.append(loss.detach().clone())
@@ -65,7 +71,9 @@ class Outcome:
         return same and torch.equal(self.random, other.random)
 
 
-def run(folder: Path, optimizer: MakeOptimizer, options: dict[str, Any], *callbacks: pl.Callback, probe: int = 0) -> Outcome:
+def run(
+    folder: Path, optimizer: MakeOptimizer, options: dict[str, Any], *callbacks: pl.Callback, probe: int = 0
+) -> Outcome:
     model = Everything(optimizer)
     data = batches(10, dtype=torch.float32)
     torch.manual_seed(11)
@@ -76,8 +84,11 @@ def run(folder: Path, optimizer: MakeOptimizer, options: dict[str, Any], *callba
     if probe:
         # training_step ran for the probe too: those losses are not of the training. It ran at the start of
         # batch `probe - 1`, then at each measurement; a training loss carries a graph, and says so.
-        losses = [loss for loss, of_training in zip(model.seen, model.of_training, strict=True) if of_training]
+        losses = [
+            loss for loss, of_training in zip(model.seen, model.of_training, strict=True) if of_training
+        ]
     metrics = {n: float(v) for n, v in fit.callback_metrics.items() if not n.startswith("speed_limit/")}
+    metrics["total"] = float(model.total.compute())
     state = {name: value.clone() for name, value in model.state_dict().items()}
     return Outcome(state, torch.stack(losses), metrics, torch.get_rng_state())
 
@@ -170,7 +181,7 @@ def test_the_comparison_can_fail(tmp_path: Path, intruder: type[pl.Callback]) ->
 
 
 def test_gradients_are_left_alone(tmp_path: Path) -> None:
-    """What on_before_zero_grad finds after a step is the same: the callback neither keeps nor changes gradients."""
+    """What on_before_zero_grad finds after a step is the same."""
     found: list[list[Tensor]] = [[], []]
 
     class Keep(pl.Callback):

@@ -24,7 +24,9 @@ OPTIMIZERS = {
 }
 
 
-def fit(folder: Path, callback: Any, optimizer: Any, *, ckpt: Any = None, at: int | None = None, **options: Any) -> Any:
+def fit(
+    folder: Path, callback: Any, optimizer: Any, *, ckpt: Any = None, at: int | None = None, **options: Any
+) -> Any:
     """24 steps in 3 epochs, resumed from `ckpt`; `at`: leaves a checkpoint of that step."""
     model = Regressor(optimizer)
     callbacks = [] if callback is None else [callback]
@@ -32,7 +34,9 @@ def fit(folder: Path, callback: Any, optimizer: Any, *, ckpt: Any = None, at: in
         callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=at, save_top_k=-1))
     settings = {"max_epochs": 3, "enable_checkpointing": at is not None, "log_every_n_steps": 3, **options}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*ckpt.*|.*resum.*|.*dirpath.*", category=UserWarning, module=".*pytorch.*")
+        warnings.filterwarnings(
+            "ignore", ".*ckpt.*|.*resum.*|.*dirpath.*", category=UserWarning, module=".*pytorch.*"
+        )
         trainer(folder, *callbacks, **settings).fit(model, Resumable(batches(PER_EPOCH)), ckpt_path=ckpt)
     return model
 
@@ -86,7 +90,7 @@ def test_trainer_options_resume_bitwise(tmp_path: Path, options: dict[str, Any])
 
 
 def test_the_comparison_can_fail(tmp_path: Path) -> None:
-    """A loader that does not tell where it is restarts the epoch: another training, another record."""
+    """One flag less in the state, and the work of a single step is missing."""
     whole, resumed = quiet(), quiet()
     fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=5)
     path = tmp_path / "step=5.ckpt"
@@ -118,7 +122,9 @@ def test_a_checkpoint_is_plain_tensors_without_the_initial_weights(tmp_path: Pat
     files = list((tmp_path / "speed_limit").glob("start-*.pt"))
     assert len(files) == 1  # once for all checkpoints
     start = torch.load(files[0], weights_only=True)
-    assert torch.equal(torch.cat(start), torch.cat([p.detach().reshape(-1) for p in Regressor().parameters()]))
+    assert torch.equal(
+        torch.cat(start), torch.cat([p.detach().reshape(-1) for p in Regressor().parameters()])
+    )
 
 
 # --- what is lost is said
@@ -137,7 +143,16 @@ def light(tmp_path: Path, **settings: Any) -> tuple[SpeedLimit, SpeedLimit]:
 def test_light_state_keeps_its_sums_and_names_what_it_lost(tmp_path: Path, probe: int) -> None:
     whole, resumed = light(tmp_path, probe_batches=probe)
     got, wanted = last_row(resumed), last_row(whole)
-    for name in ("step", "path_length", "action", "work_ito", "work_action", "elapsed", "steadiness", "grad_norm"):
+    for name in (
+        "step",
+        "path_length",
+        "action",
+        "work_ito",
+        "work_action",
+        "elapsed",
+        "steadiness",
+        "grad_norm",
+    ):
         assert got[name] == pytest.approx(wanted[name], rel=1e-12), name  # the same additions
     assert resumed.record is not None
     lost = ("displacement", "straightness", "kinematic_efficiency", "efficiency", "efficiency_action")
@@ -150,8 +165,6 @@ def test_light_state_keeps_its_sums_and_names_what_it_lost(tmp_path: Path, probe
         unprobed = quiet()
         fit(tmp_path / "unprobed", unprobed, OPTIMIZERS["AdamW"])
         assert got["loss_drop"] == pytest.approx(last_row(unprobed)["loss_drop"], rel=EXACT)
-    size = {p: sum(t.numel() for t in tensors(p)) for p in (whole.state_dict(), resumed.state_dict())[:0]}
-    assert not size
 
 
 def tensors(state: Any) -> list[torch.Tensor]:

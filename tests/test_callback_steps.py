@@ -35,7 +35,9 @@ def window_means(losses: list[float], window: int, per_epoch: int) -> list[float
     means = []
     for epoch in range(0, len(losses), per_epoch):
         part = losses[epoch : epoch + per_epoch]
-        means += [math.fsum(part[i : i + window]) / len(part[i : i + window]) for i in range(0, len(part), window)]
+        means += [
+            math.fsum(part[i : i + window]) / len(part[i : i + window]) for i in range(0, len(part), window)
+        ]
     return means
 
 
@@ -95,7 +97,9 @@ def test_clipping_by_value_keeps_the_raw_gradients(tmp_path: Path) -> None:
     wanted["efficiency"] = wanted["kinematic_efficiency"] * ito / drop
     wanted["work_action"] = ito
     agree(got, wanted)
-    by_factor = math.fsum(-float(s.used @ s.update) * float(s.raw.norm() / s.used.norm()) for s in model.tape.steps)
+    by_factor = math.fsum(
+        -float(s.used @ s.update) * float(s.raw.norm() / s.used.norm()) for s in model.tape.steps
+    )
     assert abs(by_factor / ito - 1) > 0.01  # the guard can fail: one factor per step would show
 
 
@@ -126,7 +130,9 @@ def test_the_lr_clock_adds_the_rates_that_were_used(tmp_path: Path, interval: st
 
 def test_two_learning_rates_leave_the_lr_clock_undefined(tmp_path: Path) -> None:
     def two_groups(parameters: list[nn.Parameter]) -> Optimizer:
-        return torch.optim.SGD([{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "lr": 0.02}])
+        return torch.optim.SGD(
+            [{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "lr": 0.02}]
+        )
 
     model, callback = Regressor(two_groups), quiet(clock="lr")
     trainer(tmp_path, callback).fit(model, loader(batches(1) * 8))
@@ -239,7 +245,8 @@ def test_two_steps_of_one_optimizer_in_a_batch_are_two(tmp_path: Path) -> None:
     got, steps = last_row(callback), model.tape.steps
     assert got["step"] == 8  # critic alone, critic with generator
     alone = [float(s.update.square().sum()) for s in steps[0::3]]
-    both = [float(a.update.square().sum() + b.update.square().sum()) for a, b in zip(steps[1::3], steps[2::3])]  # noqa: B905
+    pairs = zip(steps[1::3], steps[2::3], strict=True)
+    both = [float(a.update.square().sum() + b.update.square().sum()) for a, b in pairs]
     assert got["path_length"] == pytest.approx(math.fsum(math.sqrt(q) for q in alone + both), rel=EXACT)
     assert got["work_ito"] == pytest.approx(-math.fsum(float(s.raw @ s.update) for s in steps), rel=EXACT)
 

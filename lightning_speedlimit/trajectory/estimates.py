@@ -169,6 +169,8 @@ class Estimates:
         elif math.isnan(loss.value):
             for name in ("loss_drop", "loss", "conversion"):
                 self.reasons[name] = "a recorded loss is not finite"
+        if values["work_ito"] == 0.0:
+            self.reasons.setdefault("conversion", "no work was done: the weights have not moved")
         values["conversion"] = ratio(values["loss_drop"], values["work_ito"])
         values["signal_fraction"] = ratio(values["work_anti_ito"], met)
 
@@ -208,11 +210,11 @@ class Estimates:
         if math.isnan(values["efficiency_lower"]):
             unknown = ", ".join(self.run.no_formula)
             reasons.setdefault("efficiency_lower", f"the noise's share is unknown for {unknown or 'this run'}")
-        self._caveats(noise)
+        self._caveats()
         if values["work_action"] == 0.0:
             reasons.setdefault("efficiency_action", "the weights have not moved")
 
-    def _caveats(self, noise: float) -> None:
+    def _caveats(self) -> None:
         """What to know of a defined efficiency: an effective mobility; curvature that passed for noise.
 
         To second order in the step n = (f_k − f_{k+1})·u_k is batch noise + u·H·u, and loss_drop − work_anti_ito
@@ -224,7 +226,8 @@ class Estimates:
             reasons.setdefault("efficiency", f"with the effective mobility of {names}: kinematic efficiency / conversion")
         taken = self._total("work_ito_met") - values["work_anti_ito"]
         curvature = ratio(2.0 * (values["loss_drop"] - values["work_anti_ito"]), taken)
-        if math.isfinite(values["efficiency_lower"]) and noise > 0.0 and curvature > 0.5:
+        lowered = values["efficiency_lower"] < values["efficiency"]
+        if lowered and curvature > 0.5:
             share = min(1.0, curvature)
             reasons.setdefault(
                 "efficiency_lower", f"too low: about {share:.0%} of what was taken out as noise is curvature (bouncing)"

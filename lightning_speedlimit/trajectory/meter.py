@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_speedlimit.trajectory import losses, mobility
 from lightning_speedlimit.trajectory.bank import SUMS, Bank
 from lightning_speedlimit.trajectory.estimates import Estimates, Estimator, RunTotals, SectionTotals
-from lightning_speedlimit.trajectory.layout import Section
+from lightning_speedlimit.trajectory.layout import Section, Slot
 from lightning_speedlimit.trajectory.mail import Mail
 from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs
 from lightning_speedlimit.trajectory.sums import RunningSum
@@ -251,20 +251,27 @@ class TrajectoryMeter:
                 for section in bank.sections:
                     for slot in section.slots:
                         if slot.parameter is parameter:
-                            return self._mobility_of(bank, section, slot.offset, slot.numel, slot.shape, place)
+                            return self._mobility_of(bank, section, slot, place)
                         place += 1
         raise KeyError("accumulated_mobility got a parameter that no measured optimizer has moved yet")
 
     def _mobility_of(
-        self, bank: Bank, section: Section, offset: int, numel: int, shape: torch.Size, place: int
+        self, bank: Bank, section: Section, slot: Slot, place: int
     ) -> Tensor | float:
-        factor = self.steps / max(1, self.measured)
+        factor = self._factor
         if section.mobility is not None and section.diagonal:
-            return section.mobility[offset : offset + numel].reshape(shape).clone() * factor
+            return slot.unflatten(section.mobility[slot.offset : slot.offset + slot.numel]) * factor
         if section.scalar:
             return float(bank.slot_mobility.host()[0, place]) * factor
         name = type(section.optimizer).__name__
         raise ValueError(f"accumulated_mobility: {name} has no mobility formula; register_mobility gives it one")
+
+    @property
+    def _factor(self) -> float:
+        """Steps over measured steps: what sums over measured steps are multiplied by. NaN before the first."""
+        if self.steps == 0:
+            return 1.0
+        return self.steps / self.measured if self.measured else math.nan
 
     def expect_moves(self) -> None:
         """Weights may be moved before the next step (validation with averaged weights, say): keep a copy of θ.
@@ -293,7 +300,8 @@ class TrajectoryMeter:
             for section in trace.sections:
                 for slot in section.slots:
                     if slot.parameter is parameter:
-                        return slot.unflatten(section.start[slot.offset : slot.offset + slot.numel])
+                        start = slot.unflatten(section.start[slot.offset : slot.offset + slot.numel])
+                        return torch.view_as_complex(start) if parameter.is_complex() else start
         return None
 
     def close(self) -> None:
@@ -426,7 +434,7 @@ class TrajectoryMeter:
     @torch.no_grad()
     def _post_hook(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         trace = self._trace(optimizer)
-        rates: list[Scalar] = [_rate(group["lr"]) for group in optimizer.param_groups]
+        rates: list[Scalar] = [_rate(group.get("lr")) for group in optimizer.param_groups]
         totals = trace.finish(rates)
         self._moved.add(id(optimizer))
         if totals is not None:
@@ -467,7 +475,7 @@ class TrajectoryMeter:
     # -- the joint step --------------------------------------------------------------------------------------
 
     def _joint_rate(self) -> Scalar:
-        rates = [_rate(g["lr"]) for o in self.optimizers if id(o) in self._moved for g in o.param_groups]
+        rates = [_rate(g.get("lr")) for o in self.optimizers if id(o) in self._moved for g in o.param_groups]
         first = rates[0]
         if any(r is not first and (isinstance(r, Tensor) or isinstance(first, Tensor) or r != first) for r in rates):
             self._several_rates = True
@@ -518,7 +526,7 @@ class TrajectoryMeter:
             if not trace.in_step:
                 trace.check_moves()
         mail = Mail()
-        factor = self.steps / max(1, self.measured)
+        factor = self._factor
         buckets: Tensor | None = None
         for t, trace in enumerate(self._traces.values()):
             for b, bank in enumerate(trace.banks.values()):
@@ -550,7 +558,7 @@ class TrajectoryMeter:
     def _totals_from(self, host: dict[str, Tensor], factor: float) -> RunTotals:
         skipped = host.get("_skipped", torch.zeros(2)).tolist()
         elapsed = self._elapsed + float(host.get("_rate_sum", torch.zeros(1)).sum())
-        path, action = (host["_totals"] * factor).tolist() if "_totals" in host else (0.0, 0.0)
+        path, action = (host.get("_totals", torch.zeros(2)) * factor).tolist()
         steps = self.steps - skipped[0]
         clock = steps if self.clock == "steps" else (math.nan if self._several_rates else elapsed - skipped[1])
         if self.clock == "lr" and self._several_rates:
@@ -647,7 +655,9 @@ def _kind(section: Section) -> Literal["scalar", "diagonal", "effective"]:
 
 
 def _rate(value: Any) -> Scalar:
-    """A learning rate as a number, or as the device tensor where reading it would sync."""
+    """A learning rate as a number, or as the device tensor where reading it would sync; NaN where there is none."""
+    if value is None:
+        return math.nan
     if isinstance(value, Tensor) and value.device.type != "cpu":
         return value.detach().double().reshape(()) if value.device.type != "mps" else value.detach().reshape(())
     return float(value)

@@ -37,6 +37,11 @@ def survey(section: Section, factor: float, signs: dict[int, Signs] | None, samp
     return Survey(displacement, free, weighted, buckets)
 
 
+def _square(values: Tensor) -> Tensor:
+    """Σ x²; `sum` adds in pairs, which a dot product does not."""
+    return (values * values).sum(dtype=sum_dtype(values.device))
+
+
 def _slot(
     section: Section,
     slot: Slot,
@@ -52,14 +57,14 @@ def _slot(
     for low in range(0, slot.numel, size):
         here = slice(slot.offset + low, slot.offset + min(low + size, slot.numel))
         moved = parameter[low : low + size].to(section.dtype) - section.start[here]
-        displacement = displacement + torch.dot(moved, moved)
+        displacement = displacement + _square(moved)
         if buckets is not None and signs is not None:
             if slot.position not in signs:
                 signs[slot.position] = Signs(slot.numel, slot.position, section.device)
             add_to_buckets(buckets, signs[slot.position].apply(moved, low), slot.position + low)
         if section.travelled is not None:
             moved = moved + factor * section.travelled[here] if sampled else section.travelled[here]
-        free = free + torch.dot(moved, moved)
+        free = free + _square(moved)
         if section.mobility is not None:
             mobility = section.mobility[here] * factor
             share = torch.where(mobility > 0, moved * moved / mobility, torch.zeros_like(moved))

@@ -16,7 +16,16 @@ from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.bank import Bank
-from lightning_speedlimit.trajectory.layout import Cuts, Section, Slot, Tile, compute_dtype, stretch, tile_size
+from lightning_speedlimit.trajectory.layout import (
+    Cuts,
+    Section,
+    Slot,
+    Tile,
+    compute_dtype,
+    dot,
+    stretch,
+    tile_size,
+)
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 _KEPT = ("held", "mobility", "travelled", "response")  # what a resumed measurement cannot do without
@@ -131,9 +140,9 @@ class OptimizerTrace:
 
     def _meet(self, bank: Bank, tile: Tile, cuts: Cuts) -> None:
         gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
-        torch.dot(gradient, gradient, out=bank.before_at[0][tile.column])
+        dot(gradient, gradient, bank.scratch, bank.before_at[0][tile.column])
         if self._met:
-            torch.dot(gradient, tile.own("held"), out=bank.before_at[1][tile.column])
+            dot(gradient, tile.own("held"), bank.scratch, bank.before_at[1][tile.column])
         if self.keeps_raw:
             if tile.section.raw is None:
                 tile.section.raw = tile.section.zeros()
@@ -195,7 +204,7 @@ class OptimizerTrace:
             bank.door.zero_()
             for tile in tiles:
                 gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
-                torch.dot(gradient, gradient, out=bank.door_at[0][tile.column])
+                dot(gradient, gradient, bank.scratch, bank.door_at[0][tile.column])
                 tile.section.effective |= self._value_clipping
             clipped = _plus(clipped, bank.door.sum(dtype=bank.member.dtype))
             raw = _plus(raw, bank.before[0].sum(dtype=bank.member.dtype))
@@ -260,23 +269,23 @@ class OptimizerTrace:
         if self._response and section.scalar and section.group.get("momentum"):
             slot.response = mobility.next_momentum_response(section.group, slot.response)
 
-    def _custom(self) -> dict[int, Tensor]:
+    def _custom(self) -> dict[int, tuple[Tensor, Cuts]]:
         """Registered mobilities of this step, spread over each parameter's shape."""
         function = mobility.registered(self.optimizer)
         if function is None:
             return {}
-        found: dict[int, Tensor] = {}
+        found: dict[int, tuple[Tensor, Cuts]] = {}
         with torch.no_grad():
             for slot, gradient in zip(self.slots, self._grads, strict=True):
                 if gradient is not None:
                     section = self._section_of[slot.index]
                     value = function(self.optimizer, section.group, slot.parameter)
                     spread = torch.as_tensor(value, dtype=section.dtype, device=section.device)
-                    found[slot.index] = spread.expand(slot.parameter.shape)
+                    found[slot.index] = spread.expand(slot.parameter.shape), {}
         return found
 
     def _finish_tile(
-        self, bank: Bank, tile: Tile, valid: Tensor | None, cuts: Cuts, custom: dict[int, Tensor]
+        self, bank: Bank, tile: Tile, valid: Tensor | None, cuts: Cuts, custom: dict[int, tuple[Tensor, Cuts]]
     ) -> Scalar:
         """u into `held`, and the tile's sums; returns 1/numerator of μ (0 where μ is 0 or has no formula)."""
         section, column, at = tile.section, tile.column, bank.after_at
@@ -285,18 +294,18 @@ class OptimizerTrace:
         moved: Tensor | None = None
         if section.travelled is None:
             torch.sub(parameter, held, out=held)
-            torch.dot(held, held, out=at[0][column])
+            dot(held, held, bank.scratch, at[0][column])
         else:
             moved = self._remove_decay(bank, tile, parameter, valid)
         if self.keeps_raw:
             gradient = tile.own("raw")
         else:
             gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
-        torch.dot(gradient, held, out=at[1][column])
+        dot(gradient, held, bank.scratch, at[1][column])
         if section.coupled:
-            torch.dot(parameter, held, out=at[2][column])
+            dot(parameter, held, bank.scratch, at[2][column])
         if section.diagonal:
-            return self._finish_mobility(bank, tile, moved, cuts, custom)
+            return self._finish_mobility(bank, tile, moved, custom)
         return _inverse(self._shared_mobility(section, tile.slots[0])) if section.scalar else 0.0
 
     def _remove_decay(self, bank: Bank, tile: Tile, parameter: Tensor, valid: Tensor | None) -> Tensor:
@@ -304,7 +313,7 @@ class OptimizerTrace:
         held, update = tile.own("held"), tile.work(bank.scratch, "update")
         moved = tile.work(bank.scratch, "moved")
         torch.sub(parameter, held, out=update)
-        torch.dot(update, update, out=bank.after_at[0][tile.column])
+        dot(update, update, bank.scratch, bank.after_at[0][tile.column])
         decay = tile.section.group["lr"] * tile.section.decoupled
         if valid is not None:
             decay = decay * valid
@@ -319,30 +328,31 @@ class OptimizerTrace:
         torch.add(held, update, alpha=0.25 * torch.finfo(held.dtype).eps / precision, out=moved)
         torch.ne(moved, held, out=moved)
         torch.mul(update, moved, out=held)
-        torch.dot(held, held, out=bank.after_at[3][tile.column])
+        dot(held, held, bank.scratch, bank.after_at[3][tile.column])
         if not self.sampled:
             tile.own("travelled").add_(held)
         return moved
 
     def _finish_mobility(
-        self, bank: Bank, tile: Tile, moved: Tensor | None, cuts: Cuts, custom: dict[int, Tensor]
+        self, bank: Bank, tile: Tile, moved: Tensor | None, custom: dict[int, tuple[Tensor, Cuts]]
     ) -> Scalar:
         """m += μ where u ≠ 0, and Σ u²·out; returns 1/numerator."""
         section, held = tile.section, tile.own("held")
         assert section.formula is not None
         out = tile.work(bank.scratch, "denominator")
         state = self.optimizer.state.get(tile.slots[0].parameter, {})
-        numerator = section.formula.evaluate(section.group, state, stretch(tile, bank.scratch, custom, cuts), out)
-        if isinstance(numerator, Tensor) or self._clip is not None:
-            factor = numerator if self._clip is None else numerator * self._clip
-            out.div_(factor)
+        numerator = section.formula.evaluate(section.group, state, stretch(tile, bank.scratch, custom), out)
+        if self._clip is not None:
+            out.div_(self._clip)
+        if isinstance(numerator, Tensor):  # a rate of 0 moves nothing: what it is divided by does not matter
+            out.div_(torch.where(numerator == 0, torch.ones_like(numerator), numerator))
             numerator = 1.0
         if moved is None:
             moved = tile.work(bank.scratch, "moved")
             torch.ne(held, 0.0, out=moved)
         tile.own("mobility").addcdiv_(moved, out, value=numerator)
         torch.mul(held, out, out=moved)
-        torch.dot(moved, held, out=bank.after_at[4][tile.column])
+        dot(moved, held, bank.scratch, bank.after_at[4][tile.column])
         return _inverse(numerator)
 
     def _shared_mobility(self, section: Section, slot: Slot) -> Scalar:

@@ -1,0 +1,308 @@
+"""Bad input raises early, with the cure; in a training, what cannot be measured is said once."""
+
+import errno
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from callback_cases import (
+    EXACT,
+    Batch,
+    Regressor,
+    Resumable,
+    batches,
+    last_row,
+    loader,
+    plain,
+    quiet,
+    sgd,
+    trainer,
+)
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_speedlimit import SpeedLimit
+
+# --- at construction
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clock": "seconds"}, "clock got 'seconds', wanted one of 'steps', 'lr'"),
+        ({"entropy_production": "loss"}, "entropy_production got 'loss', wanted one of 'loss_drop'"),
+        ({"save_state": "all"}, "save_state got 'all', wanted one of 'exact', 'light'"),
+        ({"loss_window": 1}, "loss_window got 1, wanted a whole number of at least 2"),
+        ({"loss_window": 2.5}, "loss_window got 2.5"),
+        ({"probe_batches": -1}, "probe_batches got -1, wanted a whole number of at least 0"),
+        ({"probe_batches": True}, "probe_batches got True"),
+        ({"measure_every_n_steps": 0}, "measure_every_n_steps got 0, wanted a whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_arguments_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpeedLimit(**settings)
+
+
+# --- what cannot be measured
+
+
+def test_a_frozen_model(tmp_path: Path) -> None:
+    model = Regressor()
+    model.requires_grad_(False)
+    model.loss = lambda batch: torch.ones((), requires_grad=True)  # type: ignore[method-assign]
+    callback = quiet()
+    with pytest.warns(UserWarning, match="all frozen") as said:
+        trainer(tmp_path, callback).fit(model, loader(batches(3)))
+    assert sum("frozen" in str(w.message) for w in said) == 1
+    got = last_row(callback)
+    assert got["path_length"] == got["displacement"] == 0.0
+    assert callback.record is not None
+    for name in ("kinematic_efficiency", "efficiency_action", "efficiency"):
+        assert math.isnan(got[name])
+        assert callback.record.reasons[name]
+
+
+class Bare:
+    """What Lightning asks of an optimizer, and no hooks: gradient descent."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": parameters, "lr": 0.1}]
+        self.defaults: dict[str, Any] = {}
+        self.state: dict[Any, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def zero_grad(self, set_to_none: bool | None = True) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else closure()
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(0.1 * parameter.grad)
+        return loss
+
+
+class Bared(Regressor):
+    def configure_optimizers(self) -> Any:
+        return Bare(list(self.parameters()))
+
+
+def test_an_optimizer_without_hooks(tmp_path: Path) -> None:
+    model, callback = Bared(), quiet()
+    with pytest.warns(UserWarning, match=r"can't measure Bare.*derive it from that") as said:
+        trainer(tmp_path, callback, max_epochs=2).fit(model, loader(batches(3)))
+    assert sum("Bare" in str(w.message) for w in said) == 1
+    assert len(model.tape.losses) == 6
+    assert callback.record is not None
+    assert len(callback.record) == 0
+
+
+def test_of_two_optimizers_the_one_with_hooks_is_measured(tmp_path: Path) -> None:
+    class Mixed(Regressor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            hooked = self.tape.follow(torch.optim.SGD(self.first.parameters(), lr=0.1))
+            return [Bare(list(self.second.parameters())), hooked]
+
+        def training_step(self, batch: Batch, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+            return loss.detach()
+
+    model, callback = Mixed(), quiet()
+    with pytest.warns(UserWarning, match="can't measure Bare"):
+        trainer(tmp_path, callback).fit(model, loader(batches(5)))
+    wanted = plain(model.tape.steps, model.tape.losses)
+    for name in ("displacement", "path_length", "work_ito", "grad_norm", "elapsed"):
+        assert last_row(callback)[name] == pytest.approx(wanted[name], rel=EXACT), name
+
+
+def test_no_optimizer(tmp_path: Path) -> None:
+    class Idle(Regressor):
+        def configure_optimizers(self) -> Any:
+            return None
+
+    with pytest.warns(UserWarning, match="configure_optimizers returned no optimizer"):
+        trainer(tmp_path, quiet()).fit(Idle(), loader(batches(2)))
+
+
+@pytest.mark.parametrize("rate", [{}, {"lr": None}], ids=["without", "None"])
+def test_an_optimizer_without_a_learning_rate(tmp_path: Path, rate: dict[str, Any]) -> None:
+    """Some set their own pace (Adafactor of transformers has lr=None); the clock "steps" needs none."""
+
+    class Own(torch.optim.Optimizer):
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, dict(rate))
+
+        def step(self, closure: Any = None) -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"]:
+                    parameter.sub_(0.1 * parameter.grad)
+            return loss
+
+    class Paced(Regressor):
+        def configure_optimizers(self) -> Any:
+            return Own(self.parameters())
+
+    model, callback = Paced(), quiet()
+    start = torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
+    trainer(tmp_path, callback).fit(model, loader(batches(1) * 5))
+    got = last_row(callback)
+    moved = torch.cat([p.detach().reshape(-1) for p in model.parameters()]) - start
+    assert got["displacement"] == pytest.approx(float(moved.norm()), rel=EXACT)
+    assert got["elapsed"] == 5
+    assert math.isnan(got["learning_rate"])
+    for name in ("kinematic_efficiency", "efficiency", "efficiency_action", "work_ito"):
+        assert math.isfinite(got[name]), name
+
+
+# --- numbers that are not finite
+
+
+def test_a_nan_loss_is_recorded_as_such(tmp_path: Path) -> None:
+    """The loss of step 3 alone: its gradient is whole, and so is all that does not rest on the loss."""
+
+    class Spoilt(Regressor):
+        def training_step(self, batch: Batch, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return loss + math.nan if batch_idx == 3 else loss
+
+    model, callback = Spoilt(), quiet(loss_window=50)
+    trainer(tmp_path, callback).fit(model, loader(batches(8)))
+    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
+    assert callback.record is not None
+    for name in ("loss_drop", "efficiency", "conversion", "loss"):
+        assert math.isnan(got[name])
+        assert "loss is not finite" in callback.record.reasons[name]
+    for name in ("displacement", "path_length", "work_ito", "efficiency_action", "elapsed"):
+        assert got[name] == pytest.approx(wanted[name], rel=EXACT), name
+
+
+def test_a_gradient_that_is_not_finite_does_not_stop_the_training(tmp_path: Path) -> None:
+    class Spoilt(Regressor):
+        def on_after_backward(self) -> None:
+            super().on_after_backward()
+            if self.tape.batch == 3:
+                next(self.parameters()).grad.fill_(math.nan)  # type: ignore[union-attr]
+
+    model, callback = Spoilt(), quiet()
+    trainer(tmp_path, callback).fit(model, loader(batches(8)))
+    assert callback.record is not None
+    assert len(model.tape.steps) == 8
+    assert math.isnan(last_row(callback)["path_length"])
+    assert "not finite" in callback.record.reasons["path_length"]
+    assert math.isfinite(callback.record.columns["path_length"][2])
+
+
+# --- disks
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: OSError) -> list[str]:
+    """Files cannot be put in place any more (the tests may run as root, whom no mode stops)."""
+    tried = []
+
+    def fail(source: Any, target: Any, **kwargs: Any) -> None:
+        tried.append(os.fspath(target))
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    return tried
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "Permission denied")],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_takes_nothing_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    tried = refuse(monkeypatch, error)
+    model, callback = Regressor(), quiet()
+    with pytest.warns(UserWarning, match=r"could not save its record.*set dirpath=") as said:
+        trainer(tmp_path, callback, max_epochs=3).fit(model, loader(batches(4)))
+    assert sum("could not save" in str(w.message) for w in said) == 1
+    assert len(tried) >= 3  # and it was tried again
+    assert last_row(callback)["step"] == len(model.tape.steps) == 12
+    left = [p.name for p in (tmp_path / "speed_limit").iterdir()]
+    assert not [name for name in left if name.endswith(".tmp")]
+
+
+def test_a_disk_that_fills_up_while_torch_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save has its own word for it: RuntimeError. The initial weights then go into the checkpoint."""
+    from lightning_speedlimit import _start_file
+
+    real = torch.save
+
+    def save(value: Any, file: Any, *args: Any) -> None:
+        if "start-" in str(getattr(file, "name", file)):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        real(value, file, *args)
+
+    monkeypatch.setattr(_start_file.torch, "save", save)
+    callback = quiet()
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
+    with pytest.warns(UserWarning, match="keeps the initial weights in the checkpoint"):
+        trainer(tmp_path, callback, keep, enable_checkpointing=True).fit(Regressor(), Resumable(batches(4)))
+    assert isinstance(callback.state_dict()["start"], list)
+    assert not list((tmp_path / "speed_limit").glob("start*"))
+
+
+# --- the loss
+
+
+class Logged(Regressor):
+    """The loss that it returns is scaled; the one that it logs is the loss."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("plain", loss.detach())
+        self.log("both", loss.detach(), on_step=True, on_epoch=True)
+        return 3.0 * loss
+
+
+@pytest.mark.parametrize("name", ["plain", "both"])
+def test_a_monitored_metric_is_the_loss(tmp_path: Path, name: str) -> None:
+    # Lightning keeps logged values in float32 unless told otherwise, hence 1e-6 of the losses.
+    model, callback = Logged(sgd(lr=0.01)), quiet(monitor=name)
+    trainer(tmp_path, callback).fit(model, loader(batches(1) * 8))
+    losses = model.tape.losses
+    wanted = losses[0] - (2 * losses[-1] - losses[-2])
+    assert last_row(callback)["loss_drop"] == pytest.approx(wanted, abs=1e-6 * losses[0])
+
+    other, unmonitored = Logged(sgd(lr=0.01)), quiet()
+    trainer(tmp_path, unmonitored).fit(other, loader(batches(1) * 8))
+    assert last_row(unmonitored)["loss_drop"] == pytest.approx(3 * wanted, abs=3e-6 * losses[0])
+
+
+def test_a_monitor_that_never_appears(tmp_path: Path) -> None:
+    model, callback = Regressor(), quiet(monitor="nonsense")
+    trainer(tmp_path, callback).fit(model, loader(batches(5)))
+    got = last_row(callback)
+    assert callback.record is not None
+    assert math.isnan(got["loss_drop"])
+    assert "monitor='nonsense' was not among the metrics" in callback.record.reasons["loss_drop"]
+    assert got["displacement"] == pytest.approx(
+        plain(model.tape.steps, model.tape.losses)["displacement"], rel=EXACT
+    )

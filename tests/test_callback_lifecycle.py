@@ -1,0 +1,500 @@
+"""Precision, weights moved between steps, exceptions, early ends, loggers: what surrounds the steps."""
+
+import copy
+import csv
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from callback_cases import EXACT, Batch, Regressor, batches, flat, last_row, loader, of, plain, quiet, trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins import MixedPrecision
+from torch.optim import Optimizer
+
+from lightning_speedlimit import RunRecord
+from lightning_speedlimit.callback import LOGGED
+
+# --- precision
+
+# fp16 gradients carry 5e-4 each, bf16 4e-3; the tape reads the same ones: only float32 sums differ.
+HALF = 1e-5
+
+
+def half(**options: Any) -> dict[str, Any]:
+    # On a CPU the flag "16-mixed" silently becomes bf16.
+    return {
+        "plugins": [
+            MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0, **options))
+        ]
+    }
+
+
+class Poisoned(Regressor):
+    """An infinite gradient in batch 4."""
+
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        if self.tape.batch == 4:
+            next(self.parameters()).grad[0, 0] = math.inf  # type: ignore[index]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_half_precision_works_with_unscaled_gradients(tmp_path: Path, fused: bool) -> None:
+    model = Regressor(lambda p: torch.optim.SGD(p, lr=0.05, fused=fused), dtype=torch.float32)
+    callback = quiet()
+    trainer(tmp_path, callback, **half()).fit(model, loader(batches(8, dtype=torch.float32)))
+    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
+    assert wanted["grad_norm"] < 20  # the scaled ones would be a thousand times that
+    for name in (
+        "grad_norm",
+        "work_ito",
+        "work_anti_ito",
+        "displacement",
+        "path_length",
+        "loss_drop",
+        "efficiency_action",
+    ):
+        assert got[name] == pytest.approx(wanted[name], rel=HALF, abs=HALF * wanted["work_ito"]), name
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_skipped_step_is_none(tmp_path: Path, fused: bool) -> None:
+    """The scaler finds inf in batch 4. Not fused: no step hook fires; fused: both fire and θ stays."""
+    model = Poisoned(lambda p: torch.optim.SGD(p, lr=0.05, fused=fused), dtype=torch.float32)
+    callback = quiet()
+    trainer(tmp_path, callback, **half()).fit(model, loader(batches(9, dtype=torch.float32)))
+    steps = [s for s in model.tape.steps if s.batch != 4]
+    got = last_row(callback)
+    assert len(steps) == 8
+    assert got["elapsed"] == 8
+    wanted = plain(steps, model.tape.losses)
+    for name in ("displacement", "path_length", "action", "grad_norm", "work_ito", "kinematic_efficiency"):
+        assert got[name] == pytest.approx(wanted[name], rel=HALF), name
+
+
+def test_a_skipped_steps_loss_is_left_out(tmp_path: Path) -> None:
+    class Overflow(Poisoned):
+        def training_step(self, batch: Batch, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return loss * math.inf if batch_idx == 4 else loss
+
+    model, callback = Overflow(dtype=torch.float32), quiet()
+    trainer(tmp_path, callback, **half()).fit(model, loader(batches(7, dtype=torch.float32)))
+    losses = model.tape.losses
+    assert last_row(callback)["loss_drop"] == pytest.approx(
+        losses[0] - (2 * losses[-1] - losses[-2]), rel=HALF
+    )
+
+
+def test_bfloat16_autocast(tmp_path: Path) -> None:
+    model, callback = Regressor(dtype=torch.float32), quiet()
+    trainer(tmp_path, callback, precision="bf16-mixed").fit(model, loader(batches(8, dtype=torch.float32)))
+    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
+    for name in ("grad_norm", "work_ito", "displacement", "path_length", "loss_drop"):
+        assert got[name] == pytest.approx(wanted[name], rel=HALF, abs=HALF * wanted["work_ito"]), name
+
+
+# --- weights moved outside of the step
+
+
+class Clamp(pl.Callback):
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx >= self.first:
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.clamp_(-0.3, 0.3)
+
+
+@pytest.mark.parametrize("clamp_first", [True, False])
+def test_clamping_from_the_start_is_taken_out(tmp_path: Path, clamp_first: bool) -> None:
+    """D is then ‖Σ u_k‖, whichever callback comes first."""
+    model, callback, clamp = Regressor(), quiet(), Clamp(0)
+    order = [clamp, callback] if clamp_first else [callback, clamp]
+    trainer(tmp_path, *order).fit(model, loader(batches(12)))
+    steps = model.tape.steps
+    sums = [float(torch.stack([s.update for s in steps[: k + 1]]).sum(0).norm()) for k in range(len(steps))]
+    assert callback.record is not None
+    assert callback.record.columns["displacement"].tolist() == pytest.approx(sums, rel=EXACT)
+    assert (
+        abs(float((steps[-1].after - steps[0].before).norm()) / sums[-1] - 1) > 0.05
+    )  # clamping does matter
+
+
+def test_clamping_that_starts_later_makes_the_displacement_unknown(tmp_path: Path) -> None:
+    model, callback = Regressor(), quiet()
+    trainer(tmp_path, Clamp(10), callback).fit(model, loader(batches(14)))
+    assert callback.record is not None
+    column = callback.record.columns["displacement"]
+    assert bool(torch.isfinite(torch.tensor(column[:10])).all())
+    assert bool(torch.isnan(torch.tensor(column[10:])).all())
+    assert "moved outside of optimizer.step" in callback.record.reasons["displacement"]
+    path = math.fsum(float(s.update.norm()) for s in model.tape.steps)
+    assert last_row(callback)["path_length"] == pytest.approx(path, rel=EXACT)  # the rest is measured
+
+
+class Swap(pl.Callback):
+    """Averaged weights during validation, and the trained ones back."""
+
+    def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.kept = [p.detach().clone() for p in module.parameters()]
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(0.5)
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(module.parameters(), self.kept, strict=True):
+                parameter.copy_(value)
+
+
+class Shrink(pl.Callback):
+    """A validation that moves weights for good."""
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(0.9)
+
+
+class Validated(Regressor):
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch))
+
+
+@pytest.mark.parametrize("callback_first", [True, False])
+@pytest.mark.parametrize("mover", [Swap, Shrink])
+def test_weights_moved_in_validation(tmp_path: Path, mover: type[pl.Callback], callback_first: bool) -> None:
+    model, callback, other = Validated(), quiet(), mover()
+    order = [callback, other] if callback_first else [other, callback]
+    run = trainer(tmp_path, *order, val_check_interval=5, max_epochs=2, num_sanity_val_steps=0)
+    run.fit(model, loader(batches(10)), loader(batches(1, seed=2)))
+    total = torch.stack([s.update for s in model.tape.steps]).sum(0)
+    assert last_row(callback)["displacement"] == pytest.approx(float(total.norm()), rel=EXACT)
+    if mover is Swap:
+        steps = model.tape.steps
+        assert last_row(callback)["displacement"] == pytest.approx(
+            float((steps[-1].after - steps[0].before).norm())
+        )
+
+
+AVERAGING = {
+    "mean": lambda: pl.callbacks.WeightAveraging(),
+    "exponential": lambda: pl.callbacks.EMAWeightAveraging(),
+    "stochastic": lambda: pl.callbacks.StochasticWeightAveraging(swa_lrs=0.02, swa_epoch_start=2),
+}
+
+
+@pytest.mark.parametrize("callback_first", [True, False])
+@pytest.mark.parametrize("name", AVERAGING)
+def test_lightnings_averaging_callbacks(tmp_path: Path, name: str, callback_first: bool) -> None:
+    """They swap weights in validation and at the end of the fit: D is of the weights that were trained."""
+    if not hasattr(pl.callbacks, "EMAWeightAveraging"):
+        pytest.skip("this Lightning has no weight averaging but the stochastic one")
+    model, callback = Validated(), quiet()
+    order = [callback, AVERAGING[name]()] if callback_first else [AVERAGING[name](), callback]
+    run = trainer(tmp_path, *order, max_epochs=4, num_sanity_val_steps=0)
+    run.fit(model, loader(batches(8)), loader(batches(1)))
+    steps = model.tape.steps
+    assert last_row(callback)["step"] == len(steps) == 32
+    moved = float((steps[-1].after - steps[0].before).norm())
+    assert last_row(callback)["displacement"] == pytest.approx(moved, rel=EXACT)
+
+
+def test_the_learning_rate_finder_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Tuned(Regressor):
+        lr = 0.05
+
+        def configure_optimizers(self) -> Any:
+            return self.tape.follow(torch.optim.SGD(self.parameters(), lr=self.lr))
+
+    model, callback = Tuned(), quiet()
+    run = trainer(tmp_path, callback)
+    pl.tuner.Tuner(run).lr_find(model, loader(batches(40)), num_training=10, update_attr=False)
+    assert callback.record is None
+    searched = len(model.tape.steps)
+    assert searched > 2
+    run.fit(model, loader(batches(8)))
+    steps = model.tape.steps[searched:]
+    assert last_row(callback)["step"] == len(steps) == 8
+    moved = float((steps[-1].after - steps[0].before).norm())
+    assert last_row(callback)["displacement"] == pytest.approx(moved, rel=EXACT)
+
+
+def test_a_swap_that_began_before_is_not_taken_for_the_training(tmp_path: Path) -> None:
+    """Swapped in on_validation_start by a callback that comes first: unknown, and never a wrong number."""
+
+    class Sooner(Swap):
+        def on_validation_start(self, trainer: Any, module: Any) -> None:
+            super().on_validation_epoch_start(trainer, module)
+
+        def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
+            pass
+
+    model, callback = Validated(), quiet()
+    run = trainer(tmp_path, Sooner(), callback, val_check_interval=5, num_sanity_val_steps=0)
+    run.fit(model, loader(batches(10)), loader(batches(1, seed=2)))
+    assert callback.record is not None
+    found, total = (
+        last_row(callback)["displacement"],
+        torch.stack([s.update for s in model.tape.steps]).sum(0),
+    )
+    assert math.isnan(found) or found == pytest.approx(float(total.norm()), rel=EXACT)
+
+
+# --- exceptions and early ends
+
+
+class Failing(Regressor):
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        if batch_idx == 7:
+            raise RuntimeError("out of cheese")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("every", [1, 3, 50])
+def test_an_exception_leaves_the_last_completed_step(tmp_path: Path, every: int) -> None:
+    model, callback = Failing(), quiet()
+    with pytest.raises(RuntimeError, match="out of cheese"):
+        trainer(tmp_path, callback, log_every_n_steps=every).fit(model, loader(batches(10)))
+    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
+    assert got["step"] == len(model.tape.steps) == 7
+    for name in ("displacement", "path_length", "work_ito", "loss_drop"):
+        assert got[name] == pytest.approx(wanted[name], rel=EXACT), name
+    saved = RunRecord.load(tmp_path / "speed_limit")
+    assert saved.columns["displacement"].tolist() == callback.record.columns["displacement"].tolist()  # type: ignore[union-attr]
+
+
+def hooks(optimizer: Optimizer) -> int:
+    return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+
+@pytest.mark.parametrize("kind", [Regressor, Failing])
+def test_no_hook_stays_on_the_optimizer(tmp_path: Path, kind: type[Regressor]) -> None:
+    made: list[Optimizer] = []
+    counts = []
+
+    class Count(pl.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            counts.append(hooks(made[0]))
+
+    def make(parameters: Any) -> Optimizer:
+        made.append(torch.optim.SGD(parameters, lr=0.1))
+        return made[0]
+
+    run = trainer(tmp_path, quiet(), Count())
+    try:
+        run.fit(kind(make), loader(batches(8)))
+    except RuntimeError:
+        assert kind is Failing
+    assert counts[0] == 4  # the tape's two and the meter's two
+    assert hooks(made[0]) == 2
+
+
+def test_teardown_alone_removes_the_hooks(tmp_path: Path) -> None:
+    class Interrupt(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            optimizer = trainer.optimizers[0]
+            before = hooks(optimizer)
+            callback.teardown(trainer, module, "fit")
+            callback.teardown(trainer, module, "fit")
+            assert hooks(optimizer) == before - 2
+            trainer.should_stop = True
+
+    callback = quiet()
+    trainer(tmp_path, callback, Interrupt()).fit(Regressor(), loader(batches(3)))
+
+
+def test_the_last_step_is_recorded_though_it_is_no_log_step(tmp_path: Path) -> None:
+    callback = quiet()
+    trainer(tmp_path, callback, max_steps=5, log_every_n_steps=50).fit(Regressor(), loader(batches(10)))
+    assert callback.record is not None
+    assert callback.record.columns["step"].tolist() == [5]
+    assert RunRecord.load(tmp_path / "speed_limit").columns["step"].tolist() == [5]
+
+
+def test_monitors_find_the_logged_numbers(tmp_path: Path) -> None:
+    """Neither early stopping nor checkpoints fail before the first log step, and both act on the value."""
+    stop = EarlyStopping(
+        "speed_limit/displacement", mode="min", patience=1
+    )  # it grows: stops after two epochs
+    best = ModelCheckpoint(
+        tmp_path, monitor="speed_limit/efficiency", mode="max", filename="best", save_top_k=1
+    )
+    keep = ModelCheckpoint(
+        tmp_path, monitor="speed_limit/path_length", mode="max", every_n_train_steps=2, filename="{step}"
+    )
+    model, callback = Regressor(), quiet()
+    run = trainer(
+        tmp_path, stop, best, keep, callback, enable_checkpointing=True, max_epochs=9, log_every_n_steps=4
+    )
+    run.fit(model, loader(batches(1) * 6))
+    assert run.current_epoch == 2
+    assert callback.record is not None
+    efficiency = dict(
+        zip(callback.record.columns["step"], callback.record.columns["efficiency"], strict=True)
+    )
+    assert best.best_model_score is not None
+    assert float(best.best_model_score) == pytest.approx(
+        max(efficiency[6], efficiency[12]), rel=1e-6
+    )  # float32 logs
+    assert keep.best_model_score is not None
+    longest = callback.record.columns["path_length"][
+        -1
+    ]  # step 12 is one of its steps, and the path only grows
+    assert float(keep.best_model_score) == pytest.approx(longest, rel=1e-6)
+
+
+# --- where it logs and writes
+
+
+def rows(logger: CSVLogger) -> list[dict[str, str]]:
+    with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+class Logging(Regressor):
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss)
+        return loss
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}], ids=str)
+def test_two_loggers_get_the_same_numbers_on_lightnings_own_steps(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger, board, callback = CSVLogger(tmp_path), TensorBoardLogger(tmp_path), quiet()
+    run = trainer(tmp_path, callback, logger=[logger, board], log_every_n_steps=3, max_epochs=2, **options)
+    run.fit(Logging(), loader(batches(12)))
+    own = [r["step"] for r in rows(logger) if r["train_loss"]]
+    logged = [r for r in rows(logger) if r["speed_limit/displacement"]]
+    assert [r["step"] for r in logged if r["train_loss"]] == own
+    assert callback.record is not None
+    values = callback.record.columns["displacement"].tolist()
+    assert [float(r["speed_limit/displacement"]) for r in logged] == pytest.approx(
+        values, rel=1e-6
+    )  # float32 logs
+    events = EventAccumulator(board.log_dir)
+    events.Reload()
+    found = events.Scalars("speed_limit/displacement")
+    assert [e.step for e in found] == [int(r["step"]) for r in logged]
+    assert [e.value for e in found] == pytest.approx(values, rel=1e-6)
+    assert (Path(run.log_dir) / "speed_limit" / "record.json").is_file()
+
+
+def test_exactly_the_totals_are_logged(tmp_path: Path) -> None:
+    run = trainer(tmp_path, quiet())
+    run.fit(Regressor(), loader(batches(3)))
+    assert set(run.callback_metrics) == {f"speed_limit/{name}" for name in LOGGED}
+    assert len(LOGGED) == 18
+    assert not run.progress_bar_metrics
+
+
+def test_the_progress_bar_shows_the_efficiency_alone(tmp_path: Path) -> None:
+    run = trainer(tmp_path, quiet(prog_bar=True))
+    run.fit(Regressor(), loader(batches(3)))
+    assert set(run.progress_bar_metrics) == {"speed_limit/efficiency"}
+
+
+def test_layers_are_logged_on_request(tmp_path: Path) -> None:
+    model, callback = Regressor(), quiet(per_layer=True)
+    run = trainer(tmp_path, callback)
+    run.fit(model, loader(batches(6)))
+    steps, cut = model.tape.steps, sum(p.numel() for p in model.first.parameters())
+    for layer, part in (("first", slice(0, cut)), ("second", slice(cut, None))):
+        logged = {
+            n.rpartition("/")[2]: float(v) for n, v in run.callback_metrics.items() if f"layers/{layer}/" in n
+        }
+        displacement = float((steps[-1].after - steps[0].before)[part].norm())
+        work = -math.fsum(float(s.raw[part] @ s.update[part]) for s in steps)
+        path = math.fsum(float(s.update[part].norm()) for s in steps)
+        assert logged["displacement"] == pytest.approx(displacement, rel=1e-6)  # float32 logs
+        assert logged["path_length"] == pytest.approx(path, rel=1e-6)
+        assert logged["work_ito"] == pytest.approx(work, rel=1e-6)
+
+
+def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = quiet()
+    trainer(tmp_path, callback, fast_dev_run=3).fit(Regressor(), loader(batches(5)))
+    assert last_row(callback)["step"] == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_barebones_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, recwarn: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = quiet(print_summary=True)
+    run = pl.Trainer(barebones=True, accelerator="cpu", max_epochs=1, callbacks=[callback])
+    capsys.readouterr()
+    run.fit(Regressor(), loader(batches(5)))
+    assert capsys.readouterr().out == ""
+    assert not [w for w in recwarn if "peed" in str(w.message) or "self.log" in str(w.message)]
+    assert not list(tmp_path.iterdir())
+    assert last_row(callback)["step"] == 5  # a record all the same
+
+
+def test_the_summary_is_printed_with_the_folder(tmp_path: Path, capsys: Any) -> None:
+    trainer(tmp_path, quiet(print_summary=True)).fit(Regressor(), loader(batches(5)))
+    out = capsys.readouterr().out
+    assert f"Record: {tmp_path / 'speed_limit'}" in out
+    assert "efficiency" in out
+
+
+# --- sharing
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["copy", "pickle"]
+)
+def test_it_can_be_copied_before_a_fit(tmp_path: Path, copied: Any) -> None:
+    callback = copied(quiet(clock="lr", probe_batches=1))
+    model = Regressor()
+    trainer(tmp_path, callback).fit(model, loader(batches(4)))
+    assert last_row(callback)["elapsed"] == pytest.approx(0.05 * 4, rel=EXACT)
+
+
+def test_the_module_can_be_copied_during_a_fit(tmp_path: Path) -> None:
+    """Weight averaging deep-copies the module; nothing may hang on it."""
+
+    class Copy(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            self.copy = copy.deepcopy(torch.nn.ModuleList([module.first, module.second]))
+
+    model, other = Regressor(), Copy()
+    trainer(tmp_path, quiet(), other).fit(model, loader(batches(3)))
+    assert torch.equal(flat(list(other.copy.parameters())), flat(of(model.tape._optimizers[0])))
+
+
+def test_the_command_line_takes_a_class_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jsonargparse")
+    from pytorch_lightning.cli import LightningCLI
+    from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
+
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "fit",
+        "--trainer.callbacks=lightning_speedlimit.SpeedLimit",
+        "--trainer.callbacks.clock=lr",
+        "--trainer.callbacks.print_summary=false",
+        "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.limit_val_batches=0",
+        "--trainer.logger=false",
+        "--trainer.enable_progress_bar=false",
+    ]
+    cli = LightningCLI(BoringModel, BoringDataModule, args=arguments, save_config_callback=None)
+    (callback,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "SpeedLimit"]
+    assert callback.clock == "lr"
+    assert last_row(callback)["step"] == 2
