@@ -11,6 +11,7 @@ second bare training, whose ratio shows what is noise.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -47,7 +48,7 @@ FLOOR_BYTES = {"sgd": 32, "adamw": 32 + 12 + 8}
 
 def mlp(*sizes: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -118,7 +119,7 @@ class Relay(IterableDataset[list[Tensor]]):
                 ticks.append(time.perf_counter())
                 yield self.batch
             ticks.append(time.perf_counter())
-            self.times.append([b - a for a, b in zip(ticks[:-1], ticks[1:], strict=True)])
+            self.times.append([b - a for a, b in itertools.pairwise(ticks)])
             self.done.release()
 
 
@@ -237,9 +238,8 @@ def show(found: dict[str, Any]) -> None:
         reach = {"SpeedLimit": REACH, "SpeedLimit, every 10th": REACH_SAMPLED}.get(label, {}).get((name, optimizer))
         note = "" if reach is None else f"   reach {reach:.2f}"
         quartiles = f"[{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
-        print(
-            f"    {label:24}{row['ratio']:7.3f}  {quartiles:>15}{row['step_ms']:10.2f} ms{row['log_step_ms']:9.2f} ms{note}"
-        )
+        times = f"{row['step_ms']:10.2f} ms{row['log_step_ms']:9.2f} ms"
+        print(f"    {label:24}{row['ratio']:7.3f}  {quartiles:>15}{times}{note}")
     extra = found["variants"]["SpeedLimit"]["step_ms"] - found["variants"]["bare"]["step_ms"]
     print(f"    per step {extra:+.2f} ms; the bytes alone would take {found['floor_ms']:.2f} ms")
     print(f"    peak memory: {found['memory_copies']:+.2f} copies of the parameters")

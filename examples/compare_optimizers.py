@@ -281,16 +281,12 @@ def parse_arguments() -> argparse.Namespace:
         description="Trains two small models to the same loss and tells what each optimizer wasted.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo_runs"), metavar="DIR", help="logs and records"
-    )
+    parser.add_argument("--output", type=Path, default=Path("demo_runs"), metavar="DIR", help="logs and records")
     parser.add_argument("--target", type=float, default=0.1, metavar="LOSS", help="loss at which a run ends")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--optimizers", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images")
-    parser.add_argument(
-        "--steps", type=int, default=3000, metavar="MAX", help="a run ends here at the latest"
-    )
+    parser.add_argument("--steps", type=int, default=3000, metavar="MAX", help="a run ends here at the latest")
     parser.add_argument("--quick", action="store_true", help="at most 40 steps, to see that everything works")
     parser.add_argument("--bare", action="store_true", help="without SpeedLimit: the losses are the same")
     options = parser.parse_args()

@@ -28,9 +28,7 @@ FORMAT = "lightning-speedlimit record"
 FORMAT_VERSION = 1
 JSON_NAME = "record.json"
 
-MAX_DATA_BYTES = (
-    2 * 1024**3
-)  # 10⁶ log steps of 250 columns: far beyond any run, well below a machine's memory
+MAX_DATA_BYTES = 2 * 1024**3  # 10⁶ log steps of 250 columns: far beyond any run, well below a machine's memory
 MAX_JSON_BYTES = 64 * 1024**2
 _MAX_ARRAY_HEADER = 1024  # an .npy header of one or two dimensions takes 128 bytes
 _DATA_NAME = re.compile(r"data-[0-9a-f]{32}\.npz")
@@ -61,9 +59,7 @@ class RecordData:
 SKETCH_STATE = {"stride": 1, "ticks_seen": 0, "newest_step": -1, "last_is_provisional": 0}
 
 
-def expected_arrays(
-    rows: int, columns: int, sketches: int
-) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+def expected_arrays(rows: int, columns: int, sketches: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """Name → type and shape of every array in the data file."""
     return {
         "step": (np.dtype("<i8"), (rows,)),
@@ -220,9 +216,7 @@ def read_folder(folder: Path) -> RecordData:
         except FileNotFoundError:
             if _read_json_text(folder) == text:  # else a running training has just replaced it: again
                 name = document["data"]["file"]
-                raise RecordError(
-                    f"{folder / name} is missing, {JSON_NAME} names it; copy all of it"
-                ) from None
+                raise RecordError(f"{folder / name} is missing, {JSON_NAME} names it; copy all of it") from None
         except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise RecordError(f"the data file of {folder} can't be read: {error}; copy it again") from error
     else:
@@ -289,19 +283,13 @@ def _check_document(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not _is_integer(document.get("rows"), 0):
         raise RecordError(want("rows", folder, "an integer from 0", document.get("rows")))
     least = {"count": 0, "size": SKETCH_SIZE, **SKETCH_STATE}
-    if not isinstance(sketches, dict) or not all(
-        _is_integer(sketches.get(k), low) for k, low in least.items()
-    ):
+    if not isinstance(sketches, dict) or not all(_is_integer(sketches.get(k), low) for k, low in least.items()):
         raise RecordError(want("sketches", folder, f"an object of integers {sorted(least)}", sketches))
     if sketches["size"] != SKETCH_SIZE:
         raise RecordError(want("sketches.size", folder, SKETCH_SIZE, sketches["size"]))
     if sketches["count"] > MAX_SKETCHES:
         raise RecordError(want("sketches.count", folder, f"at most {MAX_SKETCHES}", sketches["count"]))
-    if (
-        not isinstance(data, dict)
-        or not _is_integer(data.get("size"), 1)
-        or not isinstance(data.get("sha256"), str)
-    ):
+    if not isinstance(data, dict) or not _is_integer(data.get("size"), 1) or not isinstance(data.get("sha256"), str):
         raise RecordError(want("data", folder, "an object with file, size and sha256", data))
     if not isinstance(data.get("file"), str) or not _DATA_NAME.fullmatch(data["file"]):
         raise RecordError(want("data.file", folder, "a file name data-<checksum>.npz", data.get("file")))
@@ -332,9 +320,7 @@ def _read_arrays(file: IO[bytes], document: dict[str, Any]) -> dict[str, Any]:
         raise RecordError(f"{data['file']} has {size} bytes, wanted {data['size']}; copy the folder again")
     checksum = _sha256(file)
     if checksum != data["sha256"]:
-        raise RecordError(
-            f"{data['file']} has sha256 {checksum}, wanted {data['sha256']}; copy the folder again"
-        )
+        raise RecordError(f"{data['file']} has sha256 {checksum}, wanted {data['sha256']}; copy the folder again")
     file.seek(0)
     shapes = _shapes(document)
     with zipfile.ZipFile(file) as archive:
@@ -344,9 +330,7 @@ def _read_arrays(file: IO[bytes], document: dict[str, Any]) -> dict[str, Any]:
         return {name: _read_array(archive, name, *shapes[name]) for name in shapes}
 
 
-def _read_array(
-    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> npt.NDArray[Any]:
+def _read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """One array, its declared size, type and shape checked before its data are read."""
     member = archive.getinfo(f"{name}.npy")
     wanted = dtype.itemsize * math.prod(shape)
@@ -391,9 +375,7 @@ def check_data(data: RecordData) -> None:
         if (array[:1] < 0).any() or (np.diff(array) <= 0).any():
             raise RecordError(f"{name} must increase from 0 or more; the record is damaged")
     state = data.sketch_state
-    if state.keys() != SKETCH_STATE.keys() or not all(
-        _is_integer(state[k], low) for k, low in SKETCH_STATE.items()
-    ):
+    if state.keys() != SKETCH_STATE.keys() or not all(_is_integer(state[k], low) for k, low in SKETCH_STATE.items()):
         raise RecordError(f"sketch_state must hold the integers {sorted(SKETCH_STATE)}, got {state}")
     if len(data.sketch_steps) > MAX_SKETCHES:
         raise RecordError(f"a record holds at most {MAX_SKETCHES} sketches, got {len(data.sketch_steps)}")

@@ -40,13 +40,9 @@ class SketchShelf:
     def add(self, step: int, sketch: npt.ArrayLike) -> None:
         values = np.array(sketch, dtype=np.float32)  # a copy: the caller reuses its buffer
         if values.shape != (SKETCH_SIZE,):
-            raise ValueError(
-                f"sketch must have shape ({SKETCH_SIZE},), got {values.shape}; pass the raw sketch"
-            )
+            raise ValueError(f"sketch must have shape ({SKETCH_SIZE},), got {values.shape}; pass the raw sketch")
         if self._steps and step < self._steps[-1]:
-            raise ValueError(
-                f"step must not decrease, got {step} after {self._steps[-1]}; start a new RunRecord"
-            )
+            raise ValueError(f"step must not decrease, got {step} after {self._steps[-1]}; start a new RunRecord")
         self.see(step)
         if self._steps and step == self._steps[-1]:
             self._sketches[-1] = values

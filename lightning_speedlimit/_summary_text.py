@@ -161,10 +161,7 @@ def _notes(s: Summary) -> list[str]:
     unexplained = [
         name
         for name in vars(s)
-        if _is_value(s, name)
-        and math.isnan(getattr(s, name))
-        and name not in s.reasons
-        and not _may_be_absent(name)
+        if _is_value(s, name) and math.isnan(getattr(s, name)) and name not in s.reasons and not _may_be_absent(name)
     ]
     if unexplained and not _is_empty(s):
         notes.append(f"not recorded: {', '.join(unexplained)}")

@@ -146,9 +146,7 @@ class SpeedLimit(CallbackBase):
             )
         loaded, self._loaded = self._loaded, None
         # a broadcast under several processes: on every rank
-        folder = (
-            None if trainer.fast_dev_run or trainer.barebones else self.dirpath or _default_folder(trainer)
-        )
+        folder = None if trainer.fast_dev_run or trainer.barebones else self.dirpath or _default_folder(trainer)
         self._folder = folder
         self._attach(trainer, pl_module)
         self.record = RunRecord(self._description(trainer, pl_module))
@@ -159,9 +157,7 @@ class SpeedLimit(CallbackBase):
             self.record.run["since_step"] = trainer.global_step
         if self.probe_batches and self._probe is None and start_known:
             self._probe = Probe(self.probe_batches)
-        self._announce = any(
-            str(getattr(callback, "monitor", "")).startswith(PREFIX) for callback in trainer.callbacks
-        )
+        self._announce = any(str(getattr(callback, "monitor", "")).startswith(PREFIX) for callback in trainer.callbacks)
 
     def _attach(self, trainer: Any, pl_module: Any) -> None:
         """A meter on every optimizer that has step hooks; says which have not."""
@@ -221,9 +217,7 @@ class SpeedLimit(CallbackBase):
             self._detach()
             self._attach(trainer, pl_module)
             self._closed_steps = 0
-            self.record = RunRecord(
-                self._description(trainer, pl_module) | {"since_step": trainer.global_step}
-            )
+            self.record = RunRecord(self._description(trainer, pl_module) | {"since_step": trainer.global_step})
         if self._probe is not None and not self._probe.complete:
             self._probe.keep(batch)
             if self._probe.complete:
@@ -250,9 +244,7 @@ class SpeedLimit(CallbackBase):
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             self._meter.observe_changed_gradients()
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._meter is None:
             return
         self._last_of_epoch = trainer.is_last_batch
@@ -312,9 +304,7 @@ class SpeedLimit(CallbackBase):
         try:
             return self._probe.losses(trainer, pl_module)
         except Exception as error:  # whatever a training_step may raise without gradients: training goes on
-            self._say(
-                f"SpeedLimit could not evaluate probe_batches ({error}); the losses of training are used"
-            )
+            self._say(f"SpeedLimit could not evaluate probe_batches ({error}); the losses of training are used")
             self._probe = None
             return None
 
@@ -350,9 +340,7 @@ class SpeedLimit(CallbackBase):
     def _reasons(self, meter: TrajectoryMeter) -> dict[str, str]:
         reasons = dict(meter.reasons)
         if self._probe is not None and self._probe.first is None:
-            reasons["loss_drop"] = (
-                f"until {self.probe_batches} probe batches have come, from the training losses"
-            )
+            reasons["loss_drop"] = f"until {self.probe_batches} probe batches have come, from the training losses"
         if self.monitor is not None and "no loss was recorded" in reasons.values():
             reasons["loss_drop"] = f"monitor={self.monitor!r} was not among the metrics logged at each step"
         return reasons
@@ -495,9 +483,7 @@ class SpeedLimit(CallbackBase):
         self._loss_sum = None if loss is None else loss.to(pl_module.device)
         if "probe" in loaded and self.probe_batches:
             self._probe = Probe(len(loaded["probe"]["batches"]))
-            self._probe.batches = trainer.strategy.batch_to_device(
-                loaded["probe"]["batches"], pl_module.device
-            )
+            self._probe.batches = trainer.strategy.batch_to_device(loaded["probe"]["batches"], pl_module.device)
             self._probe.first = loaded["probe"]["first"].to(pl_module.device)
         if loaded["last_of_epoch"] and self._measured_at != meter.steps:
             self._measure(trainer, pl_module, on_step=False, log=False)  # Lightning skips this epoch's end

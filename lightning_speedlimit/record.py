@@ -55,9 +55,7 @@ class RunRecord:
 
     # --- rows
 
-    def append(
-        self, step: int, values: Mapping[str, float], reasons: Mapping[str, str] | None = None
-    ) -> None:
+    def append(self, step: int, values: Mapping[str, float], reasons: Mapping[str, str] | None = None) -> None:
         """Adds the row of `step`; a row for the same step replaces the last one.
 
         Args:
@@ -69,9 +67,7 @@ class RunRecord:
         step = int(step)
         last = int(self._step[self._rows - 1]) if self._rows else -1
         if step < max(last, 0):
-            raise ValueError(
-                f"step must not be negative or decrease, got {step} after {last}; start a new RunRecord"
-            )
+            raise ValueError(f"step must not be negative or decrease, got {step} after {last}; start a new RunRecord")
         if "step" in values:
             raise ValueError("values must not hold 'step': it is the first argument; rename the column")
         row = {str(name): float(value) for name, value in values.items()}
@@ -193,9 +189,7 @@ class RunRecord:
                 **state["arrays"],
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise RecordError(
-                f"not the state of a RunRecord: {error!r}; pass what state_dict() returned"
-            ) from error
+            raise RecordError(f"not the state of a RunRecord: {error!r}; pass what state_dict() returned") from error
         check_data(data)
         return cls._from_data(data)
 

@@ -303,6 +303,4 @@ def test_a_monitor_that_never_appears(tmp_path: Path) -> None:
     assert callback.record is not None
     assert math.isnan(got["loss_drop"])
     assert "monitor='nonsense' was not among the metrics" in callback.record.reasons["loss_drop"]
-    assert got["displacement"] == pytest.approx(
-        plain(model.tape.steps, model.tape.losses)["displacement"], rel=EXACT
-    )
+    assert got["displacement"] == pytest.approx(plain(model.tape.steps, model.tape.losses)["displacement"], rel=EXACT)

@@ -27,11 +27,7 @@ HALF = 1e-5
 
 def half(**options: Any) -> dict[str, Any]:
     # On a CPU the flag "16-mixed" silently becomes bf16.
-    return {
-        "plugins": [
-            MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0, **options))
-        ]
-    }
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0, **options))]}
 
 
 class Poisoned(Regressor):
@@ -86,9 +82,7 @@ def test_a_skipped_steps_loss_is_left_out(tmp_path: Path) -> None:
     model, callback = Overflow(dtype=torch.float32), quiet()
     trainer(tmp_path, callback, **half()).fit(model, loader(batches(7, dtype=torch.float32)))
     losses = model.tape.losses
-    assert last_row(callback)["loss_drop"] == pytest.approx(
-        losses[0] - (2 * losses[-1] - losses[-2]), rel=HALF
-    )
+    assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - (2 * losses[-1] - losses[-2]), rel=HALF)
 
 
 def test_bfloat16_autocast(tmp_path: Path) -> None:
@@ -123,9 +117,7 @@ def test_clamping_from_the_start_is_taken_out(tmp_path: Path, clamp_first: bool)
     sums = [float(torch.stack([s.update for s in steps[: k + 1]]).sum(0).norm()) for k in range(len(steps))]
     assert callback.record is not None
     assert callback.record.columns["displacement"].tolist() == pytest.approx(sums, rel=EXACT)
-    assert (
-        abs(float((steps[-1].after - steps[0].before).norm()) / sums[-1] - 1) > 0.05
-    )  # clamping does matter
+    assert abs(float((steps[-1].after - steps[0].before).norm()) / sums[-1] - 1) > 0.05  # clamping does matter
 
 
 def test_clamping_that_starts_later_makes_the_displacement_unknown(tmp_path: Path) -> None:
@@ -180,9 +172,7 @@ def test_weights_moved_in_validation(tmp_path: Path, mover: type[pl.Callback], c
     assert last_row(callback)["displacement"] == pytest.approx(float(total.norm()), rel=EXACT)
     if mover is Swap:
         steps = model.tape.steps
-        assert last_row(callback)["displacement"] == pytest.approx(
-            float((steps[-1].after - steps[0].before).norm())
-        )
+        assert last_row(callback)["displacement"] == pytest.approx(float((steps[-1].after - steps[0].before).norm()))
 
 
 AVERAGING = {
@@ -322,33 +312,21 @@ def test_the_last_step_is_recorded_though_it_is_no_log_step(tmp_path: Path) -> N
 
 def test_monitors_find_the_logged_numbers(tmp_path: Path) -> None:
     """Neither early stopping nor checkpoints fail before the first log step, and both act on the value."""
-    stop = EarlyStopping(
-        "speed_limit/displacement", mode="min", patience=1
-    )  # it grows: stops after two epochs
-    best = ModelCheckpoint(
-        tmp_path, monitor="speed_limit/efficiency", mode="max", filename="best", save_top_k=1
-    )
+    stop = EarlyStopping("speed_limit/displacement", mode="min", patience=1)  # it grows: stops after two epochs
+    best = ModelCheckpoint(tmp_path, monitor="speed_limit/efficiency", mode="max", filename="best", save_top_k=1)
     keep = ModelCheckpoint(
         tmp_path, monitor="speed_limit/path_length", mode="max", every_n_train_steps=2, filename="{step}"
     )
     model, callback = Regressor(), quiet()
-    run = trainer(
-        tmp_path, stop, best, keep, callback, enable_checkpointing=True, max_epochs=9, log_every_n_steps=4
-    )
+    run = trainer(tmp_path, stop, best, keep, callback, enable_checkpointing=True, max_epochs=9, log_every_n_steps=4)
     run.fit(model, loader(batches(1) * 6))
     assert run.current_epoch == 2
     assert callback.record is not None
-    efficiency = dict(
-        zip(callback.record.columns["step"], callback.record.columns["efficiency"], strict=True)
-    )
+    efficiency = dict(zip(callback.record.columns["step"], callback.record.columns["efficiency"], strict=True))
     assert best.best_model_score is not None
-    assert float(best.best_model_score) == pytest.approx(
-        max(efficiency[6], efficiency[12]), rel=1e-6
-    )  # float32 logs
+    assert float(best.best_model_score) == pytest.approx(max(efficiency[6], efficiency[12]), rel=1e-6)  # float32 logs
     assert keep.best_model_score is not None
-    longest = callback.record.columns["path_length"][
-        -1
-    ]  # step 12 is one of its steps, and the path only grows
+    longest = callback.record.columns["path_length"][-1]  # step 12 is one of its steps, and the path only grows
     assert float(keep.best_model_score) == pytest.approx(longest, rel=1e-6)
 
 
@@ -368,9 +346,7 @@ class Logging(Regressor):
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}], ids=str)
-def test_two_loggers_get_the_same_numbers_on_lightnings_own_steps(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_two_loggers_get_the_same_numbers_on_lightnings_own_steps(tmp_path: Path, options: dict[str, Any]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger, board, callback = CSVLogger(tmp_path), TensorBoardLogger(tmp_path), quiet()
@@ -381,9 +357,7 @@ def test_two_loggers_get_the_same_numbers_on_lightnings_own_steps(
     assert [r["step"] for r in logged if r["train_loss"]] == own
     assert callback.record is not None
     values = callback.record.columns["displacement"].tolist()
-    assert [float(r["speed_limit/displacement"]) for r in logged] == pytest.approx(
-        values, rel=1e-6
-    )  # float32 logs
+    assert [float(r["speed_limit/displacement"]) for r in logged] == pytest.approx(values, rel=1e-6)  # float32 logs
     events = EventAccumulator(board.log_dir)
     events.Reload()
     found = events.Scalars("speed_limit/displacement")
@@ -412,9 +386,7 @@ def test_layers_are_logged_on_request(tmp_path: Path) -> None:
     run.fit(model, loader(batches(6)))
     steps, cut = model.tape.steps, sum(p.numel() for p in model.first.parameters())
     for layer, part in (("first", slice(0, cut)), ("second", slice(cut, None))):
-        logged = {
-            n.rpartition("/")[2]: float(v) for n, v in run.callback_metrics.items() if f"layers/{layer}/" in n
-        }
+        logged = {n.rpartition("/")[2]: float(v) for n, v in run.callback_metrics.items() if f"layers/{layer}/" in n}
         displacement = float((steps[-1].after - steps[0].before)[part].norm())
         work = -math.fsum(float(s.raw[part] @ s.update[part]) for s in steps)
         path = math.fsum(float(s.update[part].norm()) for s in steps)
@@ -431,9 +403,7 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
-def test_barebones_is_silent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, recwarn: Any
-) -> None:
+def test_barebones_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, recwarn: Any) -> None:
     monkeypatch.chdir(tmp_path)
     callback = quiet(print_summary=True)
     run = pl.Trainer(barebones=True, accelerator="cpu", max_epochs=1, callbacks=[callback])
@@ -455,9 +425,7 @@ def test_the_summary_is_printed_with_the_folder(tmp_path: Path, capsys: Any) -> 
 # --- sharing
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["copy", "pickle"]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["copy", "pickle"])
 def test_it_can_be_copied_before_a_fit(tmp_path: Path, copied: Any) -> None:
     callback = copied(quiet(clock="lr", probe_batches=1))
     model = Regressor()

@@ -24,13 +24,9 @@ class Everything(pl.LightningModule):
     def __init__(self, optimizer: MakeOptimizer) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.body = nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1)
-        )
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
         self.error = torchmetrics.MeanSquaredError()
-        self.total = (
-            torchmetrics.MeanSquaredError()
-        )  # `update` changes its states in place, `forward` does not
+        self.total = torchmetrics.MeanSquaredError()  # `update` changes its states in place, `forward` does not
         self.register_buffer("mean", torch.zeros(()))
         self._optimizer = optimizer
         self.seen: list[Tensor] = []
@@ -84,9 +80,7 @@ def run(
     if probe:
         # training_step ran for the probe too: those losses are not of the training. It ran at the start of
         # batch `probe - 1`, then at each measurement; a training loss carries a graph, and says so.
-        losses = [
-            loss for loss, of_training in zip(model.seen, model.of_training, strict=True) if of_training
-        ]
+        losses = [loss for loss, of_training in zip(model.seen, model.of_training, strict=True) if of_training]
     metrics = {n: float(v) for n, v in fit.callback_metrics.items() if not n.startswith("speed_limit/")}
     metrics["total"] = float(model.total.compute())
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -43,9 +43,7 @@ def test_the_drop_is_that_of_the_first_batches(tmp_path: Path, size: int, option
     assert callback.record is not None
     columns = callback.record.columns
     complete = [
-        row
-        for row, step in enumerate(columns["step"])
-        if step * options.get("accumulate_grad_batches", 1) >= size
+        row for row, step in enumerate(columns["step"]) if step * options.get("accumulate_grad_batches", 1) >= size
     ]
     assert complete
     for row in complete:
@@ -62,9 +60,7 @@ def test_before_it_is_complete_the_training_losses_serve_and_it_says_so(tmp_path
     assert callback.record is not None
     assert "6 probe batches" in callback.record.reasons["loss_drop"]
     losses = model.tape.losses
-    assert last_row(callback)["loss_drop"] == pytest.approx(
-        losses[0] - (2 * losses[-1] - losses[-2]), rel=EXACT
-    )
+    assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - (2 * losses[-1] - losses[-2]), rel=EXACT)
 
 
 class Dropping(Regressor):
@@ -84,9 +80,7 @@ def test_a_pair_of_probes_after_a_clamp_does_not_count_it_twice(tmp_path: Path) 
     import pytorch_lightning as pl
 
     class Shift(pl.Callback):
-        def on_train_batch_end(
-            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
-        ) -> None:
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if batch_idx == 0:
                 with torch.no_grad():
                     for parameter in module.parameters():
@@ -133,9 +127,7 @@ def test_a_probe_that_cannot_be_evaluated_is_said_once(tmp_path: Path, fails: st
     assert last_row(callback)["step"] == 8
     if fails == "at once":
         losses = model.tape.losses
-        assert last_row(callback)["loss_drop"] == pytest.approx(
-            losses[0] - (2 * losses[-1] - losses[-2]), rel=EXACT
-        )
+        assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - (2 * losses[-1] - losses[-2]), rel=EXACT)
 
 
 def test_manual_optimization_is_refused(tmp_path: Path) -> None:

@@ -24,9 +24,7 @@ OPTIMIZERS = {
 }
 
 
-def fit(
-    folder: Path, callback: Any, optimizer: Any, *, ckpt: Any = None, at: int | None = None, **options: Any
-) -> Any:
+def fit(folder: Path, callback: Any, optimizer: Any, *, ckpt: Any = None, at: int | None = None, **options: Any) -> Any:
     """24 steps in 3 epochs, resumed from `ckpt`; `at`: leaves a checkpoint of that step."""
     model = Regressor(optimizer)
     callbacks = [] if callback is None else [callback]
@@ -34,9 +32,7 @@ def fit(
         callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=at, save_top_k=-1))
     settings = {"max_epochs": 3, "enable_checkpointing": at is not None, "log_every_n_steps": 3, **options}
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".*ckpt.*|.*resum.*|.*dirpath.*", category=UserWarning, module=".*pytorch.*"
-        )
+        warnings.filterwarnings("ignore", ".*ckpt.*|.*resum.*|.*dirpath.*", category=UserWarning, module=".*pytorch.*")
         trainer(folder, *callbacks, **settings).fit(model, Resumable(batches(PER_EPOCH)), ckpt_path=ckpt)
     return model
 
@@ -122,9 +118,7 @@ def test_a_checkpoint_is_plain_tensors_without_the_initial_weights(tmp_path: Pat
     files = list((tmp_path / "speed_limit").glob("start-*.pt"))
     assert len(files) == 1  # once for all checkpoints
     start = torch.load(files[0], weights_only=True)
-    assert torch.equal(
-        torch.cat(start), torch.cat([p.detach().reshape(-1) for p in Regressor().parameters()])
-    )
+    assert torch.equal(torch.cat(start), torch.cat([p.detach().reshape(-1) for p in Regressor().parameters()]))
 
 
 # --- what is lost is said

@@ -35,9 +35,7 @@ def window_means(losses: list[float], window: int, per_epoch: int) -> list[float
     means = []
     for epoch in range(0, len(losses), per_epoch):
         part = losses[epoch : epoch + per_epoch]
-        means += [
-            math.fsum(part[i : i + window]) / len(part[i : i + window]) for i in range(0, len(part), window)
-        ]
+        means += [math.fsum(part[i : i + window]) / len(part[i : i + window]) for i in range(0, len(part), window)]
     return means
 
 
@@ -97,9 +95,7 @@ def test_clipping_by_value_keeps_the_raw_gradients(tmp_path: Path) -> None:
     wanted["efficiency"] = wanted["kinematic_efficiency"] * ito / drop
     wanted["work_action"] = ito
     agree(got, wanted)
-    by_factor = math.fsum(
-        -float(s.used @ s.update) * float(s.raw.norm() / s.used.norm()) for s in model.tape.steps
-    )
+    by_factor = math.fsum(-float(s.used @ s.update) * float(s.raw.norm() / s.used.norm()) for s in model.tape.steps)
     assert abs(by_factor / ito - 1) > 0.01  # the guard can fail: one factor per step would show
 
 
@@ -130,9 +126,7 @@ def test_the_lr_clock_adds_the_rates_that_were_used(tmp_path: Path, interval: st
 
 def test_two_learning_rates_leave_the_lr_clock_undefined(tmp_path: Path) -> None:
     def two_groups(parameters: list[nn.Parameter]) -> Optimizer:
-        return torch.optim.SGD(
-            [{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "lr": 0.02}]
-        )
+        return torch.optim.SGD([{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "lr": 0.02}])
 
     model, callback = Regressor(two_groups), quiet(clock="lr")
     trainer(tmp_path, callback).fit(model, loader(batches(1) * 8))

@@ -116,9 +116,7 @@ def test_imports_go_down_only() -> None:
     found = [
         line
         for file in files
-        for line in complaints(
-            file.read_text("utf-8"), module_of(file), is_package=file.name == "__init__.py"
-        )
+        for line in complaints(file.read_text("utf-8"), module_of(file), is_package=file.name == "__init__.py")
     ]
     assert not found, "\n".join(found)
 

@@ -26,9 +26,7 @@ def sketch_of(step: int) -> np.ndarray:
 def small_record() -> RunRecord:
     record = RunRecord({"clock": "steps", "optimizers": [{"class": "SGD", "lr": 0.1}]})
     for step in (10, 20, 30):
-        record.append(
-            step, {"loss": 1 / step, "displacement": step / 10}, {"efficiency": "the loss hardly fell"}
-        )
+        record.append(step, {"loss": 1 / step, "displacement": step / 10}, {"efficiency": "the loss hardly fell"})
         record.add_sketch(step, sketch_of(step))
     return record
 
@@ -448,9 +446,7 @@ def data_file(folder: Path) -> Path:
     return next(folder.glob("data-*.npz"))
 
 
-def rewrite_arrays(
-    folder: Path, compression: int = zipfile.ZIP_STORED, **members: bytes | np.ndarray | None
-) -> None:
+def rewrite_arrays(folder: Path, compression: int = zipfile.ZIP_STORED, **members: bytes | np.ndarray | None) -> None:
     """Replaces members of the data file (None: leaves one out), and makes size and checksum agree again."""
     path = data_file(folder)
     with zipfile.ZipFile(path) as archive:
@@ -535,9 +531,7 @@ def test_a_newer_format_is_refused_with_the_cure(folder: Path) -> None:
         (["data", "sha256"], "0" * 64, "sha256"),
     ],
 )
-def test_every_field_of_the_json_is_checked(
-    folder: Path, keys: list[str], value: object, message: str
-) -> None:
+def test_every_field_of_the_json_is_checked(folder: Path, keys: list[str], value: object, message: str) -> None:
     edit(folder, *keys, value=value)
     refuses(folder, message)
 

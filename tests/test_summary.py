@@ -148,9 +148,7 @@ def test_values_beyond_their_bound_are_explained() -> None:
     assert "efficiency is above 1: noise, learning rate x curvature of order 1, inertia" in text
     assert "straightness is above 1: updates alone" in text
     # A reason that the run itself gave is the better one: no second line.
-    assert "efficiency is above 1" not in squeezed(
-        summary_of({"efficiency": 1.3}, {"efficiency": "momentum"})
-    )
+    assert "efficiency is above 1" not in squeezed(summary_of({"efficiency": 1.3}, {"efficiency": "momentum"}))
     assert "efficiency is negative" in squeezed(summary_of({"efficiency": -0.3}))
 
 
@@ -176,9 +174,7 @@ def test_the_table_is_aligned_and_narrow_for_any_values(row: dict[str, float], c
 def test_the_table_of_an_ordinary_run_fits_into_90_columns() -> None:
     reasons = {"efficiency": "the loss drop is below two standard errors of the estimate " * 3}
     for clock in ("steps", "lr"):
-        assert (
-            max(map(len, str(summary_of({"conversion_se": 0.004}, reasons, clock=clock)).splitlines())) <= 90
-        )
+        assert max(map(len, str(summary_of({"conversion_se": 0.004}, reasons, clock=clock)).splitlines())) <= 90
 
 
 # --- the sentence

@@ -38,7 +38,11 @@ class Bank:
         self.sums = RunningSum(len(SUMS), 0, device=device)
         self.slot_mobility = RunningSum(1, 0, device=device)  # m of parameters whose coordinates share it
         zero = torch.zeros(0, dtype=sum_dtype(device), device=device)
-        self.last_ito, self.last_theta, self.last_rate = zero, zero, zero  # of the update that waits to be met
+        self.last_ito, self.last_theta, self.last_rate = (
+            zero,
+            zero,
+            zero,
+        )  # of the update that waits to be met
         self._vectors: dict[str, tuple[list[float | Tensor], Tensor]] = {}
 
     def add(self, section: Section) -> None:

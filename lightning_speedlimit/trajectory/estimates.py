@@ -143,8 +143,15 @@ class Estimates:
             )
         elif run.silent_moves:
             why = "weights are moved outside of optimizer.step through .data, which leaves no trace to follow"
-        for name in ("displacement", "straightness", "kinematic_efficiency", "speed_limit_time", "efficiency",
-                     "efficiency_lower", "efficiency_action"):
+        for name in (
+            "displacement",
+            "straightness",
+            "kinematic_efficiency",
+            "speed_limit_time",
+            "efficiency",
+            "efficiency_lower",
+            "efficiency_action",
+        ):
             if why:
                 self.reasons[name] = why
         return why is not None
@@ -223,14 +230,17 @@ class Estimates:
         values, reasons = self.values, self.reasons
         if math.isfinite(values["efficiency"]) and any(s.kind == "effective" for s in self.run.sections):
             names = ", ".join(self.run.no_formula) or "clipping by value"
-            reasons.setdefault("efficiency", f"with the effective mobility of {names}: kinematic efficiency / conversion")
+            reasons.setdefault(
+                "efficiency", f"with the effective mobility of {names}: kinematic efficiency / conversion"
+            )
         taken = self._total("work_ito_met") - values["work_anti_ito"]
         curvature = ratio(2.0 * (values["loss_drop"] - values["work_anti_ito"]), taken)
         lowered = values["efficiency_lower"] < values["efficiency"]
         if lowered and curvature > 0.5:
             share = min(1.0, curvature)
             reasons.setdefault(
-                "efficiency_lower", f"too low: about {share:.0%} of what was taken out as noise is curvature (bouncing)"
+                "efficiency_lower",
+                f"too low: about {share:.0%} of what was taken out as noise is curvature (bouncing)",
             )
 
     def _standard_errors(self) -> None:
@@ -242,7 +252,10 @@ class Estimates:
         values["efficiency_se"] = abs(values["efficiency"]) * relative if self.estimator == "loss_drop" else NAN
         if not sampled:
             return
-        action, path = ratio(sampled["action"], values["action"]), ratio(sampled["path_length"], values["path_length"])
+        action, path = (
+            ratio(sampled["action"], values["action"]),
+            ratio(sampled["path_length"], values["path_length"]),
+        )
         work = ratio(sampled["work_action"], values["work_action"])
         values |= {
             "action_se": sampled["action"],

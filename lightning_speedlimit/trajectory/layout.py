@@ -63,7 +63,7 @@ class Slot:
             return values.reshape(-1)  # not dense: no memory order to follow
         return values.as_strided((self.numel,), (1,), values.storage_offset())
 
-    def unflatten(self, flat: Tensor) -> Tensor:
+    def ordered(self, flat: Tensor) -> Tensor:
         """A copy of a flat tensor in the parameter's shape and order (complex: pairs of real numbers)."""
         model = real(self.parameter.detach())
         out = torch.empty_like(model, dtype=flat.dtype)
@@ -71,6 +71,13 @@ class Slot:
             return flat.reshape(self.shape).clone()
         out.as_strided((self.numel,), (1,)).copy_(flat)
         return out
+
+    def unflatten(self, flat: Tensor) -> Tensor:
+        """A flat copy of the parameter back in its shape, order and dtype."""
+        values = self.ordered(flat)
+        if self.parameter.is_complex():
+            values = torch.view_as_complex(values)
+        return values.to(self.parameter.dtype)
 
     @property
     def alone(self) -> bool:
@@ -103,8 +110,8 @@ class Section:
 
     start: θ at the start of the measurement. held: θ_k before and during a step; u_k (without decoupled decay)
     after it, until the next gradient has met it. mobility: m_i where it differs between coordinates.
-    travelled: Σ u without decoupled decay, where there is one (where steps are sampled: Σ lr w θ_k). raw: the gradient before it was changed.
-    before: an optimizer state's entry as it was before the step. response: B_k. guard: θ as the last step left it.
+    travelled: Σ u without decoupled decay, where there is one (where steps are sampled: Σ lr w θ_k). raw: the
+    gradient before it was changed. before: an optimizer state's entry as it was before the step. response: B_k. guard: θ as the last step left it.
     """
 
     optimizer: Optimizer
@@ -258,7 +265,10 @@ class Tile:
         known = self._slot_views.get(name)
         if known is None or known[0] != out.data_ptr():
             cut = torch.split(out, [s.numel for s in self.slots])
-            known = out.data_ptr(), [view.view(slot.shape) for view, slot in zip(cut, self.slots, strict=True)]
+            known = (
+                out.data_ptr(),
+                [view.view(slot.shape) for view, slot in zip(cut, self.slots, strict=True)],
+            )
             self._slot_views[name] = known
         return known[1]
 

@@ -126,6 +126,8 @@ def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float
     """
     if not first[0] or not last[0]:
         return LossDrop(math.nan, math.nan, math.nan, math.nan)
+    if not all(map(math.isfinite, (*first[1], *last[1]))):
+        return LossDrop(math.nan, math.nan, math.nan, math.nan)
     start, end = extrapolate(*_without_jumps(*first), 0), extrapolate(*last, step)
     squared = start.bias_squared + end.bias_squared
     for index in start.weights.keys() | end.weights.keys():
@@ -185,9 +187,8 @@ class LossWindows:
             if step not in self.first_steps:
                 self.first_steps.append(step)
             self._values[0, self.first_steps.index(step)] = loss
-        newest = (self._next - 1) % self.size
-        if self.last_steps and newest < len(self.last_steps) and self.last_steps[newest] == step:
-            self._values[1, newest] = loss
+        if step in self.last_steps:
+            self._values[1, self.last_steps.index(step)] = loss
             return
         if len(self.last_steps) < self.size:
             self.last_steps.append(step)
@@ -211,7 +212,12 @@ class LossWindows:
 
     def state_dict(self) -> dict[str, object]:
         values = None if self._values is None else self._values.detach().cpu().clone()
-        return {"first": list(self.first_steps), "last": list(self.last_steps), "next": self._next, "values": values}
+        return {
+            "first": list(self.first_steps),
+            "last": list(self.last_steps),
+            "next": self._next,
+            "values": values,
+        }
 
     def load_state_dict(self, state: dict[str, object], device: torch.device) -> None:
         values = state["values"]

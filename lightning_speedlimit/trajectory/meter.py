@@ -130,7 +130,9 @@ class TrajectoryMeter:
             loss: a scalar. step: the step it belongs to, where it is recorded later; None: the coming one. A
                 loss recorded after the last step belongs to θ_K.
         """
-        value = loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        value = (
+            loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+        )
         at = self.steps if step is None else step
         if self._moved and step is None:
             at = self.steps + 1  # the joint step has moved: the loss belongs to what follows it
@@ -255,12 +257,10 @@ class TrajectoryMeter:
                         place += 1
         raise KeyError("accumulated_mobility got a parameter that no measured optimizer has moved yet")
 
-    def _mobility_of(
-        self, bank: Bank, section: Section, slot: Slot, place: int
-    ) -> Tensor | float:
+    def _mobility_of(self, bank: Bank, section: Section, slot: Slot, place: int) -> Tensor | float:
         factor = self._factor
         if section.mobility is not None and section.diagonal:
-            return slot.unflatten(section.mobility[slot.offset : slot.offset + slot.numel]) * factor
+            return slot.ordered(section.mobility[slot.offset : slot.offset + slot.numel]) * factor
         if section.scalar:
             return float(bank.slot_mobility.host()[0, place]) * factor
         name = type(section.optimizer).__name__
@@ -300,8 +300,7 @@ class TrajectoryMeter:
             for section in trace.sections:
                 for slot in section.slots:
                     if slot.parameter is parameter:
-                        start = slot.unflatten(section.start[slot.offset : slot.offset + slot.numel])
-                        return torch.view_as_complex(start) if parameter.is_complex() else start
+                        return slot.unflatten(section.start[slot.offset : slot.offset + slot.numel])
         return None
 
     def close(self) -> None:
@@ -357,9 +356,7 @@ class TrajectoryMeter:
         if self.steps:
             raise ValueError(f"load_state_dict needs a new meter, got one that has measured {self.steps} steps")
         if len(state["traces"]) != len(self._traces):
-            raise ValueError(
-                f"the saved measurement is of {len(state['traces'])} optimizers, got {len(self._traces)}"
-            )
+            raise ValueError(f"the saved measurement is of {len(state['traces'])} optimizers, got {len(self._traces)}")
         for trace, entry in zip(self._traces.values(), state["traces"], strict=True):
             trace.load_state_dict(entry)
         sections = [s for trace in self._traces.values() for s in trace.sections]
@@ -490,8 +487,11 @@ class TrajectoryMeter:
         action = squares
         if self.clock == "lr":
             moved = torch.where(squares == 0, torch.zeros_like(squares), torch.full_like(squares, torch.nan))
-            action = torch.where(torch.as_tensor(rate > 0, device=squares.device), squares / rate, moved) if (
-                isinstance(rate, Tensor) or rate > 0) else moved
+            action = (
+                torch.where(torch.as_tensor(rate > 0, device=squares.device), squares / rate, moved)
+                if (isinstance(rate, Tensor) or rate > 0)
+                else moved
+            )
         path = squares.sqrt()
         self._totals.add_(torch.stack([path, action]))
         self._norms = {"squares": squares, "gradients": joint["norms"]}
@@ -580,7 +580,14 @@ class TrajectoryMeter:
             silent_moves=any(float(host[name]) > 0 for name in host if name.startswith("silent")),
             lost=self._lost,
             no_formula=tuple(
-                sorted({type(t.optimizer).__name__ for t in self._traces.values() for s in t.sections if _kind(s) == "effective"})
+                sorted(
+                    {
+                        type(t.optimizer).__name__
+                        for t in self._traces.values()
+                        for s in t.sections
+                        if _kind(s) == "effective"
+                    }
+                )
             ),
             sampling_se=self._sampling_errors(host),
         )

@@ -217,9 +217,7 @@ _BUILT_IN: dict[type[Optimizer], Formula] = {
     torch.optim.RAdam: Formula(_radam, lambda group: ("exp_avg_sq",), _beta1_gain),
     torch.optim.Adamax: Formula(_adamax, lambda group: ("exp_inf",), _beta1_gain),
     torch.optim.Adagrad: Formula(_adagrad, lambda group: ("sum",), _no_gain),
-    torch.optim.Adadelta: Formula(
-        _adadelta, lambda group: ("square_avg", "acc_delta"), _no_gain, before="acc_delta"
-    ),
+    torch.optim.Adadelta: Formula(_adadelta, lambda group: ("square_avg", "acc_delta"), _no_gain, before="acc_delta"),
 }
 _REGISTERED: dict[type[Optimizer], MobilityFunction] = {}
 

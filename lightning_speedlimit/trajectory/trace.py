@@ -167,8 +167,8 @@ class OptimizerTrace:
                     self._load_before(bank, tile)
 
     def _load_before(self, bank: Bank, tile: Tile) -> None:
-        assert tile.section.formula is not None and tile.section.formula.before is not None
-        name = tile.section.formula.before
+        formula = tile.section.formula
+        name = "" if formula is None else formula.before
         states = [self.optimizer.state.get(s.parameter, {}).get(name) for s in tile.slots]
         if all(isinstance(s, Tensor) for s in states):
             tile.load("before", states, bank.scratch)
@@ -208,7 +208,8 @@ class OptimizerTrace:
                 tile.section.effective |= self._value_clipping
             clipped = _plus(clipped, bank.door.sum(dtype=bank.member.dtype))
             raw = _plus(raw, bank.before[0].sum(dtype=bank.member.dtype))
-        assert clipped is not None and raw is not None
+        assert clipped is not None
+        assert raw is not None
         self._clip = torch.where(raw > 0, (clipped / raw).sqrt(), torch.ones_like(raw))
 
     # -- after the update ------------------------------------------------------------------------------------
@@ -482,6 +483,7 @@ class OptimizerTrace:
     def state_dict(self, *, exact: bool) -> dict[str, Any]:
         """Plain types and tensors; `exact`: with m, u_k and what else has the size of the parameters, but θ_0."""
         state: dict[str, Any] = {
+            "optimizer": type(self.optimizer).__name__,
             "steps": self.steps,
             "moves": self.moves,
             "moves_removed": self.moves_removed,
@@ -510,8 +512,11 @@ class OptimizerTrace:
             "numel": [s.numel for s in section.slots],
             "slots": [[s.steps, s.response] for s in section.slots],
             "effective": section.effective,
-            "flat": {name: getattr(section, name).detach().cpu().clone() for name in _KEPT
-                     if exact and getattr(section, name) is not None},
+            "flat": {
+                name: getattr(section, name).detach().cpu().clone()
+                for name in _KEPT
+                if exact and getattr(section, name) is not None
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -520,6 +525,11 @@ class OptimizerTrace:
         Raises:
             ValueError: the optimizer's groups do not hold parameters of the sizes that were saved.
         """
+        name = type(self.optimizer).__name__
+        if state["optimizer"] != name:
+            raise ValueError(
+                f"the saved measurement is of {state['optimizer']}, got {name}: resume with the same optimizer"
+            )
         for entry in state["sections"]:
             self._load_section(entry)
         for bank, entry in zip(self.banks.values(), state["banks"], strict=True):

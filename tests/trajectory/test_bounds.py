@@ -27,9 +27,7 @@ OPTIMIZERS = sorted(
     (
         value
         for value in vars(torch.optim).values()
-        if inspect.isclass(value)
-        and issubclass(value, torch.optim.Optimizer)
-        and value is not torch.optim.Optimizer
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
     ),
     key=lambda kind: kind.__name__,
 )
@@ -90,9 +88,7 @@ def plans(draw: st.DrawFn, kind: type) -> Plan:
         scales=tuple(draw(st.lists(st.sampled_from([1e-6, 1e-3, 1.0, 1e3, 1e6]), min_size=1, max_size=3))),
         steps=draw(st.integers(1, STEPS)),
         noise=choose(0.0, 0.1, 10.0),
-        gradients=tuple(
-            draw(st.lists(st.sampled_from(["full", "full", "zero", "none"]), min_size=1, max_size=5))
-        ),
+        gradients=tuple(draw(st.lists(st.sampled_from(["full", "full", "zero", "none"]), min_size=1, max_size=5))),
         warm_up=0 if name == "Rprop" else choose(0, 0, 3),
         clip=None if name in ("LBFGS", "SparseAdam") else choose(None, None, 0.1),
         clock=choose("steps", "lr") if name != "Rprop" else "steps",
@@ -233,9 +229,7 @@ def test_a_straight_run_at_constant_speed_reaches_the_bounds(kind: type, options
         assert values[name] == pytest.approx(1, abs=1e-7), name
 
 
-@pytest.mark.parametrize(
-    "kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad], ids=lambda k: k.__name__
-)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad], ids=lambda k: k.__name__)
 def test_large_tensors_in_single_precision_reach_the_bounds_too(kind: type) -> None:
     # Many equal terms in float32: a sum of them must not drift, and 1e-5 is allowed to it.
     weight = torch.zeros(1_200_001, requires_grad=True)
@@ -260,9 +254,7 @@ def test_decay_taken_for_the_force_would_break_the_bound() -> None:
         weight.grad = torch.randn_like(weight)
         run.step(-float(k))
     expected = measure(run)
-    naive = ((flat(weight) - run.start[weight]) ** 2 / expected.mobility[weight]).sum() / expected[
-        "work_action"
-    ]
+    naive = ((flat(weight) - run.start[weight]) ** 2 / expected.mobility[weight]).sum() / expected["work_action"]
     assert naive > 2
     values = assert_bounds(meter)
     assert values["efficiency_action"] == pytest.approx(expected["efficiency_action"], rel=1e-9)

@@ -77,9 +77,7 @@ def test_gradient_descent_tends_to_gradient_flow_at_first_order(entropy_producti
     assert convergence_order(errors) == [FIRST_ORDER, FIRST_ORDER]
 
 
-@pytest.mark.parametrize(
-    "options", [{"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}], ids=["heavy", "nesterov"]
-)
+@pytest.mark.parametrize("options", [{"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}], ids=["heavy", "nesterov"])
 def test_momentum_follows_the_rescaled_flow(options: dict[str, Any]) -> None:
     # Time runs 1/(1 − β) times faster: the steady mobility.
     errors = errors_against_flow(sgd(**options), 1 / (1 - 0.8))
@@ -104,12 +102,8 @@ def test_both_readings_of_the_speed_limit_time_agree_for_plain_sgd() -> None:
     # §1: D²/A; §2: D²/Q. With the clock "lr" and Q = work_ito they are one.
     values, run = descend(sgd(), 0.05, 40, clock="lr", entropy_production="ito")
     expected = measure(run, clock="lr")
-    assert values["speed_limit_time"] == pytest.approx(
-        expected["displacement"] ** 2 / expected["action"], rel=1e-9
-    )
-    assert values["speed_limit_time"] == pytest.approx(
-        expected["displacement"] ** 2 / expected["work_ito"], rel=1e-9
-    )
+    assert values["speed_limit_time"] == pytest.approx(expected["displacement"] ** 2 / expected["action"], rel=1e-9)
+    assert values["speed_limit_time"] == pytest.approx(expected["displacement"] ** 2 / expected["work_ito"], rel=1e-9)
 
 
 # --- one mode, a large step -------------------------------------------------------------------------------
@@ -120,9 +114,7 @@ def test_one_step_on_one_mode_exceeds_the_flow_bound(product: float) -> None:
     # u = −a x, D² = a² x², loss drop ½ h x² (1 − (1 − a)²): η = 2/(2 − a) with a = lr·h: 1.05, 2, 20.
     curvature = 3.0
     start = torch.tensor([0.7], dtype=torch.float64)
-    values, _ = descend(
-        sgd(), product / curvature, 1, loss=lambda x: 0.5 * curvature * x.square().sum(), start=start
-    )
+    values, _ = descend(sgd(), product / curvature, 1, loss=lambda x: 0.5 * curvature * x.square().sum(), start=start)
     assert values["efficiency"] == pytest.approx(2 / (2 - product), rel=1e-9)
     assert values["efficiency_action"] == pytest.approx(1, rel=1e-9)
 
@@ -197,9 +189,7 @@ def test_clipped_work_would_not_convert() -> None:
 
 def rescaled_adam(scale: float) -> tuple[dict[str, float], float]:
     """The regression's loss times `scale`; ε = 0 makes Adam's path the same."""
-    values, _ = descend(
-        adam(betas=(0.9, 0.99), eps=0.0), 0.01, 150, loss=lambda theta: scale * REGRESSION.loss(theta)
-    )
+    values, _ = descend(adam(betas=(0.9, 0.99), eps=0.0), 0.01, 150, loss=lambda theta: scale * REGRESSION.loss(theta))
     plain = values["displacement"] ** 2 / (150 * 0.01 * values["loss_drop"])
     return values, plain
 

@@ -224,8 +224,7 @@ def check_row(name: str) -> None:
     assert training.steps == pytest.approx(steps, abs=scatter)
     got = {field: values[field] for field in FIELDS}
     wanted = {
-        field: pytest.approx(value, abs=spread)
-        for field, value, spread in zip(FIELDS, fields, spreads, strict=True)
+        field: pytest.approx(value, abs=spread) for field, value, spread in zip(FIELDS, fields, spreads, strict=True)
     }
     assert got == wanted
 

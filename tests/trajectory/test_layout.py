@@ -1,4 +1,4 @@
-"""How a meter walks through parameters: every coordinate once, in one order, and nothing kept that it should not."""
+"""How a meter walks through parameters: each coordinate once, in one order, and no more kept than said."""
 
 import gc
 import math
@@ -28,9 +28,7 @@ layouts = st.sampled_from(["contiguous", "transposed", "channels_last", "sliced"
 def parameter(shape: tuple[int, ...], layout: str, dtype: torch.dtype, seed: int) -> nn.Parameter:
     """Random values in the layout, where the shape allows it."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(
-        shape, generator=generator, dtype=torch.complex128 if dtype.is_complex else torch.float64
-    )
+    values = torch.randn(shape, generator=generator, dtype=torch.complex128 if dtype.is_complex else torch.float64)
     values = values.to(dtype)
     if layout == "transposed" and len(shape) > 1:
         values = values.transpose(0, -1).contiguous().transpose(0, -1)
@@ -66,16 +64,14 @@ def sections(draw: st.DrawFn) -> tuple[Section, int]:
     dtypes = draw(st.sampled_from([SINGLE, DOUBLE]))
     tile = draw(st.sampled_from([32, 64, 96]))
     number = draw(st.integers(1, 7))
-    parameters = [
-        parameter(draw(shapes), draw(layouts), draw(st.sampled_from(dtypes)), seed) for seed in range(number)
-    ]
+    parameters = [parameter(draw(shapes), draw(layouts), draw(st.sampled_from(dtypes)), seed) for seed in range(number)]
     parameters = [p for p in parameters if p.numel()]  # empty ones are left out before a section is made
     if not parameters:
         parameters = [parameter((), "contiguous", dtypes[0], 0)]
     return section_of(parameters, tile), tile
 
 
-# ---- tiles ---------------------------------------------------------------------------------------------------
+# ---- tiles ---------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=150)
@@ -107,9 +103,7 @@ def in_order_of(p: Tensor, values: Tensor) -> list[float]:
 
 @settings(max_examples=150)
 @given(sections(), st.booleans())
-def test_tiles_read_parameters_and_gradients_in_one_order(
-    drawn: tuple[Section, int], keep_strides: bool
-) -> None:
+def test_tiles_read_parameters_and_gradients_in_one_order(drawn: tuple[Section, int], keep_strides: bool) -> None:
     section, tile = drawn
     scratch = Scratch(tile, section.dtype, CPU)
     gradients = []
@@ -117,17 +111,13 @@ def test_tiles_read_parameters_and_gradients_in_one_order(
         gradient = torch.empty_like(slot.parameter) if keep_strides else torch.empty(slot.parameter.shape)
         gradients.append(gradient.to(slot.parameter.dtype).copy_(3 * slot.parameter.detach()))
     expected = [v for s in section.slots for v in in_order_of(s.parameter, s.parameter)]
-    expected_gradient = [
-        v for s, g in zip(section.slots, gradients, strict=True) for v in in_order_of(s.parameter, g)
-    ]
+    expected_gradient = [v for s, g in zip(section.slots, gradients, strict=True) for v in in_order_of(s.parameter, g)]
 
     def walk(tiles: list[Tile]) -> None:
         for t in tiles:
             mine = [gradients[s.index] for s in t.slots]
             assert t.parameters(scratch).double().tolist() == expected[t.low : t.high]
-            assert (
-                t.gather(scratch, "gradient", mine, {}).double().tolist() == expected_gradient[t.low : t.high]
-            )
+            assert t.gather(scratch, "gradient", mine, {}).double().tolist() == expected_gradient[t.low : t.high]
             walk(t.parts)
 
     tiles = tiles_of(section, tile, 0)
@@ -156,7 +146,7 @@ def test_flat_and_back(shape: tuple[int, ...], layout: str, dtype: torch.dtype) 
     assert torch.equal(slot.flat(back), flat)
 
 
-# ---- the same through the meter ------------------------------------------------------------------------------
+# ---- the same through the meter ------------------------------------------------------------------------
 
 ODD = [
     ((), "contiguous"),
@@ -223,14 +213,12 @@ def test_a_parameter_with_gaps_in_memory_is_read_anew() -> None:
     assert values["path_length"] == pytest.approx(3 * math.sqrt(40), rel=1e-6)
 
 
-# ---- what is kept --------------------------------------------------------------------------------------------
+# ---- what is kept --------------------------------------------------------------------------------------
 
 BIG = 1 << 20  # eight tiles: scratch buffers are small beside it
 
 
-def gradients_after_a_step(
-    parameters: list[nn.Parameter], meter: TrajectoryMeter, optimizer: Optimizer
-) -> list[Any]:
+def gradients_after_a_step(parameters: list[nn.Parameter], meter: TrajectoryMeter, optimizer: Optimizer) -> list[Any]:
     """Weak references to the gradients and to their memory, once the training loop has let go of them."""
     for p in parameters:
         p.grad = torch.randn_like(p)
@@ -271,7 +259,7 @@ def test_a_kept_view_would_be_noticed() -> None:
 
 
 def tensors_under(thing: Any, seen: set[int]) -> Iterator[Tensor]:
-    """All tensors that are reachable through attributes and containers, the optimizer and its parameters left out."""
+    """All tensors reachable through attributes and containers; optimizers are passed by."""
     if id(thing) in seen or isinstance(thing, Optimizer | type | str | int | float | bytes):
         return
     seen.add(id(thing))
@@ -297,9 +285,7 @@ def copies_kept(meter: TrajectoryMeter, optimizer: Optimizer, weight: nn.Paramet
         for value in state.values()
         if isinstance(value, Tensor)
     }
-    sizes = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_under(meter, set())
-    }
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_under(meter, set())}
     return sum(size for place, size in sizes.items() if place not in own) / weight.untyped_storage().nbytes()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 from statistics import fmean, pstdev
 
 import pytest
@@ -17,20 +18,16 @@ CPU = torch.device("cpu")
 
 
 def normal(seed: int, count: int, sigma: float) -> list[float]:
-    return (
-        sigma * torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    ).tolist()
+    return (sigma * torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).tolist()
 
 
-def windows(
-    losses: list[float], size: int
-) -> tuple[tuple[list[int], list[float]], tuple[list[int], list[float]]]:
+def windows(losses: list[float], size: int) -> tuple[tuple[list[int], list[float]], tuple[list[int], list[float]]]:
     """The first and the last `size` of the losses of steps 0, 1, …"""
     steps = list(range(len(losses)))
     return (steps[:size], losses[:size]), (steps[-size:], losses[-size:])
 
 
-# ---- without noise -------------------------------------------------------------------------------------------
+# ---- without noise -------------------------------------------------------------------------------------
 
 
 @given(
@@ -39,9 +36,7 @@ def windows(
     level=st.floats(-10, 10),
     slope=st.floats(-0.1, 0.1),
 )
-def test_a_straight_line_is_exact_at_any_target(
-    steps: list[int], target: int, level: float, slope: float
-) -> None:
+def test_a_straight_line_is_exact_at_any_target(steps: list[int], target: int, level: float, slope: float) -> None:
     found = extrapolate(steps, [level + slope * step for step in steps], target)
     # Weights of an extrapolation by `lever` spans add rounding of that many ε of losses up to 10 + 0.1·6000,
     # squared where the short windows nearest to the target are the longest lever.
@@ -70,7 +65,7 @@ def test_a_decay_converges_with_its_rate() -> None:
         errors.append(abs(found.value - (losses[0] - losses[-1])))
         # A line through all 50 would be off by A (50 r)²/12 at the start, a window mean by A·25 r.
         assert errors[-1] < 2.0 * (50 * rate) ** 2 / 12
-    orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert min(orders) > 1.7, (errors, orders)
 
 
@@ -82,12 +77,10 @@ def test_missing_steps_do_not_matter_to_a_line() -> None:
     assert (found.first, found.last) == pytest.approx((3.0, 3.0 - 0.004 * 300), rel=1e-10)
 
 
-# ---- with noise ----------------------------------------------------------------------------------------------
+# ---- with noise ----------------------------------------------------------------------------------------
 
 
-def scores(
-    true: list[float], sigma: float, size: int, seeds: int
-) -> tuple[list[float], list[float], list[float]]:
+def scores(true: list[float], sigma: float, size: int, seeds: int) -> tuple[list[float], list[float], list[float]]:
     """Over seeds of the noise: (estimate − truth)/se, the estimates, the standard errors."""
     estimates, errors = [], []
     for seed in range(seeds):
@@ -101,7 +94,7 @@ def scores(
 
 @pytest.mark.parametrize("sigma", [0.05, 0.3])
 def test_the_standard_error_is_honest_where_a_window_is_a_line(sigma: float) -> None:
-    # A decay over 2000 steps bends by A (50/2000)²/12 = 1e-4 within a window: nothing against 0.05/√50 = 7e-3.
+    # A decay over 2000 steps bends by A (50/2000)²/12 = 1e-4 in a window: nothing against 0.05/√50 = 7e-3.
     true = [2.0 * math.exp(-k / 2000) for k in range(1001)]
     found, _, _ = scores(true, sigma, 50, 200)
     assert abs(fmean(found)) < 0.3  # 1/√200 = 0.07 is the standard error of this mean
@@ -122,7 +115,7 @@ def test_overlapping_windows_are_no_independent_ones(last: int) -> None:
     true = [1.0 - 0.002 * k for k in range(last + 1)]
     found, estimates, errors = scores(true, 0.1, 50, 1000)
     spread = pstdev(estimates)
-    # A thousand draws know their spread to 2.2 %; a stated error that is itself drawn, from 21 losses and more
+    # A thousand draws know their spread to 2.2 %; an error that is itself drawn, from 21 losses or more
     # and by the window that suits them, may be off by its own 1/√(2·20) = 16 %.
     assert math.sqrt(fmean(e * e for e in errors)) == pytest.approx(spread, rel=0.25)
     assert abs(fmean(found)) < 0.3
@@ -141,11 +134,11 @@ def test_taking_them_for_independent_would_be_wrong() -> None:
         assert sum(w * w for w in line.weights.values()) == pytest.approx(apart / 2, rel=1e-9)
 
 
-# ---- what is not finite --------------------------------------------------------------------------------------
+# ---- what is not finite --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", range(0, 50, 7))
+@pytest.mark.parametrize("place", [0, 21, 49])
 def test_a_loss_that_is_not_finite_makes_the_drop_undefined(bad: float, place: int) -> None:
     losses = [1.0 - 0.001 * k + n for k, n in enumerate(normal(0, 300, 0.01))]
     for spoiled in (place, 299 - place):
@@ -162,7 +155,7 @@ def test_without_losses_nothing_is_known() -> None:
     assert math.isnan(found.standard_error)
 
 
-# ---- windows -------------------------------------------------------------------------------------------------
+# ---- windows -------------------------------------------------------------------------------------------
 
 
 def read(kept: LossWindows) -> tuple[dict[int, float], dict[int, float]]:
@@ -212,7 +205,7 @@ def test_windows_are_saved_and_restored(stop: int) -> None:
         assert read(part) == read(whole)
 
 
-# ---- through the meter ---------------------------------------------------------------------------------------
+# ---- through the meter ---------------------------------------------------------------------------------
 
 
 class Recorded:
@@ -304,7 +297,7 @@ def test_a_nan_loss_is_recorded_and_the_run_goes_on() -> None:
     assert math.isfinite(values["action"])
 
 
-# ---- probes --------------------------------------------------------------------------------------------------
+# ---- probes --------------------------------------------------------------------------------------------
 
 
 def test_a_probe_pairs_its_batches() -> None:

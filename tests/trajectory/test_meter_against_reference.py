@@ -89,9 +89,7 @@ SETTINGS = {
     "sgd momentum dampening": Setting(one(O.SGD, lr=0.1, momentum=0.8, dampening=0.2)),
     "sgd clipped with L2": Setting(one(O.SGD, lr=0.1, momentum=0.8, weight_decay=0.1), clip=0.3),
     "sgd maximize": Setting(one(O.SGD, lr=0.1, maximize=True, weight_decay=0.1), sign=-1.0),
-    "sgd momentum response": Setting(
-        one(O.SGD, lr=0.1, momentum=0.8), meter={"momentum_mobility": "response"}
-    ),
+    "sgd momentum response": Setting(one(O.SGD, lr=0.1, momentum=0.8), meter={"momentum_mobility": "response"}),
     "sgd warm-up on lr": Setting(one(O.SGD, lr=0.1), schedule=WARM_UP.schedule, meter={"clock": "lr"}),
     "adam": Setting(one(O.Adam, lr=0.01)),
     "adam warm-up": WARM_UP,
@@ -114,9 +112,7 @@ SETTINGS = {
     "adagrad": Setting(one(O.Adagrad, lr=0.05, lr_decay=0.1)),
     "adadelta": Setting(one(O.Adadelta, lr=1.0)),
     "rmsprop centered momentum": Setting(one(O.RMSprop, lr=0.002, centered=True, momentum=0.8)),
-    "rmsprop response": Setting(
-        one(O.RMSprop, lr=0.002, momentum=0.8), meter={"momentum_mobility": "response"}
-    ),
+    "rmsprop response": Setting(one(O.RMSprop, lr=0.002, momentum=0.8), meter={"momentum_mobility": "response"}),
     "sgd absent momentum": Setting(one(O.SGD, lr=0.1, momentum=0.8), absent=(2, 3, 8)),
     "two groups": Setting(two_groups, clip=0.5),
     "three optimizers": Setting(three_optimizers, clip=0.4),
@@ -126,9 +122,7 @@ SETTINGS = {
 }
 
 
-def train(
-    setting: Setting, dtype: torch.dtype, **options: Any
-) -> tuple[TrajectoryMeter, Run, list[Optimizer]]:
+def train(setting: Setting, dtype: torch.dtype, **options: Any) -> tuple[TrajectoryMeter, Run, list[Optimizer]]:
     model = Classifier(0, dtype)
     optimizers = setting.optimizers(model)
     meter = TrajectoryMeter(optimizers if len(optimizers) > 1 else optimizers[0], **(setting.meter | options))
@@ -170,9 +164,7 @@ def assert_agrees(values: dict[str, float], expected: Measured, rounding: float)
     if abs(values["signal_fraction"] - expected["signal_fraction"]) > 10 * rounding:
         # A ratio of two sums of a size: a few roundings.
         wrong["signal_fraction"] = (values["signal_fraction"], expected["signal_fraction"])
-    assert not wrong, "\n".join(
-        f"{name}: got {got!r}, wanted {value!r}" for name, (got, value) in wrong.items()
-    )
+    assert not wrong, "\n".join(f"{name}: got {got!r}, wanted {value!r}" for name, (got, value) in wrong.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -265,9 +257,7 @@ def test_lower_end_takes_the_noise_out(name: str) -> None:
     values = meter.compute()
     meter.close()
     assert expected["noise"] > 0.3 * expected["work_ito"]  # 14 small batches: noise dominates
-    allowed = [
-        (expected["numerator"] - inertia * expected["noise"] / steps) / FALL for steps in (STEPS - 1, STEPS)
-    ]
+    allowed = [(expected["numerator"] - inertia * expected["noise"] / steps) / FALL for steps in (STEPS - 1, STEPS)]
     assert any(values["efficiency_lower"] == pytest.approx(value, rel=1e-9) for value in allowed)
 
 
@@ -303,9 +293,7 @@ def test_motion_at_learning_rate_zero_makes_the_action_undefined() -> None:
     assert values["displacement"] == pytest.approx(0.1 * 3**0.5, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "kind", [O.SGD, O.Adam, O.AdamW, O.RMSprop, O.Adagrad, O.NAdam], ids=lambda k: k.__name__
-)
+@pytest.mark.parametrize("kind", [O.SGD, O.Adam, O.AdamW, O.RMSprop, O.Adagrad, O.NAdam], ids=lambda k: k.__name__)
 def test_complex_parameters_are_pairs_of_reals(kind: type) -> None:
     generator = torch.Generator().manual_seed(2)
 
@@ -513,9 +501,7 @@ def test_the_sketch_keeps_the_distance() -> None:
     assert float(sketch.double().square().sum()) == pytest.approx(squared, rel=4 * (2 / 4093) ** 0.5)
 
 
-@pytest.mark.parametrize(
-    "name", ["sgd clipped with L2", "adamw", "rmsprop response", "adafactor", "three optimizers"]
-)
+@pytest.mark.parametrize("name", ["sgd clipped with L2", "adamw", "rmsprop response", "adafactor", "three optimizers"])
 def test_a_restored_meter_goes_on_as_if_nothing_had_happened(name: str) -> None:
     setting = SETTINGS[name]
     whole, _, _ = train(setting, torch.float64)

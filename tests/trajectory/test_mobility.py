@@ -100,9 +100,7 @@ def test_steady_mobility_is_not_the_first_response(recipe: Recipe) -> None:
     assert constant_force_error(recipe, 1)[0] > 0.1
 
 
-@pytest.mark.parametrize(
-    "kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop], ids=lambda k: k.__name__
-)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop], ids=lambda k: k.__name__)
 def test_learning_rate_may_be_a_tensor(kind: type) -> None:
     recipe = Recipe(kind, {"lr": torch.tensor(0.01, dtype=torch.float64), "foreach": False})
     assert max(constant_force_error(recipe, 12)) < CONSTANT_FORCE
@@ -265,9 +263,7 @@ def effective_run(kind: str, clock: str) -> tuple[TrajectoryMeter, Run]:
 
 # Muon is recent.
 NO_FORMULA = [
-    name
-    for name in ("LBFGS", "Rprop", "ASGD", "SparseAdam", "Muon", "Adafactor")
-    if hasattr(torch.optim, name)
+    name for name in ("LBFGS", "Rprop", "ASGD", "SparseAdam", "Muon", "Adafactor") if hasattr(torch.optim, name)
 ]
 
 

@@ -94,9 +94,7 @@ def test_nothing_but_steps(kind: type[Optimizer], options: dict[str, Any]) -> No
 
 @kinds
 @pytest.mark.parametrize("last", [True, False], ids=["after the last step too", "not after the last step"])
-def test_clamping_from_the_first_step_is_taken_out(
-    kind: type[Optimizer], options: dict[str, Any], last: bool
-) -> None:
+def test_clamping_from_the_first_step_is_taken_out(kind: type[Optimizer], options: dict[str, Any], last: bool) -> None:
     run = Run(kind, options)
     for k in range(12):
         run.step()
@@ -111,9 +109,7 @@ def test_without_taking_it_out_the_displacement_would_be_another() -> None:
     for _ in range(12):
         run.step()
         clamp(run)
-    moved = math.sqrt(
-        sum(float((p.detach() - s).square().sum()) for p, s in zip(run.parameters, start, strict=True))
-    )
+    moved = math.sqrt(sum(float((p.detach() - s).square().sum()) for p, s in zip(run.parameters, start, strict=True)))
     assert abs(moved / run.displacement - 1) > 0.01
     assert_exact(run)
 
@@ -129,9 +125,7 @@ def test_clamping_one_parameter_only(kind: type[Optimizer], options: dict[str, A
 
 
 @kinds
-def test_moving_through_data_from_the_start_is_noticed(
-    kind: type[Optimizer], options: dict[str, Any]
-) -> None:
+def test_moving_through_data_from_the_start_is_noticed(kind: type[Optimizer], options: dict[str, Any]) -> None:
     run = Run(kind, options)
     for _ in range(6):
         run.step()
@@ -140,9 +134,7 @@ def test_moving_through_data_from_the_start_is_noticed(
 
 
 @kinds
-def test_a_later_move_that_nobody_expected_makes_it_unknown(
-    kind: type[Optimizer], options: dict[str, Any]
-) -> None:
+def test_a_later_move_that_nobody_expected_makes_it_unknown(kind: type[Optimizer], options: dict[str, Any]) -> None:
     run = Run(kind, options)
     for k in range(12):
         run.step()

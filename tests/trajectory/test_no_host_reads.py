@@ -35,13 +35,10 @@ class HostReads(TorchDispatchMode):
         super().__init__()
         self.found: list[tuple[str, int]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        if name in READS:
-            self.found.append((name, args[0].data_ptr()))
-        elif name == "aten::index" and any(t is not None and t.dtype == torch.bool for t in args[1]):
+        masked = name == "aten::index" and any(t is not None and t.dtype == torch.bool for t in args[1])
+        if name in READS or masked:
             self.found.append((name, args[0].data_ptr()))
         return func(*args, **(kwargs or {}))
 
@@ -58,14 +55,10 @@ RECIPES: list[tuple[type[Optimizer], dict[str, Any]]] = [
     (NAdam, {}),
     (RAdam, {}),
 ]
-recipes = pytest.mark.parametrize(
-    ("kind", "options"), RECIPES, ids=["-".join([k.__name__, *o]) for k, o in RECIPES]
-)
+recipes = pytest.mark.parametrize(("kind", "options"), RECIPES, ids=["-".join([k.__name__, *o]) for k, o in RECIPES])
 
 
-def training(
-    kind: type[Optimizer], options: dict[str, Any], **meter_options: Any
-) -> tuple[Step, Optimizer, Any]:
+def training(kind: type[Optimizer], options: dict[str, Any], **meter_options: Any) -> tuple[Step, Optimizer, Any]:
     """A step of a small training, with backward and clipping, and its meter (None: without one)."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
@@ -106,10 +99,7 @@ def step_counters(optimizer: Optimizer) -> set[int]:
         value.data_ptr()
         for state in optimizer.state.values()
         for value in state.values()
-        if isinstance(value, Tensor)
-        and value.numel() == 1
-        and value.dim() == 0
-        and value.device.type == "cpu"
+        if isinstance(value, Tensor) and value.numel() == 1 and value.dim() == 0 and value.device.type == "cpu"
     }
 
 
@@ -207,6 +197,10 @@ def test_a_log_step_is_one_copy(
 )
 def test_the_guard_can_fail(read: Callable[[Tensor], object]) -> None:
     step, optimizer, meter = training(SGD, {})
-    optimizer.register_step_post_hook(lambda o, a, k: read(o.param_groups[0]["params"][0].detach()))  # type: ignore[arg-type,return-value]
+
+    def reading(stepped: Optimizer, args: Any, kwargs: Any) -> None:
+        read(stepped.param_groups[0]["params"][0].detach())
+
+    optimizer.register_step_post_hook(reading)
     meter.close()
     assert reads(step, steps=1) != []

@@ -1,4 +1,4 @@
-"""Measuring one step of each block of n: unbiased, with honest standard errors, and never at a fixed stride."""
+"""Measuring one step of each block of n: unbiased, honest about its error, never at a fixed stride."""
 
 import math
 import random
@@ -39,7 +39,7 @@ def drawn_steps(steps: int, **options: Any) -> list[int]:
     return found
 
 
-# ---- which steps ---------------------------------------------------------------------------------------------
+# ---- which steps ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("every", [2, 3, 7])
@@ -73,7 +73,7 @@ def test_the_global_generators_neither_matter_nor_move() -> None:
     assert drawn_steps(60, measure_every_n_steps=3) == first
 
 
-# ---- values --------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ def noisy_run(
     samples = [TrajectoryMeter(optimizer, measure_every_n_steps=every, seed=seed) for seed in range(meters)]
     curvature = torch.linspace(0.2, 2, 30, dtype=torch.float64)
     for _ in range(steps):
-        weight.grad = curvature * weight.detach() + noise * torch.randn(
-            30, generator=generator, dtype=torch.float64
-        )
+        weight.grad = curvature * weight.detach() + noise * torch.randn(30, generator=generator, dtype=torch.float64)
         bias.grad = bias.detach() + noise * torch.randn(5, generator=generator, dtype=torch.float64)
         optimizer.step()
     found = Sampled(full.compute(), [meter.compute() for meter in samples])
@@ -170,8 +168,9 @@ def test_a_trend_is_not_taken_for_noise() -> None:
 
     results = [run(seed) for seed in range(24)]
     scores = [(found - true) / error for found, true, error, _ in results]
-    # Within a block of n a slope s has the variance s²(n² − 1)/12 = 2s²; neighbours differ by ns ± 2s²·2, half of
-    # whose square is 14.5 s²: the error is 0.37 of what is stated, on the safe side. 24 draws: give or take 58 %.
+    # Within a block of 5 a slope s has the variance s²(5² − 1)/12 = 2s². Neighbours differ by 5s and two such
+    # variances: half the mean square is 14.5 s². The error is 0.37 of what is stated, on the safe side; 24
+    # draws know it to 14 %, times four.
     assert math.sqrt(fmean(s * s for s in scores)) == pytest.approx(math.sqrt(2 / 14.5), rel=0.58)
     assert fmean(error for _, _, error, _ in results) < 0.2 * fmean(spread for *_, spread in results)
 
@@ -205,9 +204,7 @@ def test_the_weighted_displacement_would_be_off_without_the_decay() -> None:
     start = weight.detach().clone(), bias.detach().clone()
     curvature = torch.linspace(0.2, 2, 30, dtype=torch.float64)
     for _ in range(200):
-        weight.grad = curvature * weight.detach() + 0.3 * torch.randn(
-            30, generator=generator, dtype=torch.float64
-        )
+        weight.grad = curvature * weight.detach() + 0.3 * torch.randn(30, generator=generator, dtype=torch.float64)
         bias.grad = bias.detach() + 0.3 * torch.randn(5, generator=generator, dtype=torch.float64)
         optimizer.step()
     naive = sum(
@@ -218,11 +215,9 @@ def test_the_weighted_displacement_would_be_off_without_the_decay() -> None:
     assert abs(naive / full - 1) > 0.1
 
 
-# ---- an alternating run --------------------------------------------------------------------------------------
+# ---- an alternating run --------------------------------------------------------------------------------
 
-SMALL = (
-    1 / 19
-)  # ((1 + r)/2)²/r² = 100 for r = 1/19: what a stride of 2 that meets the small steps would report
+SMALL = 1 / 19  # ((1 + r)/2)²/r² = 100 for r = 1/19: what a stride of 2 that meets the small steps would report
 
 
 def alternating(fixed: bool, seed: int = 0) -> dict[str, float]:
@@ -253,7 +248,7 @@ def test_a_drawn_step_gives_a_sane_efficiency(seed: int) -> None:
     assert abs(values["kinematic_efficiency"] - true) < 4 * values["kinematic_efficiency_se"]
 
 
-# ---- resuming, short runs, keys ------------------------------------------------------------------------------
+# ---- resuming, short runs, keys ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [1, 10, 13, 14])

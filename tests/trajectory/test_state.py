@@ -39,15 +39,13 @@ CASES = {
     "heavy ball, response": Case(optim.SGD, {"lr": 0.05, "momentum": 0.8}, {"momentum_mobility": "response"}),
     "nesterov": Case(optim.SGD, {"lr": 0.05, "momentum": 0.8, "nesterov": True}),
     "rmsprop": Case(optim.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.5}),
-    "rmsprop, response": Case(
-        optim.RMSprop, {"lr": 0.01, "momentum": 0.5}, {"momentum_mobility": "response"}
-    ),
+    "rmsprop, response": Case(optim.RMSprop, {"lr": 0.01, "momentum": 0.5}, {"momentum_mobility": "response"}),
     "adam": Case(optim.Adam, {"lr": 0.02}),
     "adam, clock lr": Case(optim.Adam, {"lr": 0.02}, {"clock": "lr"}),
     "amsgrad": Case(optim.Adam, {"lr": 0.02, "amsgrad": True, "weight_decay": 0.1}),
     "adamw": Case(optim.AdamW, {"lr": 0.02, "weight_decay": 0.5}),
     "adamw, sampled": Case(optim.AdamW, {"lr": 0.02, "weight_decay": 0.5}, {"measure_every_n_steps": 3}),
-    # torch keeps NAdam's `mu_product` in float32 and restores it in float64: the training itself goes on otherwise.
+    # torch keeps NAdam's `mu_product` in float32 and restores it in float64: the training differs too.
     "nadam": Case(optim.NAdam, {"lr": 0.02}, rounding=1e-7),
     "radam": Case(optim.RAdam, {"lr": 0.02}),
     "adamax": Case(optim.Adamax, {"lr": 0.02}),
@@ -136,9 +134,7 @@ def test_a_restored_measurement_goes_on(case: Case, stop: int) -> None:
     training.steps(stop, STEPS)
     assert training.meter.compute() == pytest.approx(whole.meter.compute(), rel=case.rounding, nan_ok=True)
     assert training.meter.reasons == whole.meter.reasons
-    torch.testing.assert_close(
-        training.meter.sketch(), whole.meter.sketch(), rtol=max(1e-7, case.rounding), atol=1e-9
-    )
+    torch.testing.assert_close(training.meter.sketch(), whole.meter.sketch(), rtol=max(1e-7, case.rounding), atol=1e-9)
     layers = training.meter.compute_layers()
     for name, values in whole.meter.compute_layers().items():
         assert layers[name] == pytest.approx(values, rel=case.rounding, nan_ok=True)
@@ -255,13 +251,11 @@ def test_loading_takes_a_copy() -> None:
     training.meter.load_state_dict(state, start)
     training.steps(4, 8)
     assert all(torch.equal(a, b) for a, b in zip(start, frozen[1], strict=True))
-    for section, other in zip(
-        state["traces"][0]["sections"], frozen[0]["traces"][0]["sections"], strict=True
-    ):
+    for section, other in zip(state["traces"][0]["sections"], frozen[0]["traces"][0]["sections"], strict=True):
         assert all(torch.equal(value, other["flat"][name]) for name, value in section["flat"].items())
 
 
-# ---- what does not fit ---------------------------------------------------------------------------------------
+# ---- what does not fit ---------------------------------------------------------------------------------
 
 
 def saved(case: Case, steps: int = 3) -> tuple[dict[str, Any], list[Tensor]]:

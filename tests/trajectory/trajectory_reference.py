@@ -247,9 +247,7 @@ _NUMBERS = (
 )
 
 
-def _shadow(
-    kind: type, options: dict[str, object], like: Tensor, **changed: object
-) -> tuple[Tensor, Optimizer]:
+def _shadow(kind: type, options: dict[str, object], like: Tensor, **changed: object) -> tuple[Tensor, Optimizer]:
     """The same optimizer in float64 on a parameter at 0, without decay, one tensor at a time."""
     base = next(known for known in FORMULAS if issubclass(kind, known))
     kept = {name: options[name] for name in _NUMBERS if name in options} | changed
@@ -409,9 +407,7 @@ def _works(run: Run) -> dict[str, float]:
         if k + 1 < len(run.steps):
             following = run.steps[k + 1]
             known += near
-            anti += sum(
-                float(following[p].force @ move.update) for p, move in moves.items() if p in following
-            )
+            anti += sum(float(following[p].force @ move.update) for p, move in moves.items() if p in following)
     return {
         "work_ito": ito,
         "work_anti_ito": anti,
@@ -436,9 +432,7 @@ def counted_mobilities(
     moves = [run.steps[k][parameter] for k in steps]
     still = idle(moves)
     out = []
-    for k, move, mobility, rest in zip(
-        steps, moves, mobilities(moves, momentum_mobility), still, strict=True
-    ):
+    for k, move, mobility, rest in zip(steps, moves, mobilities(moves, momentum_mobility), still, strict=True):
         mobility = factors[k][move.optimizer] * mobility
         out.append(mobility if issubclass(move.kind, torch.optim.SGD) else torch.where(rest, 0.0, mobility))
     return out
