@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.layout import Scratch, Section, Tile, tiles_of
-from lightning_speedlimit.trajectory.sums import RunningSum, sum_dtype
+from lightning_speedlimit.trajectory.sums import RunningSum, sum_dtype, upload
 
 # Rows of a section's running sums; the symbols are those of the theory page.
 SUMS = (
@@ -70,7 +70,7 @@ class Bank:
         for tile in self.tiles:
             for part in (tile, *tile.parts):
                 member[part.column, place[id(tile.section)]] = 1.0
-        self.member = member.to(self.device, sum_dtype(self.device))
+        self.member = upload(member.to(sum_dtype(self.device)), self.device)
         self.mark_kinds()
 
     def mark_kinds(self) -> None:
@@ -80,12 +80,12 @@ class Bank:
             for part in (tile, *tile.parts):
                 scalar[part.column] = float(tile.section.scalar)
                 decayed[part.column] = float(tile.section.travelled is not None)
-        self.scalar_plain = (scalar * (1 - decayed)).to(self.member)
-        self.scalar_decayed = (scalar * decayed).to(self.member)
+        self.scalar_plain = upload((scalar * (1 - decayed)).to(self.member.dtype), self.device)
+        self.scalar_decayed = upload((scalar * decayed).to(self.member.dtype), self.device)
         self._weights: tuple[Tensor, Tensor] | None = None
         self.zero = self.member.new_zeros(len(self.sections))
         plain = [float(s.travelled is None) for s in self.sections]
-        self.plain = torch.tensor(plain, dtype=self.member.dtype).to(self.device)
+        self.plain = upload(torch.tensor(plain, dtype=self.member.dtype), self.device)
         self.all_plain = all(plain)
 
     def sections_of(self, matrix: Tensor) -> Tensor:
@@ -117,10 +117,7 @@ class Bank:
             return torch.stack([v.to(self.member) if isinstance(v, Tensor) else new((), v) for v in values])
         known = self._vectors.get(name)
         if known is None or known[0] != values:
-            host = torch.tensor(values, dtype=self.member.dtype)
-            if self.device.type == "cuda":
-                host = host.pin_memory()
-            known = values, host.to(self.device, non_blocking=True)
+            known = values, upload(torch.tensor(values, dtype=self.member.dtype), self.device)
             self._vectors[name] = known
         return known[1]
 

@@ -108,10 +108,13 @@ def real(tensor: Tensor) -> Tensor:
 class Section:
     """Slots whose sums are kept together, and their flat tensors, each of `numel` elements.
 
-    start: θ at the start of the measurement. held: θ_k before and during a step; u_k (without decoupled decay)
-    after it, until the next gradient has met it. mobility: m_i where it differs between coordinates.
-    travelled: Σ u without decoupled decay, where there is one (where steps are sampled: Σ lr w θ_k). raw: the
-    gradient before it was changed. before: an optimizer state's entry as it was before the step. response: B_k. guard: θ as the last step left it.
+    start: θ at the start of the measurement.
+    held: θ_k before and during a step; u_k (without decoupled decay) after it, until the next gradient has met it.
+    mobility: m_i where it differs between coordinates.
+    travelled: Σ u without decoupled decay, where there is one (where steps are sampled: Σ lr w θ_k).
+    raw: the gradient before it was changed.
+    before: an entry of the optimizer's state as it was before the step.
+    response: B_k. guard: θ as the last step left it.
     """
 
     optimizer: Optimizer

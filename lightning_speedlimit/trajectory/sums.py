@@ -11,6 +11,13 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device, without waiting for it."""
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
 class RunningSum:
     """S ← S + x for a tensor of any shape: float64, or float32 with Kahan's correction carried along.
 

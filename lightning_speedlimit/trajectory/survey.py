@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.layout import Section, Slot, tile_size
-from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs, add_to_buckets
+from lightning_speedlimit.trajectory.layout import Section, Slot
+from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs, Stretches, piece_size
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 
@@ -50,18 +50,19 @@ def _slot(
     buckets: Tensor | None,
     sampled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    size = tile_size(section.device)
+    size = piece_size(section.device)
     parameter = slot.flat(slot.parameter)
     zero = torch.zeros((), dtype=sum_dtype(section.device), device=section.device)
     displacement, free, weighted = zero, zero, zero
+    stretches = None if buckets is None else Stretches(slot.numel, section.device)
     for low in range(0, slot.numel, size):
         here = slice(slot.offset + low, slot.offset + min(low + size, slot.numel))
         moved = parameter[low : low + size].to(section.dtype) - section.start[here]
         displacement = displacement + _square(moved)
-        if buckets is not None and signs is not None:
+        if stretches is not None and signs is not None:
             if slot.position not in signs:
                 signs[slot.position] = Signs(slot.numel, slot.position, section.device)
-            add_to_buckets(buckets, signs[slot.position].apply(moved, low), slot.position + low)
+            stretches.add(signs[slot.position].apply(moved, low), low)
         if section.travelled is not None:
             moved = moved + factor * section.travelled[here] if sampled else section.travelled[here]
         free = free + _square(moved)
@@ -69,4 +70,6 @@ def _slot(
             mobility = section.mobility[here] * factor
             share = torch.where(mobility > 0, moved * moved / mobility, torch.zeros_like(moved))
             weighted = weighted + share.sum(dtype=zero.dtype)
+    if stretches is not None and buckets is not None:
+        stretches.add_to(buckets, slot.position)
     return displacement, free, weighted
