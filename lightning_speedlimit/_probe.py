@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -81,49 +83,52 @@ def start_weights(module: torch.nn.Module, start_of: Callable[[Tensor], Tensor |
 
 @contextmanager
 def _undisturbed(trainer: Any, module: torch.nn.Module) -> Iterator[None]:
-    # training_step may put other tensors in their places
-    tables = [(m._buffers, dict(m._buffers)) for m in module.modules()]
+    attributes = [(m, dict(m.__dict__)) for m in module.modules()]  # modes, counters, and metrics' states too
+    collections = [
+        (value, copy.copy(value))  # buffers by name, and what training_step collects
+        for _, names in attributes
+        for value in names.values()
+        if isinstance(value, (list, dict, set, deque))
+    ]
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
-    modes = [(m, m.training) for m in module.modules()]
-    metrics = [(m, _metric_state(m)) for m in module.modules() if isinstance(m, Metric)]
-    for metric, state in metrics:
-        # In place of the states themselves: they may be part of a graph, and are changed in place.
-        metric.__dict__.update(apply_to_collection(state, Tensor, lambda t: t.detach().clone()))
     loggers, python, numpy = trainer.loggers, random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    muted = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
     try:
+        for metric in (m for m in module.modules() if isinstance(m, Metric)):
+            # In place of the states themselves: they may be part of a graph, and are changed in place.
+            metric.__dict__.update(apply_to_collection(_states(metric), Tensor, lambda t: t.detach().clone()))
         with torch.random.fork_rng(devices=list(devices)):
             trainer.loggers = [muted_logger(trainer)]
-            for name in muted:
-                module.__dict__[name] = _ignore
+            module.__dict__.update(log=_ignore, log_dict=_ignore)
             yield
     finally:
         trainer.loggers = loggers
-        for name, value in muted.items():
-            if value is None:
-                del module.__dict__[name]
-            else:
-                module.__dict__[name] = value
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        for part, training in modes:
-            part.training = training
-        for metric, state in metrics:
-            metric.__dict__.update(state)
-        for table, entries in tables:
-            table.clear()
-            table.update(entries)
+        for part, names in attributes:
+            part.__dict__.clear()
+            part.__dict__.update(names)
+        for collection, entries in collections:
+            _put_back(collection, entries)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+
+
+def _put_back(collection: Any, entries: Any) -> None:
+    """The entries that a collection held, in itself: others may hold it too."""
+    collection.clear()
+    if isinstance(collection, (list, deque)):
+        collection.extend(entries)
+    else:
+        collection.update(entries)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Takes the place of `log` while the probe is evaluated."""
 
 
-def _metric_state(metric: Metric) -> dict[str, Any]:
-    """States and counters of a torchmetrics Metric; it keeps them as plain attributes."""
-    kept = [*metric._defaults, "_update_count", "_computed", "_forward_cache", "_is_synced", "_cache"]
+def _states(metric: Metric) -> dict[str, Any]:
+    """The states of a torchmetrics Metric, which it keeps as plain attributes, and its cache of them."""
+    kept = [*metric._defaults, "_computed", "_forward_cache", "_cache"]
     return {name: metric.__dict__[name] for name in kept if name in metric.__dict__}

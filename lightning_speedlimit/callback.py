@@ -187,7 +187,9 @@ class SpeedLimit(CallbackBase):
             )
         names = {id(p): name.rpartition(".")[0] for name, p in pl_module.named_parameters()}
         overridden = getattr(type(pl_module).configure_gradient_clipping, "__module__", "")
-        own_clipping = not overridden.startswith(("pytorch_lightning.", "lightning."))
+        own_hook = getattr(type(pl_module).on_before_optimizer_step, "__module__", "")
+        own_clipping = not all(m.startswith(("pytorch_lightning.", "lightning.")) for m in (overridden, own_hook))
+        own_clipping |= not pl_module.automatic_optimization
         self._meter = TrajectoryMeter(
             hooked,
             clock=self.clock,
@@ -331,7 +333,7 @@ class SpeedLimit(CallbackBase):
         if log:
             shown = {name: values[name] for name in LOGGED}
             if self.per_layer:
-                for layer, numbers in meter.compute_layers().items():
+                for layer, numbers in meter.layers().items():
                     shown |= {f"layers/{layer or 'model'}/{name}": value for name, value in numbers.items()}
             self._log(shown, on_step=on_step)
         if time.monotonic() - self._written > _WRITE_EVERY:

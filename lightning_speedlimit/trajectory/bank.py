@@ -33,7 +33,7 @@ class Bank:
         self.dtype, self.device, self.size = dtype, device, size
         self.sections: list[Section] = []
         self.tiles: list[Tile] = []
-        self.scratch = Scratch(size, dtype, device)
+        self.scratch = Scratch(0, dtype, device)
         self.columns = 0
         self.sums = RunningSum(len(SUMS), 0, device=device)
         self.slot_mobility = RunningSum(1, 0, device=device)  # m of parameters whose coordinates share it
@@ -50,6 +50,7 @@ class Bank:
         self.sections.append(section)
         tiles = tiles_of(section, self.size, self.columns)
         self.tiles += tiles
+        self.scratch.fit(max(t.high - t.low for t in tiles))
         self.columns = 1 + max(p.column for t in self.tiles for p in (t, *t.parts))
         self.sums = _widened(self.sums, 1, self.device)
         self.slot_mobility = _widened(self.slot_mobility, len(section.slots), self.device)

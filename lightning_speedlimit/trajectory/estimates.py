@@ -73,6 +73,7 @@ class RunTotals:
     learning_rate: float
     unknown_moves: int = 0
     silent_moves: bool = False
+    uneven_clipping: bool = False
     lost: tuple[str, ...] = ()  # what cannot be known since the measurement was resumed without it
     no_formula: tuple[str, ...] = ()
     sampling_se: dict[str, float] = field(default_factory=dict)
@@ -92,6 +93,8 @@ class Estimates:
         self.reasons: dict[str, str] = {}
         self._kinematic()
         self._works()
+        if run.uneven_clipping:
+            self._drop_works()
         self._efficiencies()
         self._standard_errors()
         self._non_finite()
@@ -181,6 +184,15 @@ class Estimates:
         values["conversion"] = ratio(values["loss_drop"], values["work_ito"])
         values["signal_fraction"] = ratio(values["work_anti_ito"], met)
 
+    def _drop_works(self) -> None:
+        """Without the raw gradient, works are known only where clipping was by one factor."""
+        for name in ("work_ito", "work_anti_ito", "work_stratonovich", "work_action", "conversion", "signal_fraction"):
+            self.values[name] = NAN
+            self.reasons[name] = (
+                "gradients were changed by more than one factor before the step (clipped by value, or module by "
+                "module); keep_raw_gradient=True measures that"
+            )
+
     def _efficiencies(self) -> None:
         """η = Σ (Δθ_i)²/m_i / Q; its lower end with the diffusion taken out; with Q = work_action, ≤ 1."""
         values, run = self.values, self.run
@@ -189,7 +201,7 @@ class Estimates:
         if name in self.reasons:
             self.reasons["entropy_production"] = self.reasons[name]
         numerator = math.fsum(section.numerator(run.steps) for section in run.sections)
-        if "displacement" in self.reasons:
+        if "displacement" in self.reasons or run.uneven_clipping:
             numerator = NAN
         noise = math.fsum(section.noise for section in run.sections)
         values["efficiency"] = ratio(numerator, produced)
@@ -218,6 +230,12 @@ class Estimates:
             unknown = ", ".join(self.run.no_formula)
             reasons.setdefault("efficiency_lower", f"the noise's share is unknown for {unknown or 'this run'}")
         self._caveats()
+        if self.run.uneven_clipping:
+            for key in ("efficiency", "efficiency_lower", "efficiency_action"):
+                reasons[key] = reasons["work_ito"]
+        if math.isinf(values["work_action"]):
+            values["efficiency_action"] = NAN
+            reasons["efficiency_action"] = "weights moved in a step whose gradient was clipped to 0"
         if values["work_action"] == 0.0:
             reasons.setdefault("efficiency_action", "the weights have not moved")
 

@@ -48,6 +48,8 @@ class Slot:
         self.numel = self.shape.numel()
         self.cuts: list[int] = []
         self.version = parameter._version
+        self.address = parameter.data_ptr()
+        self.place = 0  # in its group's list of parameters
         self.response: float | None = None
         self.steps = 0  # that it took part in
         self._views: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
@@ -122,6 +124,7 @@ class Section:
     layer: str
     dtype: torch.dtype
     device: torch.device
+    index: int = 0  # of the group among the optimizer's
     formula: Formula | None = None
     coupled: float = 0.0
     decoupled: float = 0.0
@@ -192,11 +195,16 @@ class Section:
 
 
 class Scratch:
-    """Buffers of one tile, allocated once and used by name."""
+    """Buffers of one tile, allocated once and used by name; as long as the longest tile so far."""
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.size, self.dtype, self.device = size, dtype, device
         self._buffers: dict[str, Tensor] = {}
+
+    def fit(self, size: int) -> None:
+        if size > self.size:
+            self.size = size
+            self._buffers.clear()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._buffers:
@@ -223,6 +231,13 @@ class Tile:
             known = flat, flat[self.low : self.high]
             self._flat_views[name] = known
         return known[1]
+
+    def forget(self, name: str) -> None:
+        """Keep no view of a flat tensor that the section has dropped."""
+        self._flat_views.pop(name, None)
+        self._slot_views.pop(name, None)
+        for part in self.parts:
+            part.forget(name)
 
     def work(self, scratch: Scratch, name: str) -> Tensor:
         return scratch[name][: self.high - self.low]

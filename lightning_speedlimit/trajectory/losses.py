@@ -225,3 +225,5 @@ class LossWindows:
         self.last_steps = list(state["last"])  # type: ignore[call-overload]
         self._next = int(state["next"])  # type: ignore[call-overload]
         self._values = values.to(device).clone() if isinstance(values, Tensor) else None
+        if self._values is not None:
+            self.size = self._values.shape[1]

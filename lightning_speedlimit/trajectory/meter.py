@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +25,28 @@ from lightning_speedlimit.trajectory.trace import OptimizerTrace, Scalar
 
 Clock = Literal["steps", "lr"]
 _SAMPLED = ("action", "path_length", "work_ito", "work_action")
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _never_raising(method: _Method) -> _Method:
+    """For hooks within a training: a fault of the measurement ends the measurement, never the training.
+
+    (Lightning would take a StopIteration for the end of the epoch, for one.)
+    """
+
+    @functools.wraps(method)
+    def guarded(meter: TrajectoryMeter, *args: Any, **kwargs: Any) -> Any:
+        if meter._failure is not None:
+            return None
+        try:
+            return method(meter, *args, **kwargs)
+        except Exception as error:
+            meter._fail(error)
+            return None
+
+    return cast(_Method, guarded)
 
 
 class TrajectoryMeter:
@@ -98,6 +122,7 @@ class TrajectoryMeter:
             )
             for optimizer in self.optimizers
         }
+        self._settings = {"clock": clock, "every": self.every, "momentum_mobility": momentum_mobility}
         self._losses = losses.LossWindows(loss_window)
         self._handles: list[Any] = []
         self._signs: dict[int, Signs] = {}
@@ -113,6 +138,9 @@ class TrajectoryMeter:
         self._rate_value: Scalar = math.nan
         self._probe: tuple[Tensor, Tensor] | None = None
         self._moved: set[int] = set()
+        self._rates: list[Scalar] = []  # of the joint step, as its optimizers used them
+        self._failure: str | None = None
+        self._latest: RunTotals | None = None
         self._joint: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
         self._totals: RunningSum | None = None  # ℓ, A
@@ -142,7 +170,6 @@ class TrajectoryMeter:
         """Losses of the same batches at θ_0 and now, (n,) each: from here on loss_drop is their mean difference."""
         self._probe = first.detach(), last.detach()
 
-    @torch.no_grad()
     def observe_gradients(self, optimizer: Optimizer | None = None, *, scale: Scalar | None = None) -> None:
         """The gradients are raw now: call it after backward and before clipping.
 
@@ -151,18 +178,24 @@ class TrajectoryMeter:
             scale: what the gradients are multiplied by (a loss scaler's scale; a tensor is not read).
         """
         for trace in self._traces.values() if optimizer is None else [self._trace(optimizer)]:
-            if not trace.in_step and id(trace.optimizer) in self._moved:
-                self.end_step()
-            if trace.in_step and trace.observed:
-                continue
-            trace.observe(measure=self._measuring(), scale=scale)
-            if trace.in_step:
-                trace.before_update(measure=self._measuring())
+            self._observe(trace, scale)
+
+    @_never_raising
+    @torch.no_grad()
+    def _observe(self, trace: OptimizerTrace, scale: Scalar | None) -> None:
+        if not trace.in_step and id(trace.optimizer) in self._moved:
+            self.end_step()
+        if trace.in_step and trace.observed:
+            return
+        trace.observe(measure=self._measuring(), scale=scale)
+        if trace.in_step:
+            trace.before_update(measure=self._measuring())
 
     def has_observed(self, optimizer: Optimizer) -> bool:
         """The coming step's raw gradients have been seen."""
         return self._trace(optimizer).holds_observed()
 
+    @_never_raising
     @torch.no_grad()
     def observe_changed_gradients(self) -> None:
         """`observe_gradients` for the optimizers whose gradients have changed since they were last seen."""
@@ -185,7 +218,7 @@ class TrajectoryMeter:
         self.measured += measured or self._measuring()  # a step without gradients has been measured: 0
         self.steps += 1
         self._advance_clock(rate)
-        self._moved, self._joint = set(), {}
+        self._moved, self._joint, self._rates = set(), {}, []
 
     def compute(self) -> dict[str, float]:
         """All numbers of the run up to now, by their names; NaN where undefined, with `reasons`. One sync.
@@ -203,14 +236,22 @@ class TrajectoryMeter:
         self.end_step()
         mail, totals = self._read(sketch)
         estimates = Estimates(totals, self.entropy_production)
-        self.reasons = estimates.reasons
+        self.reasons, self._latest = estimates.reasons, totals
+        if self._failure is not None:
+            self.reasons = dict.fromkeys(estimates.values, self._failure)
+            return dict.fromkeys(estimates.values, math.nan), None
         return estimates.values, mail["sketch"].float() if sketch and "sketch" in mail else None
 
-    @torch.no_grad()
     def compute_layers(self) -> dict[str, dict[str, float]]:
         """displacement, path_length, action, straightness, …, of each layer that `layer_of` names. One sync."""
-        self.end_step()
-        _, totals = self._read(False)
+        self.compute()
+        return self.layers()
+
+    def layers(self) -> dict[str, dict[str, float]]:
+        """`compute_layers` as of the last `compute` or `measure`: no sync of its own."""
+        totals = self._latest
+        if totals is None or self._failure is not None:
+            return {}
         found: dict[str, dict[str, float]] = {}
         for name in sorted({section.layer for section in totals.sections}):
             sections = [s for s in totals.sections if s.layer == name]
@@ -317,6 +358,7 @@ class TrajectoryMeter:
         self.end_step()
         sums = {n: getattr(self, n).host() for n in _SUMS if getattr(self, n) is not None}
         return {
+            "settings": self._settings,
             "steps": self.steps,
             "measured": self.measured,
             "elapsed": self._elapsed,
@@ -355,6 +397,11 @@ class TrajectoryMeter:
         """
         if self.steps:
             raise ValueError(f"load_state_dict needs a new meter, got one that has measured {self.steps} steps")
+        if state["settings"] != self._settings:
+            raise ValueError(
+                f"the saved measurement was made with {state['settings']}, got {self._settings}: resume with the "
+                "settings that it was made with; sums of different definitions do not add"
+            )
         if len(state["traces"]) != len(self._traces):
             raise ValueError(f"the saved measurement is of {len(state['traces'])} optimizers, got {len(self._traces)}")
         for trace, entry in zip(self._traces.values(), state["traces"], strict=True):
@@ -384,6 +431,12 @@ class TrajectoryMeter:
 
     # -- hooks -----------------------------------------------------------------------------------------------
 
+    def _fail(self, error: Exception) -> None:
+        """Stop measuring and say so; every value is NaN with this reason from here on."""
+        self._failure = f"the measurement stopped at step {self.steps}: {type(error).__name__}: {error}"
+        warnings.warn(f"{self._failure}. The training goes on", stacklevel=3)
+        self.close()
+
     def _hook(self) -> None:
         # Dynamo would trace through hooks of a compiled step: it must not look inside.
         untraced: Callable[[Any], Any] = torch.compiler.disable
@@ -392,12 +445,15 @@ class TrajectoryMeter:
             self._handles.append(optimizer.register_step_pre_hook(before))
             self._handles.append(optimizer.register_step_post_hook(after))
 
+    @_never_raising
     @torch.no_grad()
     def _pre_hook(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         trace = self._trace(optimizer)
+        if trace.repeated():
+            return None
         if id(optimizer) in self._moved:
             self.end_step()
-        if trace.in_step:  # the last step ended in an exception
+        if trace.in_step or not trace.holds_observed():  # the last step ended in an exception, or was skipped
             trace.observed = False
         trace.in_step = True
         measure = self._measuring()
@@ -420,20 +476,28 @@ class TrajectoryMeter:
 
         def observed_closure() -> Any:
             result = closure()
-            with torch.no_grad():
-                trace.observe(measure=measure, scale=_scale_of(trace.optimizer))
-                trace.before_update(measure=measure)
-                trace.at_the_door()
+            self._after_closure(trace, measure)
             return result
 
         return observed_closure
 
+    @_never_raising
+    @torch.no_grad()
+    def _after_closure(self, trace: OptimizerTrace, measure: bool) -> None:
+        trace.observe(measure=measure, scale=_scale_of(trace.optimizer))
+        trace.before_update(measure=measure)
+        trace.at_the_door()
+
+    @_never_raising
     @torch.no_grad()
     def _post_hook(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         trace = self._trace(optimizer)
+        if not trace.in_step:
+            return
         rates: list[Scalar] = [_rate(group.get("lr")) for group in optimizer.param_groups]
         totals = trace.finish(rates)
         self._moved.add(id(optimizer))
+        self._rates += rates
         if totals is not None:
             for name, value in totals.items():
                 joint = self._joint.get(name)
@@ -472,7 +536,7 @@ class TrajectoryMeter:
     # -- the joint step --------------------------------------------------------------------------------------
 
     def _joint_rate(self) -> Scalar:
-        rates = [_rate(g.get("lr")) for o in self.optimizers if id(o) in self._moved for g in o.param_groups]
+        rates = self._rates
         first = rates[0]
         if any(r is not first and (isinstance(r, Tensor) or isinstance(first, Tensor) or r != first) for r in rates):
             self._several_rates = True
@@ -486,12 +550,8 @@ class TrajectoryMeter:
             self._totals = RunningSum(2, device=squares.device)
         action = squares
         if self.clock == "lr":
-            moved = torch.where(squares == 0, torch.zeros_like(squares), torch.full_like(squares, torch.nan))
-            action = (
-                torch.where(torch.as_tensor(rate > 0, device=squares.device), squares / rate, moved)
-                if (isinstance(rate, Tensor) or rate > 0)
-                else moved
-            )
+            over = squares / rate if isinstance(rate, Tensor) or rate != 0 else torch.full_like(squares, torch.nan)
+            action = torch.where(squares == 0, torch.zeros_like(squares), over)
         path = squares.sqrt()
         self._totals.add_(torch.stack([path, action]))
         self._norms = {"squares": squares, "gradients": joint["norms"]}
@@ -500,7 +560,7 @@ class TrajectoryMeter:
         if "valid" in joint:
             if self._skipped is None:
                 self._skipped = RunningSum(2, device=squares.device)
-            missed = (joint["valid"] == 0).to(squares.dtype).reshape(())
+            missed = ((joint["valid"].reshape(()) == 0) & (squares == 0)).to(squares.dtype)
             self._skipped.add_(torch.stack([missed, missed * rate]))
 
     def _sample(self, sample: Tensor) -> None:
@@ -539,6 +599,8 @@ class TrajectoryMeter:
                         buckets = found.sketch if buckets is None else buckets + found.sketch.to(buckets.device)
             if trace.silent is not None:
                 mail.put(f"silent {t}", trace.silent)
+            if trace.uneven is not None:
+                mail.put(f"uneven {t}", trace.uneven)
         for name in _SUMS:
             if getattr(self, name) is not None:
                 mail.put_sum(name, getattr(self, name))
@@ -556,7 +618,7 @@ class TrajectoryMeter:
         return host, self._totals_from(host, factor)
 
     def _totals_from(self, host: dict[str, Tensor], factor: float) -> RunTotals:
-        skipped = host.get("_skipped", torch.zeros(2)).tolist()
+        skipped = (host["_skipped"] * factor).tolist() if "_skipped" in host else [0.0, 0.0]
         elapsed = self._elapsed + float(host.get("_rate_sum", torch.zeros(1)).sum())
         path, action = (host.get("_totals", torch.zeros(2)) * factor).tolist()
         steps = self.steps - skipped[0]
@@ -578,6 +640,7 @@ class TrajectoryMeter:
             learning_rate=float(host["rate"]) if "rate" in host else float(self._rate_value),
             unknown_moves=sum(trace.moves for trace in self._traces.values()),
             silent_moves=any(float(host[name]) > 0 for name in host if name.startswith("silent")),
+            uneven_clipping=any(float(host[name]) > _UNEVEN for name in host if name.startswith("uneven")),
             lost=self._lost,
             no_formula=tuple(
                 sorted(
@@ -643,6 +706,7 @@ class TrajectoryMeter:
 
 
 _SUMS = ("_totals", "_skipped", "_rate_sum", "_spread")
+_UNEVEN = 2e-3  # ratio of squares: float32 sums of the same numbers differ by 1e-6, half precision by its ulp
 _WORK_ITO, _WORK_ACTION = SUMS.index("work_ito"), SUMS.index("work_action")
 _LAYER_VALUES = (
     "displacement",

@@ -276,5 +276,6 @@ def weight_decay(optimizer: Optimizer, group: Group) -> tuple[float, float]:
     )
     if group.get("decoupled_weight_decay", False) or isinstance(optimizer, decoupled):
         return 0.0, decay
-    known = formula(optimizer, group) is not None or type(optimizer).__module__.startswith("torch.optim")
+    known = formula(optimizer, group) is not None and registered(optimizer) is None
+    known = known or type(optimizer).__module__.startswith("torch.optim")
     return (decay, 0.0) if known else (0.0, 0.0)

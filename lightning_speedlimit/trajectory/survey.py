@@ -68,7 +68,7 @@ def _slot(
         free = free + _square(moved)
         if section.mobility is not None:
             mobility = section.mobility[here] * factor
-            share = torch.where(mobility > 0, moved * moved / mobility, torch.zeros_like(moved))
+            share = torch.where(mobility != 0, moved * moved / mobility, torch.zeros_like(moved))
             weighted = weighted + share.sum(dtype=zero.dtype)
     if stretches is not None and buckets is not None:
         stretches.add_to(buckets, slot.position)

@@ -66,6 +66,7 @@ class OptimizerTrace:
         self.moves_removed = 0
         self._moves_repeat = False
         self.silent: Tensor | None = None  # squared size of moves that no version shows
+        self.uneven: Tensor | None = None  # how far clipping was from one factor for all, as a ratio of squares
         self.in_step = False
         self.observed = False
         self._response = momentum_mobility == "response"
@@ -79,6 +80,7 @@ class OptimizerTrace:
         self._place, self._layer_of = place, layer_of
         self._seen: dict[int, Slot | None] = {}
         self._section_of: list[Section] = []
+        self._gone: set[int] = set()  # slots whose parameter has left the optimizer
         self._met = False  # `held` holds an update that no gradient has met
         self._meeting_now = False
         self._saved = False
@@ -105,9 +107,10 @@ class OptimizerTrace:
         if self.observed and self.in_step:
             return
         self.observed = True
+        self._follow_groups()
         self._discover()
         self._saved, self._arrived, self._scale, self._clip = False, False, scale, None
-        self._grads = [slot.parameter.grad for slot in self.slots]
+        self._grads = [None if slot.index in self._gone else slot.parameter.grad for slot in self.slots]
         self._marks = _marks(self._grads)
         self._empty = all(g is None for g in self._grads)
         self._meeting_now = self._met and not self._empty
@@ -130,7 +133,11 @@ class OptimizerTrace:
     def holds_observed(self) -> bool:
         """The gradients that were observed are still there: changed in place at most."""
         same = all(s.parameter.grad is g for s, g in zip(self.slots, self._grads, strict=False))
-        return self.observed and same
+        return self.observed and bool(self._grads) and same
+
+    def repeated(self) -> bool:
+        """A hook for a step that has begun already: a subclass calls its parent's `step`, and torch hooks both."""
+        return self.in_step and self.holds_observed() and _marks(self._grads) == self._marks
 
     def has_new_gradients(self) -> bool:
         """A gradient has appeared or changed since the last look."""
@@ -200,6 +207,7 @@ class OptimizerTrace:
         cuts: Cuts = {}
         clipped: Tensor | None = None
         raw: Tensor | None = None
+        uneven: Tensor | None = None
         for bank, tiles in self._work:
             bank.door.zero_()
             for tile in tiles:
@@ -208,8 +216,12 @@ class OptimizerTrace:
                 tile.section.effective |= self._value_clipping
             clipped = _plus(clipped, bank.door.sum(dtype=bank.member.dtype))
             raw = _plus(raw, bank.before[0].sum(dtype=bank.member.dtype))
+            uneven = _plus(uneven, _unevenness(bank.door[0], bank.before[0]))
         assert clipped is not None
         assert raw is not None
+        assert uneven is not None
+        if not self.keeps_raw:
+            self.uneven = uneven if self.uneven is None else torch.maximum(self.uneven, uneven)
         self._clip = torch.where(raw > 0, (clipped / raw).sqrt(), torch.ones_like(raw))
 
     # -- after the update ------------------------------------------------------------------------------------
@@ -233,8 +245,11 @@ class OptimizerTrace:
             self._met = totals is not None
         self.observed = self._saved = self.in_step = False
         self.steps += 1
-        for slot in self.slots:
-            slot.version = slot.parameter._version
+        gradients = self._grads or [None] * len(self.slots)
+        for slot, gradient in zip(self.slots, gradients, strict=False):
+            # moved without a gradient: no update that could be followed
+            self.moves += gradient is None and slot.parameter._version != slot.version
+            slot.version, slot.address = slot.parameter._version, slot.parameter.data_ptr()
         if self.steps <= _GUARDED_STEPS or self._moves_repeat:
             self.guard()
         else:
@@ -245,8 +260,12 @@ class OptimizerTrace:
     def _measure(self, learning_rates: list[Scalar]) -> dict[str, Tensor]:
         if self._unknown and _marks(self._grads) == self._marks:
             self._unknown = False
-            for section in self.sections:
-                section.raw = section.raw if self.keeps_raw else None
+            if not self.keeps_raw:
+                for section in self.sections:
+                    section.raw = None
+                for bank in self.banks.values():
+                    for tile in bank.tiles:
+                        tile.forget("raw")
         found = getattr(self.optimizer, "found_inf", None)
         valid = (found == 0) if isinstance(found, Tensor) else None
         for slot, gradient in zip(self.slots, self._grads, strict=True):
@@ -281,8 +300,10 @@ class OptimizerTrace:
                 if gradient is not None:
                     section = self._section_of[slot.index]
                     value = function(self.optimizer, section.group, slot.parameter)
-                    spread = torch.as_tensor(value, dtype=section.dtype, device=section.device)
-                    found[slot.index] = spread.expand(slot.parameter.shape), {}
+                    if not isinstance(value, Tensor):
+                        value = torch.full((), value, dtype=section.dtype, device=section.device)
+                    spread = value.detach().to(section.device, section.dtype).expand(slot.parameter.shape)
+                    found[slot.index] = spread, {}
         return found
 
     def _finish_tile(
@@ -306,11 +327,15 @@ class OptimizerTrace:
         if section.coupled:
             dot(parameter, held, bank.scratch, at[2][column])
         if section.diagonal:
-            return self._finish_mobility(bank, tile, moved, custom)
+            return self._finish_mobility(bank, tile, moved, valid, custom)
         return _inverse(self._shared_mobility(section, tile.slots[0])) if section.scalar else 0.0
 
     def _remove_decay(self, bank: Bank, tile: Tile, parameter: Tensor, valid: Tensor | None) -> Tensor:
-        """held ← u + lr w θ_k, 0 where that is rounding (less than 2 ulp of θ); returns where it is not."""
+        """held ← u + lr w θ_k, 0 where that is rounding; returns where it is not.
+
+        Rounding: less than 2 ulp of θ, whose step may be rounded twice; of half precision, which the optimizer
+        rounds once, less than ¾ ulp.
+        """
         held, update = tile.own("held"), tile.work(bank.scratch, "update")
         moved = tile.work(bank.scratch, "moved")
         torch.sub(parameter, held, out=update)
@@ -325,8 +350,9 @@ class OptimizerTrace:
             decayed, _ = held, update.add_(held, alpha=decay)
         if self.sampled:
             tile.own("travelled").add_(decayed, alpha=1.0 if isinstance(decay, Tensor) else decay)
-        precision = max(torch.finfo(s.parameter.dtype).eps for s in tile.slots)
-        torch.add(held, update, alpha=0.25 * torch.finfo(held.dtype).eps / precision, out=moved)
+        precision, own = max(torch.finfo(s.parameter.dtype).eps for s in tile.slots), torch.finfo(held.dtype).eps
+        share = 0.25 if precision <= own else 0.67 * own / precision
+        torch.add(held, update, alpha=share, out=moved)
         torch.ne(moved, held, out=moved)
         torch.mul(update, moved, out=held)
         dot(held, held, bank.scratch, bank.after_at[3][tile.column])
@@ -335,7 +361,12 @@ class OptimizerTrace:
         return moved
 
     def _finish_mobility(
-        self, bank: Bank, tile: Tile, moved: Tensor | None, custom: dict[int, tuple[Tensor, Cuts]]
+        self,
+        bank: Bank,
+        tile: Tile,
+        moved: Tensor | None,
+        valid: Tensor | None,
+        custom: dict[int, tuple[Tensor, Cuts]],
     ) -> Scalar:
         """m += μ where u ≠ 0, and Σ u²·out; returns 1/numerator."""
         section, held = tile.section, tile.own("held")
@@ -351,6 +382,8 @@ class OptimizerTrace:
         if moved is None:
             moved = tile.work(bank.scratch, "moved")
             torch.ne(held, 0.0, out=moved)
+        if valid is not None:  # a skipped first step leaves a state of zeros: 0/0
+            torch.where(valid, out, torch.ones_like(out), out=out)
         tile.own("mobility").addcdiv_(moved, out, value=numerator)
         torch.mul(held, out, out=moved)
         dot(moved, held, bank.scratch, bank.after_at[4][tile.column])
@@ -373,7 +406,8 @@ class OptimizerTrace:
         totals: dict[str, Tensor],
     ) -> None:
         """Per-section sums of the step into the running sums; the step's totals for the joint step."""
-        rates = bank.vector("rates", [learning_rates[self._group_index(s)] for s in bank.sections])
+        known = len(learning_rates)
+        rates = bank.vector("rates", [learning_rates[s.index] if s.index < known else 0.0 for s in bank.sections])
         rows = bank.sections_of(bank.after)
         squares, force = rows[0], rows[1]
         if self.keeps_raw:
@@ -403,7 +437,7 @@ class OptimizerTrace:
     def _work_of(self, bank: Bank, force: Tensor, coupled: Tensor | None) -> Tensor:
         """f·u from g·u: f = −(±g + wθ), the upper sign unless the loss is maximized."""
         if any(s.group.get("maximize", False) for s in bank.sections):
-            force = force * bank.vector("s", [-1.0 if s.group["maximize"] else 1.0 for s in bank.sections])
+            force = force * bank.vector("s", [-1.0 if s.group.get("maximize", False) else 1.0 for s in bank.sections])
         return -force if coupled is None else -(force + coupled * bank.last_theta)
 
     def _meeting(self, bank: Bank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -457,13 +491,13 @@ class OptimizerTrace:
     def check_moves(self) -> None:
         """Compare versions (no sync), and θ with its guarded copy where there is one."""
         for section in self.sections:
-            changed = [s for s in section.slots if s.parameter._version != s.version]
+            changed = [s for s in section.slots if _touched(s)]
             if section.guard is not None:
                 self._take_out(section, bool(changed))
             elif changed:
                 self.moves += 1
             for slot in changed:
-                slot.version = slot.parameter._version
+                slot.version, slot.address = slot.parameter._version, slot.parameter.data_ptr()
 
     def _take_out(self, section: Section, noticed: bool) -> None:
         """start ← start + (θ now − θ guarded): the displacement then counts the steps' motion alone."""
@@ -490,6 +524,7 @@ class OptimizerTrace:
             "silent": None if self.silent is None else float(self.silent),
             "met": self._met and exact and not self._saved,
             "moves_repeat": self._moves_repeat,
+            "uneven": None if self.uneven is None else float(self.uneven),
             "sections": [self._section_state(s, exact) for s in self.sections],
             "banks": [
                 {
@@ -503,12 +538,10 @@ class OptimizerTrace:
         return state
 
     def _section_state(self, section: Section, exact: bool) -> dict[str, Any]:
-        group = self._group_index(section)
-        places = {id(p): i for i, p in enumerate(section.group["params"])}
         return {
-            "group": group,
+            "group": section.index,
             "layer": section.layer,
-            "parameters": [places[id(s.parameter)] for s in section.slots],
+            "parameters": [s.place for s in section.slots],
             "numel": [s.numel for s in section.slots],
             "slots": [[s.steps, s.response] for s in section.slots],
             "effective": section.effective,
@@ -541,6 +574,8 @@ class OptimizerTrace:
         self._met, self._unknown = state["met"], self._unknown and self.steps == 0
         if state["silent"] is not None:
             self.silent = torch.tensor(state["silent"])
+        if state["uneven"] is not None:
+            self.uneven = torch.tensor(state["uneven"], dtype=torch.float64)
 
     def _load_section(self, entry: dict[str, Any]) -> None:
         groups = self.optimizer.param_groups
@@ -576,16 +611,30 @@ class OptimizerTrace:
         for (index, layer, _, _), parameters in new.items():
             self.add_section(index, layer, parameters)
 
+    def _follow_groups(self) -> None:
+        """`load_state_dict` replaces an optimizer's groups, and parameters may leave it: find each section's again."""
+        groups = self.optimizer.param_groups
+        if all(s.index < len(groups) and groups[s.index] is s.group for s in self.sections):
+            return
+        owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        self._gone = {slot.index for slot in self.slots if id(slot.parameter) not in owner}
+        for section in self.sections:
+            index = next((owner[id(s.parameter)] for s in section.slots if s.index not in self._gone), None)
+            if index is not None:
+                section.index, section.group = index, groups[index]
+
     def add_section(self, group_index: int, layer: str, parameters: list[Tensor]) -> Section:
         """Take in parameters of one group, device and dtype, with θ_0 = θ now."""
         group = self.optimizer.param_groups[group_index]
         dtype, device = compute_dtype(parameters[0]), parameters[0].device
         bank = self.banks.setdefault((dtype, device), Bank(dtype, device, tile_size(device)))
-        section = Section(self.optimizer, group, layer, dtype, device)
+        section = Section(self.optimizer, group, layer, dtype, device, index=group_index)
+        places = {id(p): i for i, p in enumerate(group["params"])}
         for parameter in parameters:
             slot = section.add(parameter, len(self.slots), self._place(parameter), bank.size)
             step = self.optimizer.state.get(parameter, {}).get("step", 0)
             slot.steps = int(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else 0
+            slot.place = places[id(parameter)]
             self.slots.append(slot)
             self._seen[id(parameter)] = slot
             self._section_of.append(section)
@@ -622,9 +671,6 @@ class OptimizerTrace:
     def _bank(self, section: Section) -> Bank:
         return self.banks[section.dtype, section.device]
 
-    def _group_index(self, section: Section) -> int:
-        return next(i for i, g in enumerate(self.optimizer.param_groups) if g is section.group)
-
     def _gradients(self, tile: Tile) -> list[Tensor]:
         return [g for g in (self._grads[s.index] for s in tile.slots) if g is not None]
 
@@ -646,6 +692,20 @@ class OptimizerTrace:
         first = tile.slots[0]
         same = all(s.steps == first.steps and s.response == first.response for s in tile.slots)
         return [tile] if same else tile.parts
+
+
+def _unevenness(after: Tensor, before: Tensor) -> Tensor:
+    """1 − min/max over the tiles of ‖g_clipped‖²/‖g‖²: 0 where one factor clips all."""
+    share = after / before
+    some = before > 0
+    low = torch.where(some, share, torch.full_like(share, torch.inf)).min()
+    high = torch.where(some, share, torch.zeros_like(share)).max()
+    return torch.where(high > 0, 1.0 - low / high, torch.zeros_like(high)).to(sum_dtype(after.device))
+
+
+def _touched(slot: Slot) -> bool:
+    """Its weights were written to, or replaced by another tensor's, since its last step."""
+    return slot.parameter._version != slot.version or slot.parameter.data_ptr() != slot.address
 
 
 def _marks(gradients: list[Tensor | None]) -> list[tuple[int, int]]:
