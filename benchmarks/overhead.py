@@ -80,23 +80,26 @@ CASES = {
 
 
 class Module(pl.LightningModule):
-    """The same for every variant; `norms`: Lightning's own grad_norm, logged at every step."""
+    """The same for every variant."""
 
-    def __init__(self, case: Case, optimizer: str, norms: bool) -> None:
+    def __init__(self, case: Case, optimizer: str) -> None:
         super().__init__()
-        self.net, self.kind, self.norms = case.model(), optimizer, norms
+        self.net, self.kind = case.model(), optimizer
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.norms:
-            self.log_dict(grad_norm(self, norm_type=2))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.kind == "sgd":
             return torch.optim.SGD(self.parameters(), lr=1e-3)
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
+class WithNorms(Module):
+    """And Lightning's own grad_norm, logged at every step."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.log_dict(grad_norm(self, norm_type=2))
 
 
 class Relay(IterableDataset[list[Tensor]]):
@@ -144,7 +147,7 @@ class Variant:
             default_root_dir=os.environ.get("TMPDIR", "/tmp"),
         )  # fmt: skip
         loader = torch.utils.data.DataLoader(self.relay, batch_size=None)
-        trainer.fit(Module(case, optimizer, self.norms), loader)
+        trainer.fit((WithNorms if self.norms else Module)(case, optimizer), loader)
 
 
 def variants() -> list[Variant]:

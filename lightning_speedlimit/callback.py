@@ -188,8 +188,8 @@ class SpeedLimit(CallbackBase):
         names = {id(p): name.rpartition(".")[0] for name, p in pl_module.named_parameters()}
         overridden = getattr(type(pl_module).configure_gradient_clipping, "__module__", "")
         own_hook = getattr(type(pl_module).on_before_optimizer_step, "__module__", "")
-        own_clipping = not all(m.startswith(("pytorch_lightning.", "lightning.")) for m in (overridden, own_hook))
-        own_clipping |= not pl_module.automatic_optimization
+        lightnings = ("pytorch_lightning.", "lightning.")
+        own_clipping = not overridden.startswith(lightnings) or not pl_module.automatic_optimization
         self._meter = TrajectoryMeter(
             hooked,
             clock=self.clock,
@@ -197,6 +197,7 @@ class SpeedLimit(CallbackBase):
             loss_window=self.loss_window,
             measure_every_n_steps=self.measure_every_n_steps,
             keep_raw_gradient=own_clipping or _lightning.clips_by_value(trainer),
+            watch_clipping=not own_hook.startswith(lightnings),
             layer_of=(lambda p: names.get(id(p), "")) if self.per_layer else None,
         )
 

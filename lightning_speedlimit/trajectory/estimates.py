@@ -190,7 +190,8 @@ class Estimates:
             self.values[name] = NAN
             self.reasons[name] = (
                 "gradients were changed by more than one factor before the step (clipped by value, or module by "
-                "module); keep_raw_gradient=True measures that"
+                "module); TrajectoryMeter(keep_raw_gradient=True) measures that, and in Lightning clipping in "
+                "configure_gradient_clipping"
             )
 
     def _efficiencies(self) -> None:

@@ -75,6 +75,8 @@ class TrajectoryMeter:
         momentum_mobility: "steady" (keeps the bound) or "response" (truer in the first 1/(1−β) steps).
         keep_raw_gradient: gradients are clipped by value (or changed by more than a factor) before the step:
             keeps a copy of the raw ones, and the mobility is the effective one.
+        watch_clipping: gradients may be clipped by your own code before the step: norms are then compared parameter
+            by parameter, and where more than one factor was at work the works are NaN.
         layer_of: parameter → name under which its sums are kept apart as well; see `compute_layers`.
         seed: of the generator that draws the measured steps.
 
@@ -96,6 +98,7 @@ class TrajectoryMeter:
         measure_every_n_steps: int = 1,
         momentum_mobility: mobility.MomentumMobility = "steady",
         keep_raw_gradient: bool = False,
+        watch_clipping: bool = True,
         layer_of: Callable[[Tensor], str] | None = None,
         seed: int = 0,
     ) -> None:
@@ -115,6 +118,7 @@ class TrajectoryMeter:
                 optimizer,
                 momentum_mobility=momentum_mobility,
                 keep_raw_gradient=keep_raw_gradient,
+                watch_clipping=watch_clipping,
                 per_rate=clock == "lr",
                 sampled=self.every > 1,
                 place=self._place,

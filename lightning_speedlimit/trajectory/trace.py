@@ -40,6 +40,7 @@ class OptimizerTrace:
     Args:
         momentum_mobility: "steady" or "response".
         keep_raw_gradient: gradients will be changed by more than a factor before the step (clipping by value).
+        watch_clipping: norms are taken parameter by parameter, to tell clipping by one factor from other.
         per_rate: the action's clock is the learning rate.
         sampled: not every step is measured; `travelled` then holds Σ lr w θ_k over the measured ones.
         place: hands out the position of a new parameter in the whole run's parameter vector.
@@ -52,6 +53,7 @@ class OptimizerTrace:
         *,
         momentum_mobility: mobility.MomentumMobility,
         keep_raw_gradient: bool,
+        watch_clipping: bool,
         per_rate: bool,
         sampled: bool,
         place: Callable[[Tensor], int],
@@ -73,6 +75,7 @@ class OptimizerTrace:
         self._per_rate = per_rate
         self.sampled = sampled
         self._value_clipping = keep_raw_gradient
+        self._watches = watch_clipping and not keep_raw_gradient
         # Gradients are copied where they may be gone after the step: an optimizer that evaluates them more than
         # once, and one from elsewhere until its first step has shown that it leaves them alone.
         self._repeats = isinstance(optimizer, torch.optim.LBFGS)
@@ -121,7 +124,7 @@ class OptimizerTrace:
         for bank in self.banks.values():
             bank.before.zero_()
             self._work.append((bank, self._resolve(bank)))
-            for tile in self._work[-1][1]:
+            for tile in self._finer(self._work[-1][1]):
                 self._meet(bank, tile, cuts)
 
     @property
@@ -210,17 +213,18 @@ class OptimizerTrace:
         uneven: Tensor | None = None
         for bank, tiles in self._work:
             bank.door.zero_()
-            for tile in tiles:
+            for tile in self._finer(tiles):
                 gradient = tile.gather(bank.scratch, "gradient", self._gradients(tile), cuts)
                 dot(gradient, gradient, bank.scratch, bank.door_at[0][tile.column])
                 tile.section.effective |= self._value_clipping
             clipped = _plus(clipped, bank.door.sum(dtype=bank.member.dtype))
             raw = _plus(raw, bank.before[0].sum(dtype=bank.member.dtype))
-            uneven = _plus(uneven, _unevenness(bank.door[0], bank.before[0]))
+            # half-precision gradients round and underflow on their way through one factor
+            if all(s.parameter.dtype.itemsize >= 4 for section in bank.sections for s in section.slots):
+                uneven = _plus(uneven, _unevenness(bank.door[0], bank.before[0]))
         assert clipped is not None
         assert raw is not None
-        assert uneven is not None
-        if not self.keeps_raw:
+        if uneven is not None and not self.keeps_raw:
             self.uneven = uneven if self.uneven is None else torch.maximum(self.uneven, uneven)
         self._clip = torch.where(raw > 0, (clipped / raw).sqrt(), torch.ones_like(raw))
 
@@ -502,14 +506,20 @@ class OptimizerTrace:
     def _take_out(self, section: Section, noticed: bool) -> None:
         """start ← start + (θ now − θ guarded): the displacement then counts the steps' motion alone."""
         assert section.guard is not None
-        now = section.snapshot()
-        move, section.guard = now - section.guard, now
-        section.start.add_(move)
+        squared = torch.zeros((), dtype=sum_dtype(section.device), device=section.device)
+        for slot in section.slots:
+            low = slot.offset
+            for piece in slot.pieces(slot.parameter):
+                here = slice(low, low + piece.numel())
+                move = piece - section.guard[here]
+                section.start[here] += move
+                section.guard[here] = piece
+                squared += torch.dot(move, move)
+                low += piece.numel()
         if noticed:
             self.moves_removed += 1
             self._moves_repeat |= self.steps <= _GUARDED_STEPS
         elif self.steps <= _GUARDED_STEPS:
-            squared = torch.dot(move, move).to(sum_dtype(section.device))
             self.silent = squared if self.silent is None else self.silent + squared.to(self.silent.device)
 
     # -- state -----------------------------------------------------------------------------------------------
@@ -686,6 +696,10 @@ class OptimizerTrace:
             elif any(present):
                 found += [p for p in tile.parts if self._grads[p.slots[0].index] is not None]
         return found
+
+    def _finer(self, tiles: list[Tile]) -> list[Tile]:
+        """For the gradients' norms: parameter by parameter where own clipping is to be watched."""
+        return [part for tile in tiles for part in (tile.parts or [tile])] if self._watches else tiles
 
     def _uniform(self, tile: Tile) -> list[Tile]:
         """The tile, or its parts where its slots have taken different numbers of steps (bias corrections differ)."""
