@@ -344,9 +344,12 @@ def print_table(model: str, results: list[Result], target: float) -> None:
         print(ROW.format(*start, *factors, f"{fixed(100 * s.conversion, 1)} %", fewest_steps(s)))
     if not all(r.reached for r in results):
         print(f"* ended before the loss was {target:g}: not to be compared with runs that got there")
+    remarks: dict[str, list[str]] = {}
     for r in results:
         for name, reason in r.summary.reasons.items():
-            print_wrapped(f"? {r.job.title}, {name}: {reason}")
+            remarks.setdefault(f"{name.replace('_', ' ')}: {reason}", []).append(r.job.title)
+    for remark, titles in remarks.items():
+        print_wrapped(f"- {', '.join(titles)}: {remark}")
 
 
 def fixed(value: float, digits: int = 2) -> str:

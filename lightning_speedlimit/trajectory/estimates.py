@@ -256,10 +256,9 @@ class Estimates:
         curvature = ratio(2.0 * (values["loss_drop"] - values["work_anti_ito"]), taken)
         lowered = values["efficiency_lower"] < values["efficiency"]
         if lowered and curvature > 0.5:
-            share = min(1.0, curvature)
             reasons.setdefault(
                 "efficiency_lower",
-                f"too low: about {share:.0%} of what was taken out as noise is curvature (bouncing)",
+                "a loose end: more than half of what was taken out as noise is curvature (bouncing)",
             )
 
     def _standard_errors(self) -> None:
