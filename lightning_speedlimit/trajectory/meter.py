@@ -375,6 +375,7 @@ class TrajectoryMeter:
             "traces": [trace.state_dict(exact=exact) for trace in self._traces.values()],
             "exact": exact,
             "lost": list(self._lost),
+            "failure": self._failure,
         }
 
     def start(self) -> list[Tensor]:
@@ -423,6 +424,7 @@ class TrajectoryMeter:
         sample = state["last_sample"]
         self._last_sample = None if sample is None else sample.to(device)
         self._losses.load_state_dict(state["losses"], device)
+        self._failure = state["failure"]
         lost = set(state["lost"])
         if not state["exact"]:
             lost.add("the accumulated mobility")
@@ -439,6 +441,7 @@ class TrajectoryMeter:
         """Stop measuring and say so; every value is NaN with this reason from here on."""
         self._failure = f"the measurement stopped at step {self.steps}: {type(error).__name__}: {error}"
         warnings.warn(f"{self._failure}. The training goes on", stacklevel=3)
+        self.steps += 1  # the one that failed: who looks for new steps finds it, and the reason
         self.close()
 
     def _hook(self) -> None:

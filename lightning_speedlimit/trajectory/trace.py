@@ -84,6 +84,7 @@ class OptimizerTrace:
         self._seen: dict[int, Slot | None] = {}
         self._section_of: list[Section] = []
         self._gone: set[int] = set()  # slots whose parameter has left the optimizer
+        self._members: list[list[int]] = []  # of its groups, when last looked at
         self._met = False  # `held` holds an update that no gradient has met
         self._meeting_now = False
         self._saved = False
@@ -135,7 +136,8 @@ class OptimizerTrace:
 
     def holds_observed(self) -> bool:
         """The gradients that were observed are still there: changed in place at most."""
-        same = all(s.parameter.grad is g for s, g in zip(self.slots, self._grads, strict=False))
+        here = (s for s in zip(self.slots, self._grads, strict=False) if s[0].index not in self._gone)
+        same = all(slot.parameter.grad is gradient for slot, gradient in here)
         return self.observed and bool(self._grads) and same
 
     def repeated(self) -> bool:
@@ -624,8 +626,10 @@ class OptimizerTrace:
     def _follow_groups(self) -> None:
         """`load_state_dict` replaces an optimizer's groups, and parameters may leave it: find each section's again."""
         groups = self.optimizer.param_groups
-        if all(s.index < len(groups) and groups[s.index] is s.group for s in self.sections):
+        members = [[id(p) for p in group["params"]] for group in groups]
+        if members == self._members and all(groups[s.index] is s.group for s in self.sections if s.index < len(groups)):
             return
+        self._members = members
         owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         self._gone = {slot.index for slot in self.slots if id(slot.parameter) not in owner}
         for section in self.sections:

@@ -182,7 +182,7 @@ def test_a_parameter_that_leaves(leave: Callable[[Optimizer, Tensor], None], apa
     for k in range(8):
         if k == 4:
             leave(optimizer, q)
-        tape.step(optimizer, meter, lambda: bowl(p) if k >= 4 else bowl(p, q))
+        tape.step(optimizer, meter, lambda k=k: bowl(p) if k >= 4 else bowl(p, q))
         assert q.grad is not None
     forces = [torch.cat([g[:6], g[6:] if k < 4 else torch.zeros(3)]) for k, g in enumerate(tape.raw)]
     anti = -math.fsum(float(f @ u) for f, u in zip(forces[1:], tape.updates, strict=False))
@@ -213,7 +213,7 @@ def test_clipping_after_a_parameter_has_left() -> None:
         tape.step(
             optimizer,
             meter,
-            lambda: bowl(p) if k >= 4 else bowl(p, q),
+            lambda k=k: bowl(p) if k >= 4 else bowl(p, q),
             lambda clipped=clipped: nn.utils.clip_grad_norm_(clipped, 0.2),
         )
     values = meter.compute()
@@ -277,7 +277,7 @@ def test_a_fault_ends_the_measurement_and_not_the_training(broken: Any, fault: s
         trained.append(p.detach().clone())
     assert torch.equal(trained[0], trained[1])
     assert broken.calls == 4  # the measurement stopped where it failed
-    assert [why in str(w.message) for w in said] == [True]
+    assert [why in str(w.message) for w in said] == [True], [str(w.message) for w in said]
     assert meter is not None
     values = meter.compute()
     assert values
@@ -285,23 +285,28 @@ def test_a_fault_ends_the_measurement_and_not_the_training(broken: Any, fault: s
     assert all(why in meter.reasons[name] and "step 3" in meter.reasons[name] for name in values)
     assert meter.compute_layers() == {}
     assert not meter.sketch().any()
-    meter.state_dict()
+    restored = TrajectoryMeter(optimizer)
+    restored.load_state_dict(meter.state_dict(), meter.start())
+    bowl(p).backward()
+    optimizer.step()
+    assert all(math.isnan(v) for v in restored.compute().values())  # steps are missing from its sums for good
+    assert why in restored.reasons["kinematic_efficiency"]
 
 
 # --- 3., 4. Steps that a loss scaler skips --------------------------------------------------------------------
 
 
-def scaled(fused: bool, skipped: int, steps: int = 20) -> tuple[Tensor, list[Tensor], list[Tensor], TrajectoryMeter]:
-    """Adam under a GradScaler that skips one step: start, θ after each step, unscaled gradients, meter."""
+def scaled(kind: Any, *, fused: bool, skipped: int) -> tuple[Tensor, list[Tensor], list[Tensor], TrajectoryMeter]:
+    """Adam's kin under a GradScaler that skips one step: start, θ after each step, unscaled gradients, meter."""
     p = weights(dtype=torch.float32)
     start = flat([p])
-    optimizer = torch.optim.Adam([p], lr=0.01, fused=fused)
+    optimizer = kind([p], lr=0.01, weight_decay=0.0, fused=fused)
     meter = TrajectoryMeter(optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     thetas, raw = [], []
-    for k in range(steps):
+    for k in range(20):
         value = bowl(p)
-        meter.record_loss(value, step=None)
+        meter.record_loss(value)
         optimizer.zero_grad()
         scaler.scale(value).backward()
         assert p.grad is not None
@@ -322,11 +327,9 @@ def scaled(fused: bool, skipped: int, steps: int = 20) -> tuple[Tensor, list[Ten
 
 @pytest.mark.parametrize("skipped", [0, 3])
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_a_fused_step_that_is_skipped(kind: type[Optimizer], skipped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fused_step_that_is_skipped(kind: Any, skipped: int) -> None:
     """A first step that is skipped leaves averages of 0 after 0 steps: its μ is 0/0, and counts nothing."""
-    if kind is torch.optim.AdamW:  # without decay it is Adam; the mobility is found by its own name
-        monkeypatch.setattr(torch.optim, "Adam", lambda p, **o: torch.optim.AdamW(p, weight_decay=0.0, **o))
-    start, thetas, raw, meter = scaled(fused=True, skipped=skipped)
+    start, thetas, raw, meter = scaled(kind, fused=True, skipped=skipped)
     values = meter.compute()
     average, mobilities = torch.zeros(6, dtype=torch.float64), []
     for t, g in enumerate(raw, 1):
@@ -339,7 +342,7 @@ def test_a_fused_step_that_is_skipped(kind: type[Optimizer], skipped: int, monke
     assert values["work_action"] == pytest.approx(work, rel=SINGLE)
     assert values["efficiency_action"] == pytest.approx(weighted / work, rel=SINGLE)
     assert "efficiency_action" not in meter.reasons
-    unfused = scaled(fused=False, skipped=skipped)[3].compute()
+    unfused = scaled(kind, fused=False, skipped=skipped)[3].compute()
     for name in ("efficiency_action", "kinematic_efficiency", "work_ito", "work_action", "displacement"):
         assert values[name] == pytest.approx(unfused[name], rel=SINGLE), name
 
@@ -591,15 +594,14 @@ EFFICIENCIES = ("efficiency", "efficiency_lower", "efficiency_action")
 @pytest.mark.parametrize("how", UNEVEN)
 def test_clipping_by_more_than_one_factor(how: str, keep: bool) -> None:
     clip, sizes = UNEVEN[how]
-    parameters = [weights(n, scale=s, dtype=torch.float32) for n, s in zip(sizes, (3.0, 0.5), strict=False)]
+    parameters = [weights(n, scale=s) for n, s in zip(sizes, (3.0, 0.5), strict=False)]
     optimizer = sgd(list(parameters), lr=1e-3)
     meter = TrajectoryMeter(optimizer, keep_raw_gradient=keep)
     tape = Tape(list(parameters))
     for _ in range(6):
         tape.step(optimizer, meter, lambda: bowl(*parameters), lambda: clip(parameters))
     values = meter.compute()
-    # θ is float32 of order 1 and u of order 1e-4 to 1e-3: each is rounded by 1e-4 of itself, at random signs
-    assert values["kinematic_efficiency"] == pytest.approx(tape.kinematic, rel=1e-4)
+    assert values["kinematic_efficiency"] == pytest.approx(tape.kinematic, rel=EXACT)
     if not keep:
         for name in (*WORKS, *EFFICIENCIES):
             assert math.isnan(values[name]), name
@@ -607,10 +609,10 @@ def test_clipping_by_more_than_one_factor(how: str, keep: bool) -> None:
             assert "keep_raw_gradient=True" in meter.reasons[name], name
         return
     anti = -math.fsum(float(g @ u) for g, u in zip(tape.raw[1:], tape.updates, strict=False))
-    assert values["work_ito"] == pytest.approx(tape.ito, rel=1e-4)
-    assert values["work_anti_ito"] == pytest.approx(anti, rel=1e-4)
-    # To O(lr): the bowl at its smallest curvature moves by 1e-3 of itself
-    assert values["conversion"] == pytest.approx(1.0, abs=0.01)
+    assert values["work_ito"] == pytest.approx(tape.ito, rel=EXACT)
+    assert values["work_anti_ito"] == pytest.approx(anti, rel=EXACT)
+    # Steps of 1e-3 on curvatures of at most 1: loss and work differ by 5e-4, and by as much where L_K is extrapolated
+    assert values["conversion"] == pytest.approx(1.0, abs=2e-3)
     assert math.isfinite(values["efficiency_action"])
 
 

@@ -1,0 +1,444 @@
+"""Lightning runs whose optimizer, gradients or settings are changed midway: the training's numbers stay its own,
+and the callback's are those of plain sums over the tape, or NaN with the reason."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from callback_cases import (
+    EXACT,
+    Batch,
+    Regressor,
+    batches,
+    flat,
+    last_row,
+    loader,
+    of,
+    plain,
+    quiet,
+    sgd,
+    trainer,
+)
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit.trajectory import mobility, register_mobility
+
+WORKS = ("work_ito", "work_anti_ito", "work_stratonovich", "work_action", "conversion", "signal_fraction")
+EFFICIENCIES = ("efficiency", "efficiency_lower", "efficiency_action")
+
+
+def reasons(callback: SpeedLimit) -> dict[str, str]:
+    assert callback.record is not None
+    return callback.record.reasons
+
+
+def identical(got: dict[str, float], wanted: dict[str, float]) -> None:
+    """Bitwise, NaN for NaN."""
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert got[name] == value or (math.isnan(got[name]) and math.isnan(value)), name
+
+
+# --- 1. The optimizer's groups are replaced -------------------------------------------------------------------
+
+
+class Reload(pl.Callback):
+    """What a rollback does, to the state of the moment; the rate is then another one."""
+
+    def __init__(self, *, load: bool = True) -> None:
+        self.load = load
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 5:
+            optimizer = trainer.optimizers[0]
+            if self.load:
+                optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.param_groups[0]["lr"] *= 0.5
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}], ids=["SGD", "momentum"])
+def test_the_optimizers_own_state_is_loaded(tmp_path: Path, options: dict[str, Any]) -> None:
+    rows, trained, steps = [], [], []
+    for callbacks, load in (([], True), ([quiet()], True), ([quiet()], False)):
+        model = Regressor(sgd(**options))
+        fitted = trainer(tmp_path, *callbacks, Reload(load=load))
+        fitted.fit(model, loader(batches(12)))
+        steps.append(fitted.global_step)
+        trained.append(flat(list(model.parameters())))
+        rows += [last_row(c) for c in callbacks]
+    assert steps == [12, 12, 12]
+    assert torch.equal(trained[0], trained[1])
+    assert torch.equal(trained[0], trained[2])
+    identical(rows[0], rows[1])
+    if not options:
+        for name, value in plain(model.tape.steps, model.tape.losses).items():
+            assert rows[0][name] == pytest.approx(value, rel=EXACT), name
+
+
+class Freeze(pl.Callback):
+    """Takes a layer out of the optimizer, as some finetuning does; its last gradients stay."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:
+            module.first.requires_grad_(False)
+            trainer.optimizers[0].param_groups[0]["params"] = list(module.second.parameters())
+
+
+def test_a_layer_that_leaves_the_optimizer(tmp_path: Path) -> None:
+    thetas, forces = [], []
+
+    class Leaving(Regressor):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            used = {id(p) for p in of(optimizer)}
+            raw = [p.grad if id(p) in used else torch.zeros_like(p) for p in self.parameters()]
+            forces.append(-flat(raw))  # type: ignore[arg-type]
+            thetas.append(flat(list(self.parameters())))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    model, callback = Leaving(), quiet()
+    fitted = trainer(tmp_path, callback, Freeze())
+    fitted.fit(model, loader(batches(9)))
+    fitted.save_checkpoint(tmp_path / "after.ckpt")
+    thetas.append(flat(list(model.parameters())))
+    updates = [b - a for a, b in pairwise(thetas)]
+    got = last_row(callback)
+    assert fitted.global_step == got["elapsed"] == 9
+    work = math.fsum(float(f @ u) for f, u in zip(forces, updates, strict=True))
+    anti = math.fsum(float(f @ u) for f, u in zip(forces[1:], updates, strict=False))
+    assert got["work_ito"] == pytest.approx(work, rel=EXACT)
+    assert got["work_anti_ito"] == pytest.approx(anti, rel=EXACT, abs=EXACT * work)
+    assert got["displacement"] == pytest.approx(float((thetas[-1] - thetas[0]).norm()), rel=EXACT)
+    assert got["grad_norm"] == pytest.approx(float(forces[-1].norm()), rel=EXACT)
+
+
+# --- 2. A fault of the measurement ----------------------------------------------------------------------------
+
+
+class Broken(torch.optim.SGD):
+    calls = 0
+
+
+@pytest.fixture
+def _broken() -> Iterator[None]:
+    """Ends an iteration from the fourth step on: Lightning would take that for the end of the epoch."""
+
+    def answer(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> float:
+        Broken.calls += 1
+        if Broken.calls > 12:  # four parameters
+            raise StopIteration("no more mobilities")
+        return float(group["lr"])
+
+    Broken.calls = 0
+    register_mobility(Broken, answer)
+    yield
+    mobility._REGISTERED.pop(Broken, None)
+
+
+@pytest.mark.usefixtures("_broken")
+@pytest.mark.parametrize("every", [1, 50], ids=["log steps", "no log step"])
+def test_a_fault_ends_the_measurement_and_not_the_epoch(tmp_path: Path, every: int) -> None:
+    models, steps, callback = [], [], quiet()
+    for callbacks in ([], [callback]):
+        model = Regressor(lambda p: Broken(p, lr=0.05, momentum=0.5))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fitted = trainer(tmp_path, *callbacks, log_every_n_steps=every)
+            fitted.fit(model, loader(batches(8)))
+        models.append(model)
+        steps.append(fitted.global_step)
+    assert steps == [8, 8]
+    assert models[0].tape.losses == models[1].tape.losses
+    assert torch.equal(*(flat(list(m.parameters())) for m in models))
+    found = [str(w.message) for w in said if "measurement stopped" in str(w.message)]
+    assert len(found) == 1
+    assert "StopIteration: no more mobilities" in found[0]
+    assert callback.record is not None
+    columns = callback.record.columns
+    if every == 1:
+        assert all(columns["displacement"][:3] > 0)  # what was measured before stays
+    for name in (*WORKS, *EFFICIENCIES, "displacement", "kinematic_efficiency", "action"):
+        assert math.isnan(columns[name][-1]), name
+        assert "measurement stopped at step 3" in reasons(callback)[name], name
+
+
+# --- 3. A loss scaler skips the first step --------------------------------------------------------------------
+
+
+class Overflowing(Regressor):
+    def on_after_backward(self) -> None:
+        if self.tape.batch == 0:
+            next(self.parameters()).grad[0, 0] = math.inf  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_first_step_that_is_skipped(tmp_path: Path, kind: Any) -> None:
+    rows = []
+    for fused in (True, False):
+        model, callback = Overflowing(lambda p, f=fused: kind(p, lr=0.01, fused=f), dtype=torch.float32), quiet()
+        precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+        trainer(tmp_path, callback, plugins=[precision]).fit(model, loader(batches(10, dtype=torch.float32)))
+        rows.append(last_row(callback))
+        assert math.isfinite(rows[-1]["efficiency_action"])
+        assert rows[-1]["elapsed"] == 9
+    for name in ("efficiency_action", "kinematic_efficiency", "displacement", "work_action"):
+        # float16 gradients pass through float32 states: rounded alike but for the order of operations; an ulp of a
+        # weight (6e-8) that comes out otherwise may turn a rounding of half precision (5e-4) in a later step
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=5e-3), name
+
+
+# --- 5. Resumed with other settings ---------------------------------------------------------------------------
+
+
+def resumed(folder: Path, callback: SpeedLimit) -> tuple[Regressor, list[str], Any]:
+    """Six steps of an epoch of twelve have been done by another callback; the warnings that name ours."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        first = trainer(folder, quiet(loss_window=3), max_epochs=1)
+        first.fit(Regressor(), loader(batches(6)))
+        first.save_checkpoint(folder / "saved.ckpt")
+        model = Regressor()
+        second = trainer(folder, callback, max_epochs=2)
+        second.fit(model, loader(batches(6)), ckpt_path=folder / "saved.ckpt")
+    return model, [str(w.message) for w in said if "SpeedLimit" in str(w.message)], second
+
+
+@pytest.mark.parametrize("other", [{"clock": "lr"}, {"measure_every_n_steps": 3}], ids=str)
+def test_resuming_with_other_settings_starts_anew(tmp_path: Path, other: dict[str, Any]) -> None:
+    callback = quiet(**other)
+    model, said, second = resumed(tmp_path, callback)
+    assert second.global_step == 12
+    assert len(said) == 1
+    assert "starts anew at step 6" in said[0]
+    assert "saved measurement was made with" in said[0]
+    assert callback.record is not None
+    assert callback.record.run["since_step"] == 6
+    got = last_row(callback)
+    if "clock" in other:
+        for name, value in plain(model.tape.steps, model.tape.losses, clock="lr").items():
+            assert got[name] == pytest.approx(value, rel=EXACT, nan_ok=True), name
+    assert got["displacement"] == pytest.approx(
+        float((model.tape.steps[-1].after - model.tape.steps[0].before).norm()), rel=EXACT
+    )
+
+
+def test_resuming_with_another_loss_window_goes_on(tmp_path: Path) -> None:
+    """With the window that was saved: its losses were kept for it."""
+    rows = []
+    for window in (3, 20):
+        callback = quiet(loss_window=window)
+        _, said, _ = resumed(tmp_path / str(window), callback)
+        assert said == []
+        rows.append(last_row(callback))
+    assert rows[0]["elapsed"] == 12
+    assert math.isfinite(rows[0]["loss_drop"])
+    identical(rows[1], rows[0])
+
+
+# --- 6. A step within a step ----------------------------------------------------------------------------------
+
+
+class Inherited(torch.optim.AdamW):
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_a_step_that_calls_its_parents_counts_once(tmp_path: Path) -> None:
+    torch.optim.AdamW([nn.Parameter(torch.ones(1))])  # torch hooks a class's step when its first object is made
+    thetas = []
+
+    class Watched(Regressor):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            thetas.append(flat(list(self.parameters())))
+
+        def configure_optimizers(self) -> Any:
+            return Inherited(self.parameters(), lr=0.01, weight_decay=0.0)
+
+    model, callback = Watched(), quiet()
+    fitted = trainer(tmp_path, callback)
+    fitted.fit(model, loader(batches(10)))
+    thetas.append(flat(list(model.parameters())))
+    action = math.fsum(float((b - a).square().sum()) for a, b in pairwise(thetas))
+    got = last_row(callback)
+    assert got["step"] == got["elapsed"] == 10
+    assert got["kinematic_efficiency"] == pytest.approx(
+        float((thetas[-1] - thetas[0]).square().sum()) / (10 * action), rel=EXACT
+    )
+
+
+# --- 9. Clipping of one's own ---------------------------------------------------------------------------------
+
+
+class Manual(Regressor):
+    """Clips by Lightning's own method, one optimizer."""
+
+    def __init__(self, algorithm: str) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.algorithm = algorithm
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, 0.05, self.algorithm)  # type: ignore[arg-type]
+        optimizer.step()  # type: ignore[union-attr]
+        return loss.detach()
+
+
+class Hooked(Regressor):
+    """Clips in its own hook, after all callbacks have seen the raw gradients."""
+
+    def __init__(self, algorithm: str) -> None:
+        super().__init__()
+        self.algorithm = algorithm
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), 0.05)
+        elif self.algorithm == "module by module":
+            for part in (self.first, self.second):
+                nn.utils.clip_grad_norm_(part.parameters(), 0.05)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), 0.05)
+
+
+FROM_RAW = ("work_ito", "work_anti_ito", "work_stratonovich", "signal_fraction", "grad_norm", "kinematic_efficiency")
+
+
+@pytest.mark.parametrize("algorithm", ["value", "norm"])
+def test_clipping_under_manual_optimization(tmp_path: Path, algorithm: str) -> None:
+    model, callback = Manual(algorithm), quiet()
+    trainer(tmp_path, callback).fit(model, loader(batches(10)))
+    steps = model.tape.steps
+    assert all(float(s.raw.abs().max()) > 0.05 for s in steps)  # it clips at each step
+    got, wanted = last_row(callback), plain(steps, model.tape.losses)
+    for name in (*FROM_RAW, "grad_norm_clipped"):
+        assert got[name] == pytest.approx(wanted[name], rel=EXACT, abs=EXACT * wanted["work_ito"]), name
+    assert not set(WORKS) & set(reasons(callback))
+
+
+@pytest.mark.parametrize("algorithm", ["value", "module by module", "norm"])
+def test_clipping_in_the_modules_own_hook(tmp_path: Path, algorithm: str) -> None:
+    """No copy of the raw gradients is kept for that hook, as most only log there: works are then those of clipping
+    by one factor, and NaN where the norms of the parameters tell that it was another."""
+    model, callback = Hooked(algorithm), quiet()
+    trainer(tmp_path, callback).fit(model, loader(batches(10)))
+    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
+    for name in ("grad_norm", "grad_norm_clipped", "kinematic_efficiency", "displacement"):
+        assert got[name] == pytest.approx(wanted[name], rel=EXACT), name
+    if algorithm == "norm":
+        for name in (*FROM_RAW, "work_action", "efficiency_action"):
+            assert got[name] == pytest.approx(wanted[name], rel=EXACT, abs=EXACT * wanted["work_ito"]), name
+        return
+    for name in (*WORKS, *EFFICIENCIES):
+        assert math.isnan(got[name]), name
+        assert "more than one factor" in reasons(callback)[name], name
+
+
+class Configured(Regressor):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        nn.utils.clip_grad_value_(self.parameters(), 0.05)
+
+
+def test_clipping_where_the_reason_says_to(tmp_path: Path) -> None:
+    model, callback = Configured(), quiet()
+    trainer(tmp_path, callback).fit(model, loader(batches(10)))
+    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
+    for name in FROM_RAW:
+        assert got[name] == pytest.approx(wanted[name], rel=EXACT, abs=EXACT * wanted["work_ito"]), name
+
+
+# --- 10. Several optimizers on the clock "lr" -----------------------------------------------------------------
+
+
+class Scheduled(Regressor):
+    """Two optimizers, one joint step a batch, and after it their schedulers, as manual optimization has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.step()
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            scheduler.step()
+        return loss.detach()
+
+    def configure_optimizers(self) -> Any:
+        layers = (self.first, self.second)
+        found = [self.tape.follow(torch.optim.SGD(layer.parameters(), lr=0.1)) for layer in layers]
+        return found, [LambdaLR(optimizer, lambda k: 1 - k / 15) for optimizer in found]
+
+
+def test_elapsed_is_the_sum_of_the_rates_that_were_used(tmp_path: Path) -> None:
+    model, callback = Scheduled(), quiet(clock="lr")
+    trainer(tmp_path, callback).fit(model, loader(batches(12)))
+    steps = model.tape.steps
+    pairs = list(zip(steps[0::2], steps[1::2], strict=True))
+    rates = [a.rates[0] for a, _ in pairs]
+    assert rates == pytest.approx([0.1 * (1 - k / 15) for k in range(12)])
+    squares = [float(a.update.square().sum() + b.update.square().sum()) for a, b in pairs]
+    action = math.fsum(q / r for q, r in zip(squares, rates, strict=True))
+    moved = torch.cat([pairs[-1][i].after - pairs[0][i].before for i in (0, 1)])
+    got = last_row(callback)
+    assert got["elapsed"] == pytest.approx(math.fsum(rates), rel=EXACT)
+    assert got["action"] == pytest.approx(action, rel=EXACT)
+    assert got["learning_rate"] == pytest.approx(rates[-1], rel=EXACT)
+    assert got["kinematic_efficiency"] == pytest.approx(float(moved @ moved) / (math.fsum(rates) * action), rel=EXACT)
+
+
+# --- 13. A probe leaves no trace ------------------------------------------------------------------------------
+
+
+class Collecting(Regressor):
+    """Keeps what it saw in a list, a dictionary and a count, on itself and on a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[float] = []
+        self.by_batch: dict[int, float] = {}
+        self.calls = 0
+        self.first.seen = []  # type: ignore[assignment]
+        self.kept = self.outputs  # another name for the same list
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.outputs.append(float(loss.detach()))
+        self.by_batch[len(self.by_batch)] = float(loss.detach())
+        self.calls += 1
+        self.first.seen.append(batch_idx)  # type: ignore[union-attr, operator]
+        return loss
+
+
+def test_a_probe_is_not_among_what_the_module_collects(tmp_path: Path) -> None:
+    modules = []
+    for size in (0, 3):
+        model, callback = Collecting(), quiet(probe_batches=size)
+        outputs = model.outputs
+        trainer(tmp_path, callback, max_epochs=2).fit(model, loader(batches(6)))
+        assert model.outputs is model.kept is outputs
+        modules.append(model)
+        assert last_row(callback)["loss_drop_se"] >= 0
+    with_probe, without = modules[1], modules[0]
+    assert (with_probe.calls, len(with_probe.outputs)) == (12, 12)
+    assert with_probe.outputs == without.outputs
+    assert with_probe.by_batch == without.by_batch
+    assert with_probe.first.seen == without.first.seen
+    assert torch.equal(flat(list(with_probe.parameters())), flat(list(without.parameters())))
