@@ -280,7 +280,7 @@ class TrajectoryMeter:
         return found
 
     def sketch(self) -> Tensor:
-        """Σ over strided buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
+        """Σ over buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
         found = self.measure(sketch=True)[1]
         return torch.zeros(BUCKETS) if found is None else found
 

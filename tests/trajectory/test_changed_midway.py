@@ -506,7 +506,7 @@ class Inertial(Optimizer):
 
 @pytest.mark.parametrize("alone", [False, True], ids=["beside another", "alone"])
 def test_a_parameter_that_moves_without_a_gradient(alone: bool) -> None:
-    """Its motion is in D and in no update: D²/(τA) would be 25 where at most 1 is possible."""
+    """Its motion is in D and in no update: D²/(τA) would be 5 where at most 1 is possible."""
     p, q = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(1))
     meter = TrajectoryMeter(Inertial([p] if alone else [p, q]))
     optimizer = meter.optimizers[0]
@@ -539,8 +539,8 @@ def test_a_parameter_that_rests_without_a_gradient_is_known() -> None:
 def test_decoupled_decay_of_half_precision_weights(dtype: torch.dtype, rate: float) -> None:
     """A weight that rounding kept in place made no update, though its decay would have moved it.
 
-    Decay takes lr·w ≤ 1e-4 of a weight, far below half an ulp (2^-9 and 2^-12 of it): where θ changed it was the
-    gradient's doing.
+    Decay takes lr·w ≤ 1e-4 of a weight, less than half an ulp (at least 2^-9 of it, and 2^-12): where θ changed it
+    was the gradient's doing.
     """
     conversions = {}
     for decay in (0.0, 1e-2):
@@ -559,7 +559,7 @@ def test_decoupled_decay_of_half_precision_weights(dtype: torch.dtype, rate: flo
         assert values["work_ito"] == pytest.approx(ito, rel=1e-4)
         assert values["work_anti_ito"] == pytest.approx(anti, rel=1e-4)
         conversions[decay] = values["conversion"]
-    # The loss is ½‖θ − t‖², of order 1 per weight: u·H·u/2 is lr/2 of the work, half an ulp of rounding at most 1e-2.
+    # The loss is ½‖θ − t‖²: u·H·u/2 over f·u is |u|/2|f|, 1 % for steps of 1e-2 (or an ulp) and forces of order 1.
     assert conversions[0.0] == pytest.approx(1.0, abs=0.03)
     assert conversions[1e-2] == pytest.approx(conversions[0.0], abs=0.02)
 
