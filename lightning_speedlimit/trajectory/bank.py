@@ -22,6 +22,8 @@ SUMS = (
     "l2_drop",  # −w Σ (θ_k + u_k/2)·u_k = ½w(‖θ_0‖² − ‖θ_K‖²)
     "work_action",  # Σ u²/μ
 )
+MET = slice(SUMS.index("work_ito_met"), SUMS.index("noise_weight") + 1)  # what the next gradient has to say
+WORK_ITO, WORK_ACTION = SUMS.index("work_ito"), SUMS.index("work_action")
 BEFORE = ("squares", "force")  # g·g, g_{k+1}·u_k
 AFTER = ("squares", "force", "decay", "free", "action")  # u·u, g·u, θ_{k+1}·u, u·u without decay, Σ u²·out
 

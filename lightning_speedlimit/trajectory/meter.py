@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import losses, mobility
-from lightning_speedlimit.trajectory.bank import SUMS, Bank
+from lightning_speedlimit.trajectory.bank import SUMS, WORK_ACTION, WORK_ITO, Bank
 from lightning_speedlimit.trajectory.estimates import Estimates, Estimator, RunTotals, SectionTotals
 from lightning_speedlimit.trajectory.layout import Section, Slot
 from lightning_speedlimit.trajectory.mail import Mail
@@ -563,7 +563,7 @@ class TrajectoryMeter:
         self._totals.add_(torch.stack([path, action]))
         self._norms = {"squares": squares, "gradients": joint["norms"]}
         if self.every > 1:
-            self._sample(torch.stack([action, path, sums[_WORK_ITO], sums[_WORK_ACTION]]))
+            self._sample(torch.stack([action, path, sums[WORK_ITO], sums[WORK_ACTION]]))
         if "valid" in joint:
             if self._skipped is None:
                 self._skipped = RunningSum(2, device=squares.device)
@@ -714,7 +714,6 @@ class TrajectoryMeter:
 
 _SUMS = ("_totals", "_skipped", "_rate_sum", "_spread")
 _UNEVEN = 2e-3  # ratio of squares: float32 sums of the same numbers differ by 1e-6, half precision by its ulp
-_WORK_ITO, _WORK_ACTION = SUMS.index("work_ito"), SUMS.index("work_action")
 _LAYER_VALUES = (
     "displacement",
     "path_length",

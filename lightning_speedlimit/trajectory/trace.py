@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
-from lightning_speedlimit.trajectory.bank import Bank
+from lightning_speedlimit.trajectory.bank import MET, WORK_ITO, Bank
 from lightning_speedlimit.trajectory.layout import (
     Cuts,
     Section,
@@ -245,7 +245,7 @@ class OptimizerTrace:
         elif self._meeting_now:
             for bank, _ in self._work:
                 rows = torch.zeros_like(bank.sums.value)
-                rows[5:9] = torch.stack(self._meeting(bank))
+                rows[MET] = torch.stack(self._meeting(bank))
                 bank.sums.add_(rows)
         if not self._empty:
             self._met = totals is not None
@@ -436,7 +436,7 @@ class OptimizerTrace:
             step = torch.where(valid, step, torch.zeros_like(step))
         bank.sums.add_(step)
         self._add_shared_mobility(bank, valid)
-        bank.last_ito, bank.last_rate, bank.last_theta = step[4], rates, theta
+        bank.last_ito, bank.last_rate, bank.last_theta = step[WORK_ITO], rates, theta
         totals["sums"] = _plus(totals.get("sums"), step.sum(1))
         totals["norms"] = _plus(totals.get("norms"), self._norms(bank))
 
