@@ -40,3 +40,34 @@ def test_standard_errors_follow_the_loss_drop() -> None:
     relative = values["loss_drop_se"] / values["loss_drop"]
     assert values["conversion_se"] == pytest.approx(relative * values["loss_drop"] / values["work_ito"], rel=1e-12)
     assert values["efficiency_se"] == pytest.approx(relative * values["efficiency"], rel=1e-12)
+
+
+def test_layers_against_plain_tensors() -> None:
+    generator = torch.Generator().manual_seed(3)
+    layers = {name: torch.randn(7, 3, generator=generator, dtype=torch.float64).requires_grad_() for name in "ab"}
+    optimizer = torch.optim.SGD(list(layers.values()), lr=0.1)
+    names = {id(p): name for name, p in layers.items()}
+    meter = TrajectoryMeter(optimizer, layer_of=lambda p: names[id(p)])
+    start = {name: p.detach().clone() for name, p in layers.items()}
+    path, action = dict.fromkeys("ab", 0.0), dict.fromkeys("ab", 0.0)
+    for _ in range(12):
+        before = {name: p.detach().clone() for name, p in layers.items()}
+        for p in layers.values():
+            p.grad = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+        optimizer.step()
+        for name, p in layers.items():
+            square = float(((p.detach() - before[name]) ** 2).sum())
+            path[name] += square**0.5
+            action[name] += square
+    found = meter.compute_layers()
+    meter.close()
+    for name, p in layers.items():
+        distance = float((p.detach() - start[name]).norm())
+        wanted = {
+            "displacement": distance,
+            "path_length": path[name],
+            "action": action[name],
+            "kinematic_efficiency": distance**2 / (12 * action[name]),
+            "straightness": distance**2 / path[name] ** 2,
+        }
+        assert {key: found[name][key] for key in wanted} == pytest.approx(wanted, rel=1e-12)  # float64 sums
