@@ -1,0 +1,178 @@
+"""The matrix of squared distances between two clouds, each entry bounded from below, read in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_speedlimit.transport.clouds import BLOCK_BYTES, Clouds, row_parts
+
+EPS = torch.finfo(torch.float64).eps
+MAX_PAIRS = 2**28  # entries of a matrix that is held: 2 GiB in float64, N = M = 16,384
+_ACCURATE = 1e-10  # relative error of an entry above which it is computed anew by direct differences
+_MAX_DIRECT = 4 * 10**9  # pairs × coordinates that are worth doing so
+
+
+@dataclass
+class Costs:
+    """Squared distances after the mean displacement is taken out: C̃_ij = |x_i − y_j + c|², c = ȳ − x̄.
+
+    Centring changes the cost of every plan by the same amount, so potentials and gaps carry over.
+    """
+
+    lower: Tensor
+    """(N, M) float64: C̃_ij minus a bound on its rounding error, at least 0."""
+    diagonal: Tensor | None
+    """(N,): |d_i − c|², d_i = y_i − x_i, from the displacements themselves; None where they are no plan."""
+    along: Tensor | None
+    """(N,): ⟨x_i − x̄, d_i − c⟩; None where `diagonal` is."""
+    plain: Tensor | None
+    """(N,): |d_i|², not centred; None where `diagonal` is."""
+    shift: float
+    """|c|²."""
+    coordinates: int
+    weights: tuple[Tensor, Tensor]
+    """(N,), (M,): they sum to 1."""
+    uniform: bool
+    """N = M and all weights are equal: an optimal plan is a permutation."""
+    roots: tuple[Tensor, Tensor]
+    """|x_i − x̄| (N,) and |y_j − ȳ| (M,)."""
+
+    def uncertainty(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Bound on an entry's error where it came from the Gram matrix; rows and columns broadcast.
+
+        A sum of D terms in blocks is a chain of about √D roundings; three such sums make an entry.
+        """
+        x, y = self.roots
+        size = x[rows] + y[columns]
+        bound: Tensor = EPS * ((8 + 2 * self.coordinates**0.5) * size + 4 * self.shift**0.5) * size
+        return bound
+
+    def below(self, direct: Tensor) -> Tensor:
+        """What the true cost is at least, where `direct` was computed from differences."""
+        root = self.shift**0.5
+        bound: Tensor = direct - EPS * (64 * direct + 8 * root * direct.sqrt() + 16 * EPS * self.shift)
+        return bound
+
+
+def read(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Costs:
+    """Takes in both clouds once: Gram matrix, norms, displacements; summed over the ranks."""
+    gram: Tensor | None = None
+    for x, y in blocks:
+        if gram is None:
+            n, m = len(x), len(y)
+            w, v = clouds.weights(n, m, x.device)
+            paired = n == m and torch.equal(w, v)
+            gram = x.new_zeros(n, m)
+            sums = x.new_zeros(5, max(n, m))  # |x̃|², |ỹ|², |d|², |d̃|², ⟨x̃, d̃⟩
+            scalars = x.new_zeros(2)
+        if paired:
+            sums[2] += (y - x).square().sum(1)
+        x, y, d, c = _centred(x, y, w, v, paired=paired)
+        sums[0, :n] += x.square().sum(1)
+        sums[1, :m] += y.square().sum(1)
+        if d is not None:
+            sums[3] += d.square().sum(1)
+            sums[4] += (x * d).sum(1)
+        gram.addmm_(x, y.T)
+        scalars[0] += c.square().sum()
+        scalars[1] += x.shape[1]
+    assert gram is not None  # clouds refuse to be empty
+    clouds.sum(gram, sums, scalars)
+    norm_x, norm_y = sums[0, :n], sums[1, :m]
+    x_norm, y_norm, shift, coordinates = torch.stack([norm_x.sum(), norm_y.sum(), *scalars]).tolist()
+    if not math.isfinite(x_norm + y_norm + shift):
+        raise clouds.non_finite(x=not math.isfinite(x_norm))
+    costs = Costs(
+        lower=gram,
+        diagonal=sums[3].clone() if paired else None,
+        along=sums[4].clone() if paired else None,
+        plain=sums[2].clone() if paired else None,
+        shift=shift,
+        coordinates=int(coordinates),
+        weights=(w, v),
+        uniform=paired and bool((w == w[0]).all()),
+        roots=(norm_x.sqrt(), norm_y.sqrt()),
+    )
+    _to_lower_bounds(costs, norm_x, norm_y)
+    return costs
+
+
+def _centred(
+    x: Tensor, y: Tensor, w: Tensor, v: Tensor, *, paired: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """x − x̄, y − ȳ, d − c (where paired) and c = ȳ − x̄ of one block; the same bits at each reading."""
+    mean = w @ x
+    if paired:
+        d = y - x
+        c = w @ d
+        d -= c
+        x = x - mean
+        return x, x + d, d, c
+    other = v @ y
+    return x - mean, y - other, None, other - mean
+
+
+def _to_lower_bounds(costs: Costs, norm_x: Tensor, norm_y: Tensor) -> None:
+    """In place: from inner products to lower bounds of squared distances."""
+    rows, columns = (torch.arange(count, device=norm_x.device) for count in costs.lower.shape)
+    for part in row_parts(costs.lower):
+        block = costs.lower[part]
+        block.mul_(-2).add_(norm_x[part, None]).add_(norm_y)
+        block.sub_(costs.uncertainty(rows[part, None], columns)).clamp_(min=0)
+    if costs.diagonal is not None:
+        costs.lower.diagonal().copy_(costs.below(costs.diagonal).clamp(min=0))
+
+
+def sharpen(costs: Costs, clouds: Clouds) -> None:
+    """Computes anew, by direct differences, the entries that rounding leaves uncertain by more than 1e-10.
+
+    These are pairs much closer to each other than to the clouds' centres: duplicates, clusters, permuted
+    weights. Where there are too many for that the most uncertain ones are.
+    """
+    if not clouds.rereadable:
+        return
+    rows, columns = clouds.from_first(_uncertain(costs) if clouds.decides else None)
+    rows, columns = rows.to(costs.lower.device), columns.to(costs.lower.device)
+    if len(rows):
+        centred, _ = direct(costs, clouds, rows, columns)
+        costs.lower[rows, columns] = costs.below(centred).clamp(min=0)
+
+
+def _uncertain(costs: Costs) -> tuple[Tensor, Tensor]:
+    """(P,), (P,): rows and columns of the entries to compute anew."""
+    rows, columns = (torch.arange(count, device=costs.lower.device) for count in costs.lower.shape)
+    worst = _ACCURATE
+    while True:
+        found = []
+        for part in row_parts(costs.lower):
+            error = costs.uncertainty(rows[part, None], columns)
+            uncertain = error > worst * (costs.lower[part] + error)
+            if costs.diagonal is not None:
+                uncertain &= rows[part, None] != columns
+            found.append(uncertain.nonzero() + torch.tensor([part.start, 0], device=rows.device))
+        pairs = torch.cat(found)
+        if len(pairs) * costs.coordinates <= _MAX_DIRECT:
+            return pairs[:, 0], pairs[:, 1]
+        worst *= 100
+
+
+def direct(costs: Costs, clouds: Clouds, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """(P,), (P,): |x_i − y_j + c|² and |x_i − y_j|² of the pairs, from differences; reads the clouds again."""
+    w, v = costs.weights
+    paired = costs.diagonal is not None
+    sums = torch.zeros(2, len(rows), dtype=torch.float64, device=costs.lower.device)
+    for x, y in clouds.blocks():
+        c = _centred(x, y, w, v, paired=paired)[3]
+        step = max(1, BLOCK_BYTES // (8 * x.shape[1]))
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            difference = x[rows[part]] - y[columns[part]]
+            sums[1, part] += difference.square().sum(1)
+            sums[0, part] += (difference + c).square().sum(1)
+    clouds.sum(sums)
+    return sums[0], sums[1]

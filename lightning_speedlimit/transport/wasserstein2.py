@@ -1,0 +1,233 @@
+"""W₂² between two clouds of particles: a plan, and the proof of how good it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_speedlimit.transport import plans, sinkhorn
+from lightning_speedlimit.transport.clouds import Cloud, Clouds
+from lightning_speedlimit.transport.costs import EPS, MAX_PAIRS, Costs, direct, read, sharpen
+from lightning_speedlimit.transport.duals import OPTIMAL, Pairing, column_minima, feasible
+from lightning_speedlimit.transport.moments import moment_bounds
+from lightning_speedlimit.transport.plans import Plan
+
+_ROUNDING = 1e-12  # of the sums that make a value: its interval is widened by this
+_COLD = 512  # particles up to which an assignment needs no potentials
+_SPARSE = 8192  # particles from which the assignment sees the smallest reduced costs alone
+_PROGRAM = 4096  # N + M up to which a linear program is solved
+_IDENTITY_SWEEPS = 64
+_SWEEPS = 256
+_TRIES = ((0.3, 0.5), (0.1, 0.7), (0.03, 0.9))  # blur in units of the spacing, annealing ratio
+
+
+@dataclass(frozen=True)
+class Transport:
+    """W₂² between two clouds, between certified bounds. Unit: that of the coordinates, squared; per particle."""
+
+    value: float
+    """Cost of the best plan found: W₂² where `lower` is near, never below it."""
+    lower: float
+    """Lower bound of W₂², from a dual solution; rounding is allowed for."""
+    upper: float
+    """Upper bound of W₂²: `value`, rounding allowed for."""
+    paired: float
+    """Σ w_i |y_i − x_i|², what the pairing i → i costs; NaN where it is no plan (N ≠ M or other weights)."""
+    identity_excess: float
+    """paired / value − 1: 0 where i → i is optimal; NaN where `paired` is, or where only `value` is 0."""
+    method: str
+    """What found the plan."""
+    matching: Tensor | None = field(repr=False, compare=False)
+    """(N,) int64 on the host: x_i goes to y_matching[i]; None where the plan is no permutation."""
+    converged: bool
+    """Whether upper ≤ (1 + tolerance) · lower."""
+
+
+def wasserstein2_squared(
+    x: Cloud,
+    y: Cloud,
+    *,
+    tolerance: float = 1e-3,
+    weights_x: Tensor | None = None,
+    weights_y: Tensor | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> Transport:
+    """W₂² = min over plans π of Σ π_ij |x_i − y_j|², with lower ≤ W₂² ≤ upper.
+
+    Follows the scale of the data: no regularization is left in the value. In float64 on the device of the
+    clouds; costs O(N·M) memory and O(N·M·D) time, and no second copy of the clouds. First the pairing i → i is
+    tested for optimality, which is what trained replicas almost always show; then an exact assignment, for
+    N > 512 on costs reduced by Sinkhorn potentials (geomloss). Beyond 2²⁸ pairs the interval comes from the
+    moments alone (`method="moments"`). Not differentiable.
+
+    Args:
+        x, y: (N, D) and (M, D); or iterables over blocks (N, d), (M, d) of coordinates, so that neither has to
+            exist whole. What can be iterated over again is, for more accuracy where particles almost coincide.
+        tolerance: upper/lower − 1 that is aimed at; `converged` tells whether it was reached.
+        weights_x, weights_y: (N,) and (M,), not negative; None: equal.
+        process_group: its ranks hold different coordinates of the same particles; all get the same result.
+
+    Raises:
+        TypeError, ValueError: clouds that are no floating-point tensors, do not fit, are empty or not finite;
+            weights that are negative or not finite; a tolerance that is not positive.
+
+    Warns:
+        UserWarning: half precision; weights that do not sum to 1 (they are divided by their sum).
+
+    Source: Seroussi, Alemi, Helias, Ringel, arXiv:2307.14653, for its use; the sampling error of W₂ between
+    two populations is not in the interval (+29 % at D = 32, N = 2048).
+    """
+    if not isinstance(tolerance, float | int) or not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance must be a positive number, got {tolerance!r}; 1e-3 is the default")
+    clouds = Clouds(x, y, weights_x, weights_y, process_group)
+    with torch.no_grad():
+        return _measure(clouds, float(tolerance))
+
+
+def _measure(clouds: Clouds, tolerance: float) -> Transport:
+    blocks = clouds.blocks()
+    first = next(blocks)
+    blocks = chain([first], blocks)
+    if len(first[0]) * len(first[1]) > MAX_PAIRS:
+        return _from_moments(clouds, blocks, tolerance)
+    costs = read(clouds, blocks)
+    sharpen(costs, clouds)
+    found = clouds.from_first(_solved(costs, tolerance) if clouds.decides else None)
+    rows, columns, mass, f = (part.to(first[0].device) for part in found[:-1])
+    return _certified(costs, clouds, Plan(rows, columns, mass), f, found[-1], tolerance)
+
+
+def _solved(costs: Costs, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
+    """Rows, columns and masses of a plan, a potential of the rows that proves it, and what found it."""
+    f = _identity_potential(costs)
+    if f is not None:
+        plan, method = Plan.permutation(torch.arange(len(f), device=f.device), costs.weights[0]), "identity"
+    elif not costs.uniform:
+        plan, f, method = _weighted(costs)
+    elif len(costs.lower) <= _COLD:
+        plan, f, method = _assigned(costs)
+    else:
+        plan, f, method = _assigned_by_potentials(costs, tolerance)
+    return plan.rows, plan.columns, plan.mass, f, method
+
+
+def _identity_potential(costs: Costs) -> Tensor | None:
+    """f that proves the pairing i → i optimal; None where there is none, or none was found."""
+    if costs.diagonal is None or costs.plain is None or costs.along is None:
+        return None
+    w = costs.weights[0]
+    pairing = Pairing(costs.lower, costs.diagonal, w)
+    enough = OPTIMAL * (w @ costs.plain).item()
+    # −⟨x̃, d̃⟩ is the potential of every monotone symmetric affine map; 0 does for small displacements.
+    f, gap = pairing.best_of(torch.zeros_like(costs.diagonal), -costs.along)
+    if gap > enough and not pairing.has_cheaper_swap(enough):
+        f, gap = pairing.improve(f, sweeps=_IDENTITY_SWEEPS, enough=enough)
+    return f if gap <= enough else None
+
+
+def _paired_by(costs: Costs, columns: Tensor) -> tuple[Pairing, float]:
+    """The matching as a pairing i → i of the columns in its order, and its cost."""
+    turned = costs.lower[:, columns]
+    own, w = turned.diagonal().clone(), costs.weights[0]
+    return Pairing(turned, own, w), (w @ own).item() + costs.shift
+
+
+def _assigned(costs: Costs) -> tuple[Plan, Tensor, str]:
+    columns = plans.assignment(costs.lower)
+    pairing, cost = _paired_by(costs, columns)
+    # N sweeps reach the fixed point from anywhere.
+    f, _ = pairing.improve(torch.zeros_like(pairing.own), sweeps=len(columns), enough=0.1 * OPTIMAL * cost)
+    return Plan.permutation(columns, costs.weights[0]), f, "assignment"
+
+
+def _assigned_by_potentials(costs: Costs, tolerance: float) -> tuple[Plan, Tensor, str]:
+    """Sinkhorn potentials make most reduced costs irrelevant, and nearly prove the matching already."""
+    best: tuple[float, Plan, Tensor] | None = None
+    sparse = len(costs.lower) > _SPARSE
+    columns: Tensor | None = None
+    for sharpness, scaling in _TRIES:
+        f = sinkhorn.potentials(costs.lower, costs.weights, sharpness=sharpness, scaling=scaling)
+        f, g = feasible(costs.lower, f)
+        if columns is None or sparse:
+            reduced = costs.lower - f[:, None]
+            reduced -= g
+            columns = plans.sparse_assignment(reduced) if sparse else None
+            columns = plans.assignment(reduced) if columns is None else columns
+            del reduced
+        pairing, cost = _paired_by(costs, columns)
+        f, gap = pairing.best_of(f, torch.zeros_like(f))
+        f, gap = pairing.improve(f, sweeps=_SWEEPS // 4, enough=0.1 * OPTIMAL * cost)
+        f, gap = pairing.improve(f, sweeps=_SWEEPS, enough=tolerance * cost / 2)
+        if best is None or cost + gap < best[0]:
+            best = cost + gap, Plan.permutation(columns, costs.weights[0]), f
+        if gap <= tolerance * cost / 2:
+            break
+    assert best is not None
+    return best[1], best[2], "sinkhorn and sparse assignment" if sparse else "sinkhorn and assignment"
+
+
+def _weighted(costs: Costs) -> tuple[Plan, Tensor, str]:
+    lower, weights = costs.lower, costs.weights
+    f = torch.zeros_like(weights[0])
+    if lower.numel() > plans.DENSE_PROGRAM:
+        f = sinkhorn.potentials(lower, weights, sharpness=0.1, scaling=0.7)
+    f, g = feasible(lower, f)
+    if sum(lower.shape) <= _PROGRAM:
+        solved = plans.program(lower, f, g, weights)
+        if solved is not None:
+            return plans.rounded(solved[0], weights), solved[1], "linear program"
+    return plans.greedy(lower, f, g, weights), f, "sinkhorn and greedy"
+
+
+def _certified(costs: Costs, clouds: Clouds, plan: Plan, f: Tensor, method: str, tolerance: float) -> Transport:
+    """The plan's cost by direct differences, and what f proves about any other plan."""
+    identity = method == "identity"
+    if identity and costs.diagonal is not None and costs.plain is not None:
+        centred, plain = costs.diagonal, costs.plain
+    elif clouds.rereadable:
+        centred, plain = direct(costs, clouds, plan.rows, plan.columns)
+    else:
+        spread = costs.uncertainty(plan.rows, plan.columns)
+        centred = costs.lower[plan.rows, plan.columns] + 2 * spread
+        plain = centred + costs.shift * (1 + 1e-13)  # Σ π (x_i − y_j) = −c
+    f = f - f.mean()
+    g = column_minima(costs.lower, -f)
+    w, v = costs.weights
+    rounding = 8 * EPS * (w @ f.abs() + v @ g.abs())
+    gap = (plan.mass @ (centred - f[plan.rows] - g[plan.columns]) + rounding).clamp(min=0).item()
+    value = (plan.mass @ plain).item()
+    paired = math.nan if costs.plain is None else (w @ costs.plain).item()
+    matching = plan.columns.cpu() if identity or costs.uniform else None
+    return _transport(value, value - gap, paired, method, matching, tolerance)
+
+
+def _transport(
+    value: float, lower: float, paired: float, method: str, matching: Tensor | None, tolerance: float
+) -> Transport:
+    upper = value * (1 + _ROUNDING)
+    lower = max(lower - _ROUNDING * value, 0.0)
+    nothing = 0.0 if paired == 0 else math.nan
+    excess = paired / value - 1 if value else nothing
+    return Transport(
+        value=value,
+        lower=lower,
+        upper=upper,
+        paired=paired,
+        identity_excess=excess,
+        method=method,
+        matching=matching,
+        converged=upper <= (1 + tolerance) * lower,
+    )
+
+
+def _from_moments(clouds: Clouds, blocks: Iterator[tuple[Tensor, Tensor]], tolerance: float) -> Transport:
+    lower, paired, independent = moment_bounds(clouds, blocks)
+    value = independent if math.isnan(paired) else min(paired, independent)
+    matching = None
+    return _transport(value, lower, paired, "moments", matching, tolerance)
