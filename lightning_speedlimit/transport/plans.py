@@ -130,14 +130,13 @@ def rounded(plan: Plan, weights: tuple[Tensor, Tensor]) -> Plan:
         mass = mass * (wanted / have.clamp(min=torch.finfo(mass.dtype).tiny)).clamp(max=1)[index]
     left_rows = (w - torch.zeros_like(w).index_add_(0, rows, mass)).clamp(min=0)
     left_columns = (v - torch.zeros_like(v).index_add_(0, columns, mass)).clamp(min=0)
-    more = _northwest(left_rows, left_columns, torch.arange(len(w)), torch.arange(len(v)))
+    more = _northwest(left_rows, left_columns, *(torch.arange(len(side), device=w.device) for side in weights))
     joined = (torch.cat(pair) for pair in zip((rows, columns, mass), more, strict=True))
     return Plan(*joined)
 
 
 def _northwest(w: Tensor, v: Tensor, row_order: Tensor, column_order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns and masses of the monotone plan between the weights in these orders."""
-    row_order, column_order = row_order.to(w.device), column_order.to(w.device)
     ends_w, ends_v = w[row_order].cumsum(0), v[column_order].cumsum(0)
     ends = torch.cat([ends_w, ends_v]).sort().values
     mass = ends.diff(prepend=ends.new_zeros(1))

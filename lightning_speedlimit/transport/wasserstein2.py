@@ -127,7 +127,7 @@ def _identity_potential(costs: Costs) -> Tensor | None:
     # −⟨x̃, d̃⟩ is the potential of every monotone symmetric affine map; 0 does for small displacements.
     f, gap = pairing.best_of(torch.zeros_like(costs.diagonal), -costs.along)
     if gap > enough and not pairing.has_cheaper_swap(enough):
-        f, gap = pairing.improve(f, sweeps=_IDENTITY_SWEEPS, enough=enough)
+        f, gap = pairing.improve(f, sweeps=_IDENTITY_SWEEPS, enough=enough, patient=False)
     return f if gap <= enough else None
 
 
