@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ Cloud = Tensor | Iterable[Tensor]
 
 BLOCK_BYTES = 2**23  # of one float64 block of one cloud; about ten of them are held at a time
 _HALF = (torch.float16, torch.bfloat16)
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class Clouds:
@@ -113,10 +116,9 @@ class Clouds:
         for name, cloud in (("x", x), ("y", y)):
             if cloud.dtype in _HALF and not self._warned:
                 self._warned = True
-                warnings.warn(
+                _warn(
                     f"{name} is {cloud.dtype}: rounding of the weights themselves is then part of W₂² (bfloat16 "
-                    "checkpoints that moved by 1e-3 of their norm: 92 %); use clouds stored in float32",
-                    stacklevel=6,
+                    "checkpoints that moved by 1e-3 of their norm: 92 %); use clouds stored in float32"
                 )
 
     def weights(self, n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -162,6 +164,14 @@ def row_parts(matrix: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(matrix), step))
 
 
+def _warn(message: str) -> None:
+    """A UserWarning that points at the line outside of this package which led to it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
 def _kind(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
@@ -204,5 +214,5 @@ def _normalised(name: str, given: Tensor | None, count: int, device: torch.devic
             "drop the particles that should not count"
         )
     if abs(total - 1) > 1e-6:
-        warnings.warn(f"{name} sums to {total:g}, not 1: it was divided by its sum", stacklevel=6)
+        _warn(f"{name} sums to {total:g}, not 1: it was divided by its sum")
     return weights / total

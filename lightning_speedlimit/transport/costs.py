@@ -34,6 +34,8 @@ class Costs:
     """(N,): |d_i|², not centred; None where `diagonal` is."""
     shift: float
     """|c|²."""
+    same: bool
+    """Whether x_i = y_i for all i, in every digit."""
     coordinates: int
     weights: tuple[Tensor, Tensor]
     """(N,), (M,): they sum to 1."""
@@ -69,9 +71,11 @@ def read(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Costs:
             paired = n == m and torch.equal(w, v)
             gram = x.new_zeros(n, m)
             sums = x.new_zeros(5, max(n, m))  # |x̃|², |ỹ|², |d|², |d̃|², ⟨x̃, d̃⟩
-            scalars = x.new_zeros(2)
+            scalars = x.new_zeros(3)  # |c|², coordinates, blocks in which x differs from y
         if paired:
-            sums[2] += (y - x).square().sum(1)
+            displacement = y - x
+            sums[2] += displacement.square().sum(1)
+            scalars[2] += displacement.any()
         x, y, d, c = _centred(x, y, w, v, paired=paired)
         sums[0, :n] += x.square().sum(1)
         sums[1, :m] += y.square().sum(1)
@@ -84,7 +88,7 @@ def read(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Costs:
     assert gram is not None  # clouds refuse to be empty
     clouds.sum(gram, sums, scalars)
     norm_x, norm_y = sums[0, :n], sums[1, :m]
-    x_norm, y_norm, shift, coordinates = torch.stack([norm_x.sum(), norm_y.sum(), *scalars]).tolist()
+    x_norm, y_norm, shift, coordinates, differences = torch.stack([norm_x.sum(), norm_y.sum(), *scalars]).tolist()
     if not math.isfinite(x_norm + y_norm + shift):
         raise clouds.non_finite(x=not math.isfinite(x_norm))
     costs = Costs(
@@ -93,6 +97,7 @@ def read(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Costs:
         along=sums[4].clone() if paired else None,
         plain=sums[2].clone() if paired else None,
         shift=shift,
+        same=paired and differences == 0,
         coordinates=int(coordinates),
         weights=(w, v),
         uniform=paired and bool((w == w[0]).all()),
@@ -106,14 +111,16 @@ def _centred(
     x: Tensor, y: Tensor, w: Tensor, v: Tensor, *, paired: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """x − x̄, y − ȳ, d − c (where paired) and c = ȳ − x̄ of one block; the same bits at each reading."""
-    mean = w @ x
     if paired:
         d = y - x
+        mean = w @ x
         c = w @ d
         d -= c
         x = x - mean
         return x, x + d, d, c
-    other = v @ y
+    # Far from the origin the two means would be rounded apart by more than the particles differ.
+    x, y = x - x[0], y - x[0]
+    mean, other = w @ x, v @ y
     return x - mean, y - other, None, other - mean
 
 
@@ -139,7 +146,7 @@ def sharpen(costs: Costs, clouds: Clouds) -> None:
     rows, columns = clouds.from_first(_uncertain(costs) if clouds.decides else None)
     rows, columns = rows.to(costs.lower.device), columns.to(costs.lower.device)
     if len(rows):
-        centred, _ = direct(costs, clouds, rows, columns)
+        centred = direct(costs, clouds, rows, columns)[0]
         costs.lower[rows, columns] = costs.below(centred).clamp(min=0)
 
 
@@ -161,11 +168,14 @@ def _uncertain(costs: Costs) -> tuple[Tensor, Tensor]:
         worst *= 100
 
 
-def direct(costs: Costs, clouds: Clouds, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """(P,), (P,): |x_i − y_j + c|² and |x_i − y_j|² of the pairs, from differences; reads the clouds again."""
+def direct(costs: Costs, clouds: Clouds, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(P,) each: |x_i − y_j + c|² and |x_i − y_j|² of the pairs, from differences, and in how many blocks x_i ≠ y_j.
+
+    Reads the clouds again.
+    """
     w, v = costs.weights
     paired = costs.diagonal is not None
-    sums = torch.zeros(2, len(rows), dtype=torch.float64, device=costs.lower.device)
+    sums = torch.zeros(3, len(rows), dtype=torch.float64, device=costs.lower.device)
     for x, y in clouds.blocks():
         c = _centred(x, y, w, v, paired=paired)[3]
         step = max(1, BLOCK_BYTES // (8 * x.shape[1]))
@@ -173,6 +183,7 @@ def direct(costs: Costs, clouds: Clouds, rows: Tensor, columns: Tensor) -> tuple
             part = slice(start, start + step)
             difference = x[rows[part]] - y[columns[part]]
             sums[1, part] += difference.square().sum(1)
+            sums[2, part] += difference.any(1)
             sums[0, part] += (difference + c).square().sum(1)
     clouds.sum(sums)
-    return sums[0], sums[1]
+    return sums[0], sums[1], sums[2]

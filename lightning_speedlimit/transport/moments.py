@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,36 +15,65 @@ from lightning_speedlimit.transport.gaussian import procrustes_squared
 _WIDTH = 512  # coordinates that are taken jointly
 
 
-def moment_bounds(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float, float]:
+class Moments(NamedTuple):
+    """What means and covariances say of W₂²."""
+
+    lower: float
+    """Gelbrich's lower bound, rounding allowed for."""
+    paired: float
+    """Σ w_i |d_i|²; NaN where i → i is no plan."""
+    independent: float
+    """What the independent coupling costs."""
+    same: bool
+    """Whether x_i = y_i for all i, in every digit."""
+
+
+def moment_bounds(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Moments:
     """Gelbrich's lower bound, Σ w_i |d_i|² and the cost of the independent coupling.
 
     The lower bound is summed over groups of at most 512 coordinates: W₂² is at least the sum of its
-    projections on orthogonal subspaces. The second value is NaN where i → i is no plan.
+    projections on orthogonal subspaces.
     """
     totals: Tensor | None = None
+    count = 0
     for x, y in (part for pair in blocks for part in _narrow(*pair)):
         if totals is None:
             w, v = clouds.weights(len(x), len(y), x.device)
             paired = len(x) == len(y) and torch.equal(w, v)
-            totals = x.new_zeros(4)  # |c|², Gelbrich, variance, Σ w |d|²
+            count = max(len(x), len(y))
+            totals = x.new_zeros(7)  # |c|², its terms, Gelbrich, variances of x and y, Σ w |d|², blocks that differ
+        d = y - x if paired else None
+        x, y = x - x[0], y - x[0]  # far from the origin the two means would be rounded apart
         mean_x, mean_y = w @ x, v @ y
+        moved = mean_y - mean_x if d is None else w @ d
         a, b = (x - mean_x) * w.sqrt()[:, None], (y - mean_y) * v.sqrt()[:, None]
-        totals[0] += (mean_y - mean_x).square().sum()
-        totals[2] += a.square().sum() + b.square().sum()
-        if bool(torch.isfinite(totals[2])):
-            totals[1] += procrustes_squared(_triangle(a), _triangle(b))
-        elif not bool(torch.isfinite(a).all()):
-            totals[2] = -torch.inf  # told apart from y below
-        if paired:
-            totals[3] += w @ (y - x).square().sum(1)
+        totals[0] += moved.square().sum()
+        totals[3] += a.square().sum()
+        totals[4] += b.square().sum()
+        if bool(torch.isfinite(totals[3:5]).all()):
+            totals[2] += procrustes_squared(_triangle(a), _triangle(b))
+        if d is None:
+            totals[1] += w @ x.square().sum(1) + v @ y.square().sum(1)
+        else:
+            displaced = w @ d.square().sum(1)
+            totals[1] += displaced
+            totals[5] += displaced
+            totals[6] += d.any()
     assert totals is not None  # clouds refuse to be empty
     clouds.sum(totals)
-    shift, gelbrich, variance, displaced = totals.tolist()
+    shift, terms, gelbrich, variance_x, variance_y, paired_cost, differences = totals.tolist()
+    variance = variance_x + variance_y
     if not math.isfinite(variance) or not math.isfinite(shift):
-        raise clouds.non_finite(x=variance == -math.inf)
-    # ‖A‖ and ‖B‖ are known to rounding, so the distance between them is known to this
-    gelbrich = max(math.sqrt(gelbrich) - 1e-12 * math.sqrt(variance), 0.0) ** 2
-    return shift * (1 - 1e-12) + gelbrich, displaced if paired else math.nan, shift + variance
+        raise clouds.non_finite(x=not math.isfinite(variance_x))
+    # c is a mean of N terms, ‖A‖ and ‖B‖ are sums of squares: each known to rounding
+    drift = _less(shift, torch.finfo(torch.float64).eps * (8 + 2 * count**0.5) * math.sqrt(terms))
+    lower = drift * (1 - 1e-12) + _less(gelbrich, 1e-12 * math.sqrt(variance))
+    return Moments(lower, paired_cost if paired else math.nan, shift + variance, paired and differences == 0)
+
+
+def _less(squared: float, error: float) -> float:
+    """The square of what a length is at least, known to `error`."""
+    return max(math.sqrt(squared) - error, 0.0) ** 2
 
 
 def _narrow(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -93,7 +93,8 @@ def program(costs: Tensor, f: Tensor, g: Tensor, weights: tuple[Tensor, Tensor])
             break
         mass, change = solved
         keep = mass > 0
-        rows, columns, mass = rows[keep], columns[keep], mass[keep]
+        rows, columns = rows[keep], columns[keep]
+        mass = _on_forest(rows, columns, mass[keep], weights)
         f, g = feasible(costs, f + scale * change)
         best = Plan(rows, columns, mass), f
         cost = mass @ costs[rows, columns]
@@ -109,16 +110,50 @@ def _solve(costs: Tensor, rows: Tensor, columns: Tensor, w: Tensor, v: Tensor) -
     entries = np.tile(np.arange(pairs), 2)
     sides = np.concatenate([rows.cpu().numpy(), n + columns.cpu().numpy()])
     constraints = csr_array((np.ones(2 * pairs), (sides, entries)), shape=(n + m, pairs))
-    # In units of a mean weight: the tolerance on the masses is absolute too. The last constraint follows
-    # from the others up to rounding.
-    marginals = torch.cat([w, v]).cpu().numpy() * max(n, m)
+    # The tolerance on the masses is absolute too: the smaller of the mean weights is 1e3. The last constraint
+    # follows from the others up to rounding.
+    unit = 1e3 * max(n, m) / w.sum().item()
+    marginals = torch.cat([w, v]).cpu().numpy() * unit
+    options = {"primal_feasibility_tolerance": 1e-10}
     found = linprog(
-        costs.cpu().numpy(), A_eq=constraints[:-1], b_eq=marginals[:-1], bounds=(0, None), method="highs-ds"
+        costs.cpu().numpy(),
+        A_eq=constraints[:-1],
+        b_eq=marginals[:-1],
+        bounds=(0, None),
+        method="highs-ds",
+        options=options,
     )
     if found.status != 0:
         return None
-    mass = torch.from_numpy(np.maximum(found.x, 0.0)).to(w) / max(n, m)
+    mass = torch.from_numpy(np.maximum(found.x, 0.0)).to(w) / unit
     return mass, torch.from_numpy(np.asarray(found.eqlin.marginals[:n])).to(w)
+
+
+def _on_forest(rows: Tensor, columns: Tensor, mass: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+    """The masses anew, from the marginals: a vertex has no cycles, so leaf by leaf they follow without tolerance.
+
+    Where there is a cycle the masses stay as they are.
+    """
+    left = torch.cat(weights).tolist()
+    ends = list(zip(rows.tolist(), (columns + len(weights[0])).tolist(), strict=True))
+    edges: list[set[int]] = [set() for _ in left]
+    for edge, pair in enumerate(ends):
+        for node in pair:
+            edges[node].add(edge)
+    exact = [-1.0] * len(ends)
+    leaves = [node for node, around in enumerate(edges) if len(around) == 1]
+    while leaves:
+        leaf = leaves.pop()
+        if not edges[leaf]:
+            continue  # the other end of its edge was a leaf too
+        edge = edges[leaf].pop()
+        other = sum(ends[edge]) - leaf
+        exact[edge] = max(left[leaf], 0.0)
+        left[other] -= exact[edge]
+        edges[other].remove(edge)
+        if len(edges[other]) == 1:
+            leaves.append(other)
+    return mass if any(edges) else mass.new_tensor(exact)
 
 
 def rounded(plan: Plan, weights: tuple[Tensor, Tensor]) -> Plan:

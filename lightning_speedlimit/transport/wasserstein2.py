@@ -19,8 +19,9 @@ from lightning_speedlimit.transport.moments import moment_bounds
 from lightning_speedlimit.transport.plans import Plan
 
 _ROUNDING = 1e-12  # of the sums that make a value: its interval is widened by this
+_UNDERFLOW = 1e-300  # squares below 2⁻¹⁰²² lose digits, and below 2⁻¹⁰⁷⁴ all of them: no more than this per sum
 _COLD = 512  # particles up to which an assignment needs no potentials
-_SPARSE = 8192  # particles from which the assignment sees the smallest reduced costs alone
+_SPARSE = 8192  # particles above which an assignment never sees more than the smallest reduced costs
 _PROGRAM = 4096  # N + M up to which a linear program is solved
 _IDENTITY_SWEEPS = 64
 _SWEEPS = 256
@@ -148,54 +149,75 @@ def _assigned(costs: Costs) -> tuple[Plan, Tensor, str]:
 
 def _assigned_by_potentials(costs: Costs, tolerance: float) -> tuple[Plan, Tensor, str]:
     """Sinkhorn potentials make most reduced costs irrelevant, and nearly prove the matching already."""
-    best: tuple[float, Plan, Tensor] | None = None
-    sparse = len(costs.lower) > _SPARSE
-    columns: Tensor | None = None
+    best: tuple[float, Plan, Tensor, str] | None = None
+    small, exact = len(costs.lower) <= _SPARSE, None
     for sharpness, scaling in _TRIES:
         f = sinkhorn.potentials(costs.lower, costs.weights, sharpness=sharpness, scaling=scaling)
-        f, g = feasible(costs.lower, f)
-        if columns is None or sparse:
-            reduced = costs.lower - f[:, None]
-            reduced -= g
-            columns = plans.sparse_assignment(reduced) if sparse else None
-            columns = plans.assignment(reduced) if columns is None else columns
-            del reduced
+        columns, method = exact, "sinkhorn and assignment"
+        if columns is None:
+            columns, method = _reduced_assignment(costs, f, sparse=True), "sinkhorn and sparse assignment"
         pairing, cost = _paired_by(costs, columns)
-        f, gap = pairing.best_of(f, torch.zeros_like(f))
+        f, _ = pairing.best_of(f, torch.zeros_like(f))
         f, gap = pairing.improve(f, sweeps=_SWEEPS // 4, enough=0.1 * OPTIMAL * cost)
+        if gap > 0.1 * OPTIMAL * cost and small and exact is None:  # unproved: it may be the candidates' fault
+            exact, method = _reduced_assignment(costs, f, sparse=False), "sinkhorn and assignment"
+            if not torch.equal(exact, columns):
+                pairing, cost = _paired_by(costs, exact)
+                columns = exact
         f, gap = pairing.improve(f, sweeps=_SWEEPS, enough=tolerance * cost / 2)
         if best is None or cost + gap < best[0]:
-            best = cost + gap, Plan.permutation(columns, costs.weights[0]), f
+            best = cost + gap, Plan.permutation(columns, costs.weights[0]), f, method
         if gap <= tolerance * cost / 2:
             break
     assert best is not None
-    return best[1], best[2], "sinkhorn and sparse assignment" if sparse else "sinkhorn and assignment"
+    return best[1:]
+
+
+def _reduced_assignment(costs: Costs, f: Tensor, *, sparse: bool) -> Tensor:
+    """(N,): the columns of an assignment on C − f − g, g the c-transform of f."""
+    f, g = feasible(costs.lower, f)
+    reduced = costs.lower - f[:, None]
+    reduced -= g
+    columns = plans.sparse_assignment(reduced) if sparse else None
+    return plans.assignment(reduced) if columns is None else columns
 
 
 def _weighted(costs: Costs) -> tuple[Plan, Tensor, str]:
-    lower, weights = costs.lower, costs.weights
+    lower, weights = costs.lower, _in_units(costs.weights)
     f = torch.zeros_like(weights[0])
     if lower.numel() > plans.DENSE_PROGRAM:
-        f = sinkhorn.potentials(lower, weights, sharpness=0.1, scaling=0.7)
+        f = sinkhorn.potentials(lower, costs.weights, sharpness=0.1, scaling=0.7)
     f, g = feasible(lower, f)
-    if sum(lower.shape) <= _PROGRAM:
-        solved = plans.program(lower, f, g, weights)
-        if solved is not None:
-            return plans.rounded(solved[0], weights), solved[1], "linear program"
-    return plans.greedy(lower, f, g, weights), f, "sinkhorn and greedy"
+    solved = plans.program(lower, f, g, weights) if sum(lower.shape) <= _PROGRAM else None
+    if solved is None:
+        plan, method = plans.greedy(lower, f, g, weights), "sinkhorn and greedy"
+    else:
+        plan, f, method = plans.rounded(solved[0], weights), solved[1], "linear program"
+    return Plan(plan.rows, plan.columns, plan.mass / weights[0].sum()), f, method
+
+
+def _in_units(weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Equal weights as integers of one total: 1/N and 1/M are no floats, and what is left over would travel far."""
+    w, v = weights
+    if not all(bool((weight == weight[0]).all()) for weight in weights):
+        return weights
+    common = math.gcd(len(w), len(v))
+    return torch.full_like(w, len(v) // common), torch.full_like(v, len(w) // common)
 
 
 def _certified(costs: Costs, clouds: Clouds, plan: Plan, f: Tensor, method: str, tolerance: float) -> Transport:
     """The plan's cost by direct differences, and what f proves about any other plan."""
     identity = method == "identity"
     if identity and costs.diagonal is not None and costs.plain is not None:
-        centred, plain = costs.diagonal, costs.plain
+        centred, plain, exact = costs.diagonal, costs.plain, costs.same
     elif clouds.rereadable:
-        centred, plain = direct(costs, clouds, plan.rows, plan.columns)
+        centred, plain, differences = direct(costs, clouds, plan.rows, plan.columns)
+        exact = not differences.any()
     else:
         spread = costs.uncertainty(plan.rows, plan.columns)
         centred = costs.lower[plan.rows, plan.columns] + 2 * spread
         plain = centred + costs.shift * (1 + 1e-13)  # Σ π (x_i − y_j) = −c
+        exact = False
     f = f - f.mean()
     g = column_minima(costs.lower, -f)
     w, v = costs.weights
@@ -204,14 +226,15 @@ def _certified(costs: Costs, clouds: Clouds, plan: Plan, f: Tensor, method: str,
     value = (plan.mass @ plain).item()
     paired = math.nan if costs.plain is None else (w @ costs.plain).item()
     matching = plan.columns.cpu() if identity or costs.uniform else None
-    return _transport(value, value - gap, paired, method, matching, tolerance)
+    return _transport(value, value - gap, paired, method, matching, tolerance, exact=exact)
 
 
 def _transport(
-    value: float, lower: float, paired: float, method: str, matching: Tensor | None, tolerance: float
+    value: float, lower: float, paired: float, method: str, matching: Tensor | None, tolerance: float, *, exact: bool
 ) -> Transport:
-    upper = value * (1 + _ROUNDING)
-    lower = max(lower - _ROUNDING * value, 0.0)
+    """The interval, widened by rounding; `exact`: every particle goes to its own copy."""
+    upper = value if exact else value * (1 + _ROUNDING) + _UNDERFLOW
+    lower = max(lower - _ROUNDING * value - _UNDERFLOW, 0.0)
     nothing = 0.0 if paired == 0 else math.nan
     excess = paired / value - 1 if value else nothing
     return Transport(
@@ -227,7 +250,6 @@ def _transport(
 
 
 def _from_moments(clouds: Clouds, blocks: Iterator[tuple[Tensor, Tensor]], tolerance: float) -> Transport:
-    lower, paired, independent = moment_bounds(clouds, blocks)
-    value = independent if math.isnan(paired) else min(paired, independent)
-    matching = None
-    return _transport(value, lower, paired, "moments", matching, tolerance)
+    found = moment_bounds(clouds, blocks)
+    value = found.independent if math.isnan(found.paired) else min(found.paired, found.independent)
+    return _transport(value, found.lower, found.paired, "moments", None, tolerance, exact=found.same)

@@ -1,0 +1,199 @@
+"""Beyond 512 particles, where Sinkhorn's potentials come in: still exact, still certified, whatever they are worth.
+
+The truth is scipy's assignment on the direct costs from a cold start.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from geomloss import SamplesLoss
+from torch import Tensor
+from transport_cases import Draw, features, independent, lazy, lazy_and_permuted
+from transport_reference import by_assignment, direct_costs
+
+from lightning_speedlimit.transport import Transport, plans, sinkhorn, wasserstein2, wasserstein2_squared
+
+EXACT = 1e-12  # one matching, evaluated by differences on both sides
+SIZES = [(600, 2), (700, 64), (800, 3), (1000, 64), (1500, 64)]
+KINDS = (lazy, features, independent)
+
+Kind = Callable[[Draw, int, int], tuple[Tensor, Tensor]]
+kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+@functools.cache
+def solved(kind: Kind, n: int, d: int) -> tuple[Tensor, Tensor, np.ndarray, float]:
+    """x, y in float32 as weights are stored, their costs and W₂²."""
+    x, y = (cloud.float() for cloud in kind(Draw(n + d), n, d))
+    costs = direct_costs(x, y)
+    return x, y, costs, by_assignment(costs)
+
+
+def assert_exact(found: Transport, costs: np.ndarray, expected: float) -> None:
+    assert found.value == pytest.approx(expected, rel=EXACT, abs=0)
+    assert_certified(found, costs, expected, tolerance=1e-3)
+
+
+def assert_certified(found: Transport, costs: np.ndarray, expected: float, tolerance: float) -> None:
+    assert found.upper <= (1 + tolerance) * found.lower
+    assert found.converged
+    assert_sound(found, costs, expected)
+
+
+def assert_sound(found: Transport, costs: np.ndarray, expected: float) -> None:
+    assert found.lower <= expected <= found.upper
+    assert found.lower <= found.value <= found.upper
+    assert found.matching is not None
+    assert torch.equal(found.matching.sort().values, torch.arange(len(costs)))
+    assert found.value == pytest.approx(costs[np.arange(len(costs)), found.matching.numpy()].mean(), rel=EXACT)
+
+
+@pytest.mark.parametrize(("n", "d"), SIZES)
+@kinds
+def test_exact_and_certified(kind: Kind, n: int, d: int) -> None:
+    x, y, costs, expected = solved(kind, n, d)
+    found = wasserstein2_squared(x, y)
+    assert_exact(found, costs, expected)
+    if kind is not lazy:
+        assert found.method.startswith("sinkhorn and ")
+        assert found.identity_excess == pytest.approx(found.paired / expected - 1, rel=1e-9)
+        assert found.identity_excess > 1e-4
+
+
+@pytest.mark.parametrize(("n", "d"), [(600, 3), (700, 64)])
+def test_permuted_weights(n: int, d: int) -> None:
+    # r down to 1e-7, and no pair i → i is near: the costs of interest are 1e-14 of the others.
+    for seed in range(2):
+        x, y = lazy_and_permuted(Draw(seed), n, d)
+        costs = direct_costs(x, y)
+        assert_exact(wasserstein2_squared(x, y), costs, by_assignment(costs))
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-6, 1e-9])
+def test_the_tolerance_that_is_asked_for(tolerance: float) -> None:
+    x, y, costs, expected = solved(features, 700, 64)
+    found = wasserstein2_squared(x, y, tolerance=tolerance)
+    assert_certified(found, costs, expected, tolerance)
+
+
+def test_a_tolerance_that_is_not_reached_is_admitted() -> None:
+    x, y, costs, expected = solved(features, 700, 64)
+    found = wasserstein2_squared(x, y, tolerance=1e-14)  # below the rounding of the value
+    assert not found.converged
+    assert_sound(found, costs, expected)
+
+
+@pytest.mark.parametrize(("n", "d"), [(600, 2), (700, 64), (1000, 64)])
+@kinds
+def test_the_sparse_route(kind: Kind, n: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wasserstein2, "_SPARSE", 0)
+    x, y, costs, expected = solved(kind, n, d)
+    found = wasserstein2_squared(x, y)
+    assert_certified(found, costs, expected, tolerance=1e-3)
+    assert found.method == ("sinkhorn and sparse assignment" if kind is not lazy or d == 2 else "identity")
+
+
+def test_the_sparse_route_with_too_few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One candidate per row and column holds no full matching: the whole matrix is taken instead.
+    monkeypatch.setattr(wasserstein2, "_SPARSE", 0)
+    monkeypatch.setattr(plans, "CANDIDATES", 1)
+    x, y, costs, expected = solved(independent, 600, 2)
+    assert_sound(wasserstein2_squared(x, y), costs, expected)
+
+
+# ---- whatever Sinkhorn does --------------------------------------------------------------------------------
+
+
+def noise(costs: Tensor, *_: object, **__: object) -> Tensor:
+    return costs.mean() * torch.randn(len(costs), generator=torch.Generator().manual_seed(0)).to(costs)
+
+
+def huge(costs: Tensor, *_: object, **__: object) -> Tensor:
+    return 1e6 * noise(costs)
+
+
+def zeros(costs: Tensor, *_: object, **__: object) -> Tensor:
+    return torch.zeros_like(costs[:, 0])
+
+
+@pytest.mark.parametrize("garbage", [noise, zeros, huge], ids=lambda garbage: garbage.__name__)
+@pytest.mark.parametrize(("kind", "n", "d"), [(features, 600, 2), (features, 700, 64), (independent, 600, 2)])
+def test_exact_and_sound_without_potentials(
+    kind: Kind, n: int, d: int, garbage: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinkhorn, "potentials", garbage)
+    x, y, costs, expected = solved(kind, n, d)
+    found = wasserstein2_squared(x, y)
+    assert found.method.startswith("sinkhorn and ")
+    assert found.value == pytest.approx(expected, rel=EXACT, abs=0)
+    assert_sound(found, costs, expected)
+    assert found.converged == (found.upper <= 1.001 * found.lower)
+
+
+def test_sound_with_potentials_that_drown_the_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1e15 mean costs: the reduced costs are rounding, so that no matching found on them need be the best.
+    monkeypatch.setattr(sinkhorn, "potentials", lambda costs, *_, **__: 1e15 * noise(costs))
+    x, y, costs, expected = solved(features, 600, 2)
+    found = wasserstein2_squared(x, y)
+    assert_sound(found, costs, expected)
+    assert found.converged == (found.upper <= 1.001 * found.lower)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_potentials_that_are_not_finite_become_zeros(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def broken(self: SamplesLoss, *given: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(given)
+        f, g = torch.zeros(1, len(given[0])), torch.zeros(1, len(given[2]))
+        f[0, 3] = bad
+        return f, g
+
+    monkeypatch.setattr(SamplesLoss, "forward", broken)
+    x, y, costs, expected = solved(features, 700, 64)
+    equal = torch.full((700,), 1 / 700, dtype=torch.float64)
+    f = sinkhorn.potentials(torch.from_numpy(costs), (equal, equal), sharpness=0.1, scaling=0.5)
+    assert torch.equal(f, torch.zeros(700, dtype=torch.float64))
+    found = wasserstein2_squared(x, y)
+    assert len(calls) > 1
+    assert found.value == pytest.approx(expected, rel=EXACT, abs=0)
+    assert_sound(found, costs, expected)
+
+
+def test_good_potentials_are_near_the_dual_optimum() -> None:
+    # What the room uses Sinkhorn for. f and its transform prove W₂² to within a blur² of 0.1 spacings.
+    _, _, costs, expected = solved(independent, 700, 64)
+    equal = torch.full((700,), 1 / 700, dtype=torch.float64)
+    f = sinkhorn.potentials(torch.from_numpy(costs), (equal, equal), sharpness=0.1, scaling=0.7).numpy()
+    g = (costs - f[:, None]).min(0)
+    dual = (costs - g).min(1).mean() + g.mean()
+    assert 0.99 * expected < dual <= expected
+    g = costs.min(0)  # from f = 0 it proves less
+    assert (costs - g).min(1).mean() + g.mean() < dual
+
+
+# ---- slow --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@kinds
+def test_few_dimensions_and_many_particles(kind: Kind) -> None:
+    x, y, costs, expected = solved(kind, 1500, 3)
+    assert_exact(wasserstein2_squared(x, y), costs, expected)
+
+
+@pytest.mark.slow
+def test_learned_features_of_4096_neurons() -> None:
+    x, y = (cloud.float() for cloud in features(Draw(0), 4096, 64))
+    found = wasserstein2_squared(x, y)
+    assert found.converged
+    assert found.upper <= 1.001 * found.lower
+    assert found.method.startswith("sinkhorn and ")
+    assert found.matching is not None
+    assert torch.equal(found.matching.sort().values, torch.arange(4096))
+    expected = (x.double() - y.double()[found.matching]).square().sum(1).mean().item()
+    assert found.value == pytest.approx(expected, rel=EXACT, abs=0)
+    assert found.identity_excess > 1e-4
