@@ -15,17 +15,18 @@ import math
 import os
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._record_clouds import CLOUD_VALUES
 from ._record_sketches import MAX_SKETCHES, SKETCH_SIZE
 
 FORMAT = "lightning-speedlimit record"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: had no clouds; a record without any is still written as 1
 JSON_NAME = "record.json"
 
 MAX_DATA_BYTES = 2 * 1024**3  # 10⁶ log steps of 250 columns: far beyond any run, well below a machine's memory
@@ -53,20 +54,39 @@ class RecordData:
     sketch_ticks: npt.NDArray[np.int64]  # (sketches,)
     sketches: npt.NDArray[np.float32]  # (sketches, 4093)
     sketch_state: dict[str, int]  # stride, ticks_seen, newest_step, last_is_provisional (0 or 1)
+    cloud_layers: list[str] = field(default_factory=list)
+    cloud_step: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (cloud rows,)
+    cloud_particles: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (layers,)
+    cloud_values: npt.NDArray[np.float64] = field(  # (4, cloud rows, layers), in the order of CLOUD_VALUES
+        default_factory=lambda: np.empty((len(CLOUD_VALUES), 0, 0))
+    )
+
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Rows, columns, sketches, cloud rows and layers: what `expected_arrays` asks for."""
+        return len(self.step), len(self.columns), len(self.sketch_steps), len(self.cloud_step), len(self.cloud_layers)
 
 
 # The names of the integers in RecordData.sketch_state, each with the least value it can have.
 SKETCH_STATE = {"stride": 1, "ticks_seen": 0, "newest_step": -1, "last_is_provisional": 0}
 
 
-def expected_arrays(rows: int, columns: int, sketches: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Name → type and shape of every array in the data file."""
+def expected_arrays(
+    rows: int, columns: int, sketches: int, cloud_rows: int, layers: int
+) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Name → type and shape of every array in the data file; of clouds, where there are any."""
+    clouds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "cloud_step": (np.dtype("<i8"), (cloud_rows,)),
+        "cloud_particles": (np.dtype("<i8"), (layers,)),
+        "cloud_values": (np.dtype("<f8"), (len(CLOUD_VALUES), cloud_rows, layers)),
+    }
     return {
         "step": (np.dtype("<i8"), (rows,)),
         "values": (np.dtype("<f8"), (columns, rows)),
         "sketch_steps": (np.dtype("<i8"), (sketches,)),
         "sketch_ticks": (np.dtype("<i8"), (sketches,)),
         "sketches": (np.dtype("<f4"), (sketches, SKETCH_SIZE)),
+        **(clouds if cloud_rows else {}),
     }
 
 
@@ -120,14 +140,16 @@ def _unescaped(key: str) -> str:
 
 def write_folder(folder: Path, data: RecordData) -> None:
     """Writes the record; whatever happens, the folder holds the record before or this one, whole."""
-    document = {
+    clouds = {"rows": len(data.cloud_step), "layers": data.cloud_layers}
+    document: dict[str, Any] = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if clouds["rows"] else 1,
         "run": to_json(data.run),
         "reasons": data.reasons,
         "columns": data.columns,
         "rows": len(data.step),
         "sketches": {"count": len(data.sketch_steps), "size": SKETCH_SIZE, **data.sketch_state},
+        **({"clouds": clouds} if clouds["rows"] else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     temporaries = [folder / f".writing-{os.getpid()}-{kind}.tmp" for kind in ("data", "json")]
@@ -149,7 +171,7 @@ def write_folder(folder: Path, data: RecordData) -> None:
 
 def _write_arrays(folder: Path, temporary: Path, data: RecordData) -> dict[str, Any]:
     """Writes the data file under a name made from its content; returns its name, size and checksum."""
-    shapes = expected_arrays(len(data.step), len(data.columns), len(data.sketch_steps))
+    shapes = expected_arrays(*data.counts)
     arrays: dict[str, Any] = {
         name: np.ascontiguousarray(getattr(data, name), dtype=dtype).reshape(shape)
         for name, (dtype, shape) in shapes.items()
@@ -227,6 +249,7 @@ def read_folder(folder: Path) -> RecordData:
         reasons=document["reasons"],
         columns=document["columns"],
         sketch_state={key: document["sketches"][key] for key in keys},
+        cloud_layers=_clouds(document)["layers"],
         **arrays,
     )
     check_data(data)
@@ -289,6 +312,11 @@ def _check_document(document: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise RecordError(want("sketches.size", folder, SKETCH_SIZE, sketches["size"]))
     if sketches["count"] > MAX_SKETCHES:
         raise RecordError(want("sketches.count", folder, f"at most {MAX_SKETCHES}", sketches["count"]))
+    clouds = _clouds(document)
+    if not isinstance(clouds, dict) or not _is_integer(clouds.get("rows"), 0):
+        raise RecordError(want("clouds", folder, "an object with rows, an integer from 0, and layers", clouds))
+    if not isinstance(clouds.get("layers"), list) or not all(isinstance(name, str) for name in clouds["layers"]):
+        raise RecordError(want("clouds.layers", folder, "a list of strings", clouds.get("layers")))
     if not isinstance(data, dict) or not _is_integer(data.get("size"), 1) or not isinstance(data.get("sha256"), str):
         raise RecordError(want("data", folder, "an object with file, size and sha256", data))
     if not isinstance(data.get("file"), str) or not _DATA_NAME.fullmatch(data["file"]):
@@ -305,8 +333,15 @@ def _is_integer(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _clouds(document: dict[str, Any]) -> Any:
+    """What record.json says of clouds; version 1 knew none."""
+    return document.get("clouds", {"rows": 0, "layers": []})
+
+
 def _shapes(document: dict[str, Any]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    return expected_arrays(document["rows"], len(document["columns"]), document["sketches"]["count"])
+    clouds = _clouds(document)
+    sizes = document["rows"], len(document["columns"]), document["sketches"]["count"]
+    return expected_arrays(*sizes, clouds["rows"], len(clouds["layers"]))
 
 
 def _claimed_bytes(document: dict[str, Any]) -> int:
@@ -362,15 +397,21 @@ def _read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape
 
 def check_data(data: RecordData) -> None:
     """Raises RecordError where types, shapes or order are not those of a record."""
-    shapes = expected_arrays(len(data.step), len(data.columns), len(data.sketch_steps))
-    for name, (dtype, shape) in shapes.items():
+    for name, (dtype, shape) in expected_arrays(*data.counts).items():
         array = getattr(data, name)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
             got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
             raise RecordError(f"{name} must be {dtype} {shape}, got {got}; the record is damaged")
     if len(set(data.columns)) != len(data.columns) or "step" in data.columns:
         raise RecordError(f"column names must differ and not be 'step', got {data.columns}")
-    for name in ("step", "sketch_steps", "sketch_ticks"):
+    if len(set(data.cloud_layers)) != len(data.cloud_layers) or (data.cloud_particles < 1).any():
+        raise RecordError(
+            f"layers of clouds must differ and have at least one particle each, got {data.cloud_layers} with "
+            f"{data.cloud_particles.tolist()}"
+        )
+    if data.cloud_layers and not len(data.cloud_step):
+        raise RecordError(f"clouds of {data.cloud_layers} must have at least one row, got none; the record is damaged")
+    for name in ("step", "sketch_steps", "sketch_ticks", "cloud_step"):
         array = getattr(data, name)
         if (array[:1] < 0).any() or (np.diff(array) <= 0).any():
             raise RecordError(f"{name} must increase from 0 or more; the record is damaged")

@@ -19,6 +19,10 @@ OUTSIDE_MOVES = (
     "or steps were sampled"
 )
 
+# Values that are there only where clouds were measured.
+CLOUDS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")
+_CHANGED_PLACES = 0.01  # identity_excess above which neurons are said to have changed places
+
 # Sums in float64 over 10⁶ steps round to about 1e-10; what is above this is no rounding.
 _ROUNDING = 1e-6
 
@@ -102,6 +106,11 @@ def _headline(s: Summary) -> list[Row]:
         ),
         ("  straightness", number(s.straightness), "1: a straight path; low: the path turns"),
         ("  steadiness", number(s.steadiness), "1: constant speed; low: a burst, then a crawl"),
+        *_cloud_rows(
+            "  of clouds",
+            s.kinematic_efficiency_wasserstein2,
+            "the same with W2 of clouds for the displacement",
+        ),
         (
             "conversion",
             with_error(s.conversion, s.conversion_se),
@@ -124,6 +133,11 @@ def _limit_row(s: Summary) -> Row:
     return ("speed limit", value, f"{meaning} on the same action budget")
 
 
+def _cloud_rows(name: str, value: float, meaning: str) -> list[Row]:
+    """A line where clouds were measured, else none."""
+    return [] if math.isnan(value) else [(name, number(value), meaning)]
+
+
 def _short(x: float) -> str:
     return "?" if math.isnan(x) else number(x)
 
@@ -133,6 +147,8 @@ def _quantities(s: Summary) -> list[Row]:
     return [
         ("time elapsed", number(s.elapsed), f"on the clock of the action ({time})"),
         ("displacement", number(s.displacement), "straight distance from first to last weights"),
+        *_cloud_rows("  W2 of clouds", s.wasserstein2, _meaning_of_wasserstein2(s)),
+        *_cloud_rows("  identity excess", s.identity_excess, "displacement^2 / W2^2 - 1; 0: none swapped"),
         ("path length", number(s.path_length), "sum of the lengths of all updates"),
         ("action", number(s.action), "sum of squared update lengths / clock increment"),
         ("loss drop", with_error(s.loss_drop, s.loss_drop_se), "loss at the start - loss at the end"),
@@ -146,18 +162,23 @@ def _quantities(s: Summary) -> list[Row]:
     ]
 
 
+def _meaning_of_wasserstein2(s: Summary) -> str:
+    meaning = "the same, neurons of a layer free to swap names"
+    if s.wasserstein2_lower < s.wasserstein2 and number(s.wasserstein2_lower) != number(s.wasserstein2):
+        meaning += f"; at least {number(s.wasserstein2_lower)}"
+    return meaning
+
+
 def _notes(s: Summary) -> list[str]:
-    """A line for every reason given, and for values beyond their bound."""
-    notes = []
-    for name, reason in s.reasons.items():
-        undefined = math.isnan(getattr(s, name)) if _is_value(s, name) else False
-        notes.append(f"{name}{' is undefined' if undefined else ''}: {reason}")
+    """A line for every reason given, for values beyond their bound, and for neurons that changed places."""
+    notes = _reasons(s)
     for name in ("efficiency", "efficiency_action", "kinematic_efficiency", "straightness", "steadiness"):
         value = getattr(s, name)
         if value > 1 + _ROUNDING and name not in s.reasons:
             notes.append(f"{name} is above 1: {ABOVE_ONE if name == 'efficiency' else OUTSIDE_MOVES}")
     if s.efficiency < 0 and "efficiency" not in s.reasons:
         notes.append(f"efficiency is negative: what it divides by, {_estimator(s)}, is (the loss rose?)")
+    notes += _places(s)
     unexplained = [
         name
         for name in vars(s)
@@ -168,13 +189,41 @@ def _notes(s: Summary) -> list[str]:
     return [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
 
 
+def _reasons(s: Summary) -> list[str]:
+    """One line per reason; the cloud's values, which share theirs, in one."""
+    lines: dict[tuple[str, bool], list[str]] = {}
+    for name, reason in s.reasons.items():
+        undefined = math.isnan(getattr(s, name)) if _is_value(s, name) else False
+        group = reason if name in CLOUDS else f"{name} {reason}"
+        lines.setdefault((group, undefined), []).append(name)
+    return [
+        f"{', '.join(names)}{(' are' if len(names) > 1 else ' is') + ' undefined' if undefined else ''}: "
+        f"{s.reasons[names[0]]}"
+        for (_, undefined), names in lines.items()
+    ]
+
+
+def _places(s: Summary) -> list[str]:
+    """Whether neurons changed places; nothing where little can be said."""
+    excess = s.identity_excess
+    if excess > _CHANGED_PLACES:
+        shorter = number(100 * (1 - (1 + excess) ** -0.5), 2)
+        return [
+            f"neurons changed places: relabelling them shortens the displacement by {shorter} %, a sign of feature "
+            "learning"
+        ]
+    if excess == 0 and s.wasserstein2 > 0 and "identity_excess" not in s.reasons:
+        return ["no neurons changed places: no relabelling shortens the displacement"]
+    return []
+
+
 def _is_value(s: Summary, name: str) -> bool:
     return isinstance(getattr(s, name, None), float)
 
 
 def _may_be_absent(name: str) -> bool:
-    """A standard error is there only where its value is estimated."""
-    return name.endswith("_se")
+    """A standard error is there only where its value is estimated, W₂ only where clouds are measured."""
+    return name.endswith("_se") or name in CLOUDS
 
 
 # --- one sentence

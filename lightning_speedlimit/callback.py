@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_speedlimit import _lightning, _start_file
+from lightning_speedlimit import _lightning, _neuron_clouds, _start_file
 from lightning_speedlimit._lightning import CallbackBase
 from lightning_speedlimit._probe import Probe, start_weights
 from lightning_speedlimit.record import RunRecord
@@ -41,6 +41,8 @@ LOGGED = (
     "speed_limit_time",
 )
 SaveState = Literal["exact", "light"]
+Particles = Literal["neurons"]
+_WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
 _WRITE_EVERY = 30.0  # seconds
 
 
@@ -64,6 +66,8 @@ class SpeedLimit(CallbackBase):
             (n forward passes each), instead of from the window of training losses.
         measure_every_n_steps: measure one step of each block of n, drawn at random: cheaper, with standard
             errors; the bounds then hold up to these. What is logged follows the Trainer.
+        clouds: "neurons": at the end of each epoch, W₂ between each layer's neurons at θ_0 and now, and how much of
+            the displacement is neurons changing places (identity_excess); see the docs for what it costs.
         per_layer: log displacement, path length, … of each layer too, under `speed_limit/layers/…`.
         prog_bar: show the efficiency in the progress bar.
         save_state: "exact": a resumed run goes on as if uninterrupted; adds to each checkpoint what the meter
@@ -89,6 +93,7 @@ class SpeedLimit(CallbackBase):
         loss_window: int = 50,
         probe_batches: int = 0,
         measure_every_n_steps: int = 1,
+        clouds: Particles | None = None,
         per_layer: bool = False,
         prog_bar: bool = False,
         save_state: SaveState = "exact",
@@ -102,10 +107,13 @@ class SpeedLimit(CallbackBase):
         check_at_least("loss_window", loss_window, 2)
         check_at_least("probe_batches", probe_batches, 0)
         check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
+        if clouds is not None and clouds not in get_args(Particles):
+            raise ValueError(f"clouds got {clouds!r}, wanted 'neurons' or None: neurons are the particles there are")
         self.clock, self.entropy_production, self.monitor = clock, entropy_production, monitor
         self.loss_window, self.probe_batches = loss_window, probe_batches
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
         self.prog_bar, self.save_state, self.print_summary = prog_bar, save_state, print_summary
+        self.clouds = clouds
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.record: RunRecord | None = None
         self._loaded: dict[str, Any] | None = None
@@ -126,6 +134,9 @@ class SpeedLimit(CallbackBase):
         self._last_of_epoch = False
         self._closed_steps = 0
         self._measured_at = -1
+        self._clouds_at = -1
+        self._clouds_shown: dict[str, float] = {}
+        self._registered = False
         self._written = time.monotonic()
         self._announce = False
 
@@ -209,6 +220,7 @@ class SpeedLimit(CallbackBase):
             "loss_window": self.loss_window,
             "probe_batches": self.probe_batches,
             "measure_every_n_steps": self.measure_every_n_steps,
+            "clouds": self.clouds,
         }
         return {**settings, **_lightning.run_description(trainer, pl_module)}
 
@@ -219,8 +231,10 @@ class SpeedLimit(CallbackBase):
             self._say("the optimizers were replaced during the fit: SpeedLimit measures anew from here")
             self._detach()
             self._attach(trainer, pl_module)
-            self._closed_steps = 0
+            self._closed_steps = self._measured_at = self._clouds_at = 0
             self.record = RunRecord(self._description(trainer, pl_module) | {"since_step": trainer.global_step})
+        if self._announce and self.clouds is not None and not self._registered:
+            self._register_clouds(trainer, pl_module)
         if self._probe is not None and not self._probe.complete:
             self._probe.keep(batch)
             if self._probe.complete:
@@ -266,6 +280,9 @@ class SpeedLimit(CallbackBase):
             self._measure(trainer, pl_module)
         elif self._announce and self._measured_at < 0:
             self._log(dict.fromkeys(LOGGED, math.nan), on_step=True)
+        if self._announce and trainer.is_last_batch:  # monitors may look before the epoch's end, after validation
+            self._measure_clouds(trainer, pl_module)
+            self._log(self._clouds_shown, on_step=True, logger=False)
 
     def _take_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
         """Add a batch's loss to its accumulation window; automatic optimization divided it by that."""
@@ -346,9 +363,39 @@ class SpeedLimit(CallbackBase):
             reasons["loss_drop"] = f"until {self.probe_batches} probe batches have come, from the training losses"
         if self.monitor is not None and "no loss was recorded" in reasons.values():
             reasons["loss_drop"] = f"monitor={self.monitor!r} was not among the metrics logged at each step"
-        return reasons
+        return reasons | dict.fromkeys(_neuron_clouds.TOTALS if self.clouds else (), _WITHIN_EPOCH)
 
-    def _log(self, values: dict[str, float], *, on_step: bool) -> None:
+    def _measure_clouds(self, trainer: Any, pl_module: Any) -> None:
+        """Completes the last row with W₂ between the neurons at θ_0 and at the θ that the row was measured at."""
+        meter, record = self._meter, self.record
+        if self.clouds is None or meter is None or record is None or not len(record) or self._clouds_at == meter.steps:
+            return
+        self._clouds_at = meter.steps
+        try:
+            found = _neuron_clouds.measure(pl_module, meter, self._optimizers)
+        except Exception as error:  # the training goes on
+            why = f"the neurons could not be compared: {type(error).__name__}: {error}"
+            found = _neuron_clouds.Measured.undefined(why, said={"failure": f"SpeedLimit: {why}"})
+        record.amend(found.totals, found.reasons)
+        if found.layers:
+            record.add_clouds(meter.steps, found.layers)
+        self._clouds_shown = dict.fromkeys(self._clouds_shown, math.nan) | found.shown()
+        for topic, message in found.said.items():
+            self._say(message, key=f"clouds: {topic}")
+
+    def _register_clouds(self, trainer: Any, pl_module: Any) -> None:
+        """Monitors find their keys from the first batch on: NaN, or what a resumed run knows."""
+        self._registered = True
+        names = {
+            _neuron_clouds.layer_key(layer.name, name)
+            for layer in _neuron_clouds.layers(pl_module)
+            for name in _neuron_clouds.SHOWN
+        }
+        watched = {str(getattr(callback, "monitor", "")).removeprefix(PREFIX) for callback in trainer.callbacks}
+        awaited = dict.fromkeys([*_neuron_clouds.SHOWN, *sorted(names & watched)], math.nan)
+        self._log(awaited | self._clouds_shown, on_step=True, logger=False)
+
+    def _log(self, values: dict[str, float], *, on_step: bool, logger: bool = True) -> None:
         """Through the module's `log`, so that monitors see it; 0-d host tensors: no upload, no read."""
         for name, value in values.items():
             self.log(
@@ -356,6 +403,7 @@ class SpeedLimit(CallbackBase):
                 torch.tensor(value, dtype=torch.float64).float(),
                 on_step=on_step,
                 on_epoch=not on_step,
+                logger=logger,
                 prog_bar=self.prog_bar and name == "efficiency",
                 batch_size=1,
             )
@@ -365,6 +413,9 @@ class SpeedLimit(CallbackBase):
             return
         if self._meter.steps and self._measured_at != self._meter.steps:
             self._measure(trainer, pl_module, on_step=False, log=not trainer.barebones)
+        self._measure_clouds(trainer, pl_module)
+        if not trainer.barebones:
+            self._log(self._clouds_shown, on_step=False)
         self._meter.expect_moves()
         self._write(trainer)
 
@@ -435,6 +486,7 @@ class SpeedLimit(CallbackBase):
             "record": _to_tensors(record.state_dict(sketches=exact)),
             "measured_at": self._measured_at,
             "last_of_epoch": self._last_of_epoch,
+            "clouds": [self._clouds_at, dict(self._clouds_shown)],
             "loss": (None if self._loss_sum is None else self._loss_sum.cpu(), self._loss_count),
         }
         if exact:
@@ -488,8 +540,12 @@ class SpeedLimit(CallbackBase):
             self._probe = Probe(len(loaded["probe"]["batches"]))
             self._probe.batches = trainer.strategy.batch_to_device(loaded["probe"]["batches"], pl_module.device)
             self._probe.first = loaded["probe"]["first"].to(pl_module.device)
-        if loaded["last_of_epoch"] and self._measured_at != meter.steps:
-            self._measure(trainer, pl_module, on_step=False, log=False)  # Lightning skips this epoch's end
+        if self.clouds is not None:
+            self._clouds_at, self._clouds_shown = loaded.get("clouds", (-1, {}))
+        if loaded["last_of_epoch"]:  # Lightning skips this epoch's end
+            if self._measured_at != meter.steps:
+                self._measure(trainer, pl_module, on_step=False, log=False)
+            self._measure_clouds(trainer, pl_module)
         if start is None:
             self._say(
                 "SpeedLimit resumed without the initial weights (save_state='light', or their file "

@@ -1,4 +1,4 @@
-"""What a run leaves behind: columns over the log steps, sketches of its trajectory, a summary."""
+"""What a run leaves behind: columns over the log steps, sketches of its trajectory, clouds, a summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._record_files import RecordData, RecordError, check_data, from_json, read_folder, to_json, write_folder
+from ._record_clouds import CLOUD_VALUES, CloudTable
+from ._record_files import (
+    RecordData,
+    RecordError,
+    check_data,
+    expected_arrays,
+    from_json,
+    read_folder,
+    to_json,
+    write_folder,
+)
 from ._record_sketches import MAX_SKETCHES, SKETCH_SIZE, SketchShelf
 from .summary import Summary
 
@@ -20,7 +30,7 @@ _FIRST_CAPACITY = 64
 
 
 class RunRecord:
-    """One run: a table with one row per log step, at most 512 sketches of θ_t − θ_0, and what was run.
+    """One run: a table with one row per log step, at most 512 sketches of θ_t − θ_0, clouds, and what was run.
 
     Args:
         run: what was run, as JSON-able values: optimizer classes and their settings, number of parameters,
@@ -44,6 +54,7 @@ class RunRecord:
         self._step = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._values: dict[str, npt.NDArray[np.float64]] = {}
         self._shelf = SketchShelf()
+        self._clouds = CloudTable()
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -83,6 +94,25 @@ class RunRecord:
             column[index] = row.get(name, np.nan)
         self._reasons = {str(name): str(reason) for name, reason in (reasons or {}).items()}
         self._shelf.see(step)
+
+    def amend(self, values: Mapping[str, float], reasons: Mapping[str, str] | None = None) -> None:
+        """Adds columns to the last row, or replaces them; the row's other values stay, and their reasons.
+
+        Args:
+            values: column name → value. A column not seen before is NaN in the earlier rows.
+            reasons: name → why its value is NaN, or what to beware of; the reasons that the names in `values`
+                had before are dropped.
+        """
+        if not self._rows:
+            raise ValueError("amend needs a row to add to, got an empty record; append one first")
+        if "step" in values:
+            raise ValueError("values must not hold 'step': it is what the row is known by; rename the column")
+        for name, value in values.items():
+            if name not in self._values:
+                self._values[str(name)] = np.full(len(self._step), np.nan)
+            self._values[name][self._rows - 1] = float(value)
+            self._reasons.pop(name, None)
+        self._reasons |= {str(name): str(reason) for name, reason in (reasons or {}).items()}
 
     def _grow(self) -> None:
         """Doubles the capacity when it is used up, so that n rows cost O(n) copies."""
@@ -128,6 +158,33 @@ class RunRecord:
         """(sketches, 4093) float32, in parameter units; a copy."""
         return self._shelf.sketches
 
+    # --- clouds
+
+    def add_clouds(self, step: int, layers: Mapping[str, Mapping[str, float]]) -> None:
+        """Keeps what each layer's cloud of neurons did up to `step`; the same step replaces the last row.
+
+        Args:
+            layers: name → {"particles", "wasserstein2", "wasserstein2_lower", "identity_excess", "displacement"}:
+                a value that is missing is NaN.
+        """
+        self._clouds.add(int(step), layers)
+
+    @property
+    def clouds(self) -> dict[str, Any]:
+        """W₂ of each layer's neurons between the start and the rows' steps; all empty where none were measured.
+
+        `step` (rows,) int64; `layers`, their names; `particles` (layers,) int64, neurons N of each; and, each
+        (rows, layers) float64 with NaN where a layer was not measured:
+
+        - `wasserstein2`: √(N W₂²), parameter: the layer's displacement up to a relabelling of its neurons (W₂² is
+          per neuron); `wasserstein2_lower`: a certified lower bound of it;
+        - `displacement`: √(Σ |d_i|²) of the same neurons, parameter;
+        - `identity_excess`: displacement²/wasserstein2² − 1, no unit; NaN also where wasserstein2 alone is 0.
+        """
+        table = self._clouds
+        values = dict(zip(CLOUD_VALUES, table.values, strict=True))
+        return {"step": table.steps, "layers": table.layers, "particles": table.particles, **values}
+
     # --- what it says
 
     def summary(self) -> Summary:
@@ -168,13 +225,8 @@ class RunRecord:
             "reasons": data.reasons,
             "columns": data.columns,
             "sketch_state": data.sketch_state,
-            "arrays": {
-                "step": data.step,
-                "values": data.values,
-                "sketch_steps": data.sketch_steps,
-                "sketch_ticks": data.sketch_ticks,
-                "sketches": data.sketches,
-            },
+            **({"cloud_layers": data.cloud_layers} if data.cloud_layers else {}),
+            "arrays": {name: getattr(data, name) for name in expected_arrays(*data.counts)},
         }
 
     @classmethod
@@ -186,6 +238,7 @@ class RunRecord:
                 reasons={str(name): str(reason) for name, reason in state["reasons"].items()},
                 columns=[str(name) for name in state["columns"]],
                 sketch_state={str(name): int(value) for name, value in state["sketch_state"].items()},
+                cloud_layers=[str(name) for name in state.get("cloud_layers", [])],
                 **state["arrays"],
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -208,6 +261,10 @@ class RunRecord:
             sketch_ticks=shelf.ticks[kept],
             sketches=shelf.sketches[kept],
             sketch_state={**state, "last_is_provisional": int(shelf.last_is_provisional and sketches)},
+            cloud_layers=self._clouds.layers,
+            cloud_step=self._clouds.steps,
+            cloud_particles=self._clouds.particles,
+            cloud_values=self._clouds.values,
         )
 
     @classmethod
@@ -229,5 +286,8 @@ class RunRecord:
             ticks_seen=data.sketch_state["ticks_seen"],
             newest_step=data.sketch_state["newest_step"],
             last_is_provisional=bool(data.sketch_state["last_is_provisional"]),
+        )
+        record._clouds = CloudTable.restore(
+            steps=data.cloud_step, layers=data.cloud_layers, particles=data.cloud_particles, values=data.cloud_values
         )
         return record

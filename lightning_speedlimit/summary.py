@@ -52,6 +52,11 @@ class Summary:
     speed_limit_time: float = _NAN
     """τ_SL = D²/A, clock: the same displacement on the same action took no less."""
 
+    kinematic_efficiency_wasserstein2: float = _NAN
+    """W²/(τA), 1, W = `wasserstein2`: at most `kinematic_efficiency`. τ times it is the least time, on the same
+    action, of any dynamics that joins the same clouds of neurons, whichever neuron becomes which. NaN where either
+    part is."""
+
     conversion: float = _NAN
     """loss_drop / work_ito, 1: low is work spent on gradient noise or bouncing; can exceed 1."""
     conversion_se: float = _NAN
@@ -61,6 +66,15 @@ class Summary:
 
     displacement: float = _NAN
     """D = ‖θ_K − θ_0‖, parameter."""
+    wasserstein2: float = _NAN
+    """W = √(Σ_layers N W₂² + Σ (Δθ_i)² of what is in no cloud), parameter: D up to a relabelling of each layer's N
+    neurons; W₂² is between their clouds at the start and now, per neuron. At most D, and never below W₂ itself.
+    NaN without `clouds="neurons"`, within an epoch, and where D is."""
+    wasserstein2_lower: float = _NAN
+    """The same from certified lower bounds of W₂², parameter: W₂ itself lies in [wasserstein2_lower, wasserstein2]."""
+    identity_excess: float = _NAN
+    """D²/W² − 1 over the same parameters, 1: 0 where no relabelling shortens the displacement, as in lazy training;
+    larger where neurons changed places, as in feature learning. NaN where W is, and where only W is 0."""
     path_length: float = _NAN
     """ℓ = Σ ‖u_k‖, parameter."""
     action: float = _NAN

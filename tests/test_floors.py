@@ -42,8 +42,10 @@ ALIASES = {
     "summary": "record",
     "_summary_text": "record",
     "_record_files": "record",
+    "_record_clouds": "record",
     "_record_sketches": "record",
     "_lightning": "callback",
+    "_neuron_clouds": "callback",
     "_probe": "callback",
     "_start_file": "callback",
 }

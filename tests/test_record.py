@@ -40,6 +40,11 @@ def assert_same(a: RunRecord, b: RunRecord) -> None:
         np.testing.assert_array_equal(b.columns[name], column)  # exact: the bits are stored
     np.testing.assert_array_equal(a.sketch_steps, b.sketch_steps)
     np.testing.assert_array_equal(a.sketches, b.sketches)
+    assert a.clouds["layers"] == b.clouds["layers"]
+    for name, values in a.clouds.items():
+        if name != "layers":
+            assert b.clouds[name].dtype == values.dtype
+            np.testing.assert_array_equal(b.clouds[name], values)
 
 
 # --- rows
@@ -104,6 +109,243 @@ def test_columns_are_copies() -> None:
 def test_rows_that_are_none_raise(step: int, values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_record().append(step, values)
+
+
+def test_the_last_row_is_amended() -> None:
+    record = small_record()
+    record.amend({"wasserstein2": 2.5, "loss": 0.5}, {"wasserstein2": "an upper bound"})
+    np.testing.assert_array_equal(record.columns["wasserstein2"], [np.nan, np.nan, 2.5])
+    np.testing.assert_array_equal(record.columns["loss"], [1 / 10, 1 / 20, 0.5])
+    np.testing.assert_array_equal(record.columns["displacement"], [1.0, 2.0, 3.0])  # what it does not name stays
+    assert record.reasons == {"efficiency": "the loss hardly fell", "wasserstein2": "an upper bound"}
+    record.amend({"wasserstein2": 2.0})  # known now: the reason goes
+    assert record.reasons == {"efficiency": "the loss hardly fell"}
+    assert len(record) == 3
+    record.append(40, {"loss": 0.1})
+    np.testing.assert_array_equal(record.columns["wasserstein2"], [np.nan, np.nan, 2.0, np.nan])
+
+
+def test_a_row_that_is_not_there_can_not_be_amended() -> None:
+    with pytest.raises(ValueError, match="amend needs a row to add to, got an empty record"):
+        RunRecord().amend({"loss": 1.0})
+    with pytest.raises(ValueError, match="values must not hold 'step'"):
+        small_record().amend({"step": 1.0})
+
+
+# --- clouds
+
+
+def layer(particles: int, *values: float) -> dict[str, float]:
+    names = ("wasserstein2", "wasserstein2_lower", "identity_excess", "displacement")
+    return {"particles": particles, **dict(zip(names, values, strict=False))}
+
+
+def clouded_record() -> RunRecord:
+    """Its second layer comes later, the first is missing once, and one value could not be measured."""
+    record = small_record()
+    record.add_clouds(10, {"body.0": layer(64, 1.0, 0.9, 0.21, 1.1)})
+    record.add_clouds(20, {"body.0": layer(64, 2.0, 2.0, 0.0, 2.0), "head": layer(10)})
+    record.add_clouds(30, {"head": layer(10, 3.0, math.nan, math.inf, 4.0)})
+    return record
+
+
+def test_clouds_are_a_table_of_steps_and_layers() -> None:
+    table, nan = clouded_record().clouds, math.nan
+    assert list(table) == [
+        "step",
+        "layers",
+        "particles",
+        "wasserstein2",
+        "wasserstein2_lower",
+        "identity_excess",
+        "displacement",
+    ]
+    assert table["layers"] == ["body.0", "head"]
+    assert table["particles"].tolist() == [64, 10]
+    assert table["step"].tolist() == [10, 20, 30]
+    assert table["step"].dtype == table["particles"].dtype == np.int64
+    np.testing.assert_array_equal(table["wasserstein2"], [[1.0, nan], [2.0, nan], [nan, 3.0]])
+    np.testing.assert_array_equal(table["wasserstein2_lower"], [[0.9, nan], [2.0, nan], [nan, nan]])
+    np.testing.assert_array_equal(table["identity_excess"], [[0.21, nan], [0.0, nan], [nan, math.inf]])
+    np.testing.assert_array_equal(table["displacement"], [[1.1, nan], [2.0, nan], [nan, 4.0]])
+
+
+def test_a_record_without_clouds_has_an_empty_table() -> None:
+    table = small_record().clouds
+    assert table["layers"] == []
+    assert table["wasserstein2"].shape == (0, 0)
+
+
+def test_the_same_step_replaces_its_clouds() -> None:
+    record = clouded_record()
+    record.add_clouds(30, {"body.0": layer(64, 5.0)})
+    np.testing.assert_array_equal(record.clouds["wasserstein2"], [[1.0, math.nan], [2.0, math.nan], [5.0, math.nan]])
+
+
+def test_clouds_are_copies() -> None:
+    record = clouded_record()
+    record.clouds["wasserstein2"][:] = 0
+    record.clouds["layers"].clear()
+    assert record.clouds["wasserstein2"][0, 0] == 1.0
+    assert record.clouds["layers"] == ["body.0", "head"]
+
+
+@pytest.mark.parametrize(
+    ("step", "layers", "message"),
+    [
+        (29, {"body.0": layer(64)}, "got 29 after 30"),
+        (-1, {}, "got -1"),
+        (40, {"body.0": layer(0)}, "at least one of particles"),
+        (40, {"body.0": {"wasserstein2": 1.0}}, "at least one of particles"),
+        (40, {"body.0": {**layer(64), "W": 1.0}}, "values among"),
+    ],
+)
+def test_clouds_that_are_none_raise(step: int, layers: dict[str, dict[str, float]], message: str) -> None:
+    record = clouded_record()
+    with pytest.raises(ValueError, match=message):
+        record.add_clouds(step, layers)
+    assert_same(record, clouded_record())
+
+
+def test_clouds_round_trip(tmp_path: Path) -> None:
+    record = clouded_record()
+    record.save(tmp_path)
+    for restored in (RunRecord.load(tmp_path), RunRecord.from_state_dict(record.state_dict())):
+        assert_same(record, restored)
+        restored.add_clouds(40, {"late": layer(3, 1.0)})  # and goes on
+        assert restored.clouds["wasserstein2"].shape == (4, 3)
+    assert_same(record, RunRecord.from_state_dict(record.state_dict(sketches=False) | {"arrays": arrays(record)}))
+
+
+def arrays(record: RunRecord) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = record.state_dict()["arrays"]
+    return found
+
+
+def test_a_record_without_clouds_is_written_as_before_there_were_any(tmp_path: Path) -> None:
+    """Versions of the package that know none can read it; one with clouds they refuse, with the cure."""
+    small_record().save(tmp_path)
+    document = json.loads((tmp_path / "record.json").read_text())
+    assert document["format_version"] == 1
+    assert "clouds" not in document
+    assert "cloud_layers" not in small_record().state_dict()
+    with zipfile.ZipFile(data_file(tmp_path)) as archive:
+        assert not [name for name in archive.namelist() if "cloud" in name]
+    clouded_record().save(tmp_path)
+    assert json.loads((tmp_path / "record.json").read_text())["format_version"] == 2
+
+
+def test_a_record_of_version_1_loads(tmp_path: Path) -> None:
+    """Written by hand, as the first version wrote it."""
+    values, step = np.array([[0.5, 0.25]]), np.array([1, 2])
+    none, sketches = np.empty(0, dtype=np.int64), np.empty((0, SKETCH_SIZE), dtype=np.float32)
+    np.savez(tmp_path / "new.npz", step=step, values=values, sketch_steps=none, sketch_ticks=none, sketches=sketches)
+    content = (tmp_path / "new.npz").read_bytes()
+    checksum = sha256(content).hexdigest()
+    (tmp_path / "new.npz").rename(tmp_path / f"data-{checksum[:32]}.npz")
+    shelf = {"count": 0, "size": SKETCH_SIZE, "stride": 1, "ticks_seen": 2, "newest_step": 2}
+    document = {
+        "format": "lightning-speedlimit record",
+        "format_version": 1,
+        "run": {"clock": "steps"},
+        "reasons": {},
+        "columns": ["loss"],
+        "rows": 2,
+        "sketches": {**shelf, "last_is_provisional": 0},
+        "data": {"file": f"data-{checksum[:32]}.npz", "size": len(content), "sha256": checksum},
+    }
+    (tmp_path / "record.json").write_text(json.dumps(document))
+    record = RunRecord.load(tmp_path)
+    np.testing.assert_array_equal(record.columns["loss"], [0.5, 0.25])
+    assert record.clouds["layers"] == []
+    record.add_clouds(2, {"body.0": layer(64, 1.0)})
+    record.save(tmp_path)
+    assert_same(record, RunRecord.load(tmp_path))
+
+
+@pytest.fixture
+def clouded(tmp_path: Path) -> Path:
+    clouded_record().save(tmp_path / "clouded")
+    return tmp_path / "clouded"
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["clouds"], None, "clouds of .* must be an object"),
+        (["clouds"], [], "clouds of .* must be an object"),
+        (["clouds", "rows"], -1, "clouds of .* must be an object"),
+        (["clouds", "rows"], True, "clouds of .* must be an object"),
+        (["clouds", "rows"], 4, "cloud_step declares"),
+        (["clouds", "rows"], 0, "the record is damaged"),
+        (["clouds", "rows"], 10**12, "more than 2147483648"),
+        (["clouds", "layers"], {"body.0": 1}, "clouds.layers of .* must be a list of strings"),
+        (["clouds", "layers"], ["body.0", 3], "clouds.layers of .* must be a list of strings"),
+        (["clouds", "layers"], ["body.0"], "cloud_particles declares"),
+        (["clouds", "layers"], ["body.0", "body.0"], "layers of clouds must differ"),
+        (["format_version"], 3, "this version reads up to 2; upgrade"),
+    ],
+)
+def test_every_field_of_the_clouds_is_checked(clouded: Path, keys: list[str], value: object, message: str) -> None:
+    edit(clouded, *keys, value=value)
+    refuses(clouded, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("cloud_step", None, "holds"),
+        ("cloud_values", None, "holds"),
+        ("cloud_step", np.array([10, 10, 30]), "must increase"),
+        ("cloud_step", np.array([-1, 10, 30]), "must increase"),
+        ("cloud_step", np.array([10.0, 20.0, 30.0]), "type float64"),
+        ("cloud_particles", np.array([64, 0]), "at least one particle"),
+        ("cloud_particles", np.array([64, -5]), "at least one particle"),
+        ("cloud_particles", np.array([[64, 10]]), "shape"),
+        ("cloud_values", np.zeros((4, 2, 3)), "shape"),
+        ("cloud_values", np.zeros((4, 3, 2), dtype=np.float32), "declares"),
+        ("cloud_values", np.full((4, 3, 2), {}, dtype=object), "type object|declares|header"),
+    ],
+)
+def test_damaged_clouds_are_refused(clouded: Path, name: str, array: np.ndarray | None, message: str) -> None:
+    rewrite_arrays(clouded, **{name: array})
+    refuses(clouded, message)
+
+
+def test_untouched_clouds_load(clouded: Path) -> None:
+    """So what is refused above is the damage."""
+    rewrite_arrays(clouded)
+    edit(clouded, "clouds", "rows", value=3)
+    assert_same(clouded_record(), RunRecord.load(clouded))
+
+
+def test_layers_without_rows_are_refused(folder: Path) -> None:
+    edit(folder, "clouds", value={"rows": 0, "layers": ["body.0"]})
+    refuses(folder, r"clouds of \['body.0'\] must have at least one row")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cloud_layers": ["body.0"]}, "cloud_particles must be"),
+        ({"cloud_layers": ["body.0", "body.0"]}, "layers of clouds must differ"),
+        ({"cloud_layers": 3}, "not the state"),
+        ({"arrays": {**arrays(clouded_record()), "cloud_values": np.zeros((3, 3, 2))}}, "cloud_values must be"),
+        ({"arrays": {**arrays(clouded_record()), "cloud_step": [10, 20, 30]}}, "cloud_step must be"),
+        ({"arrays": arrays(small_record())}, "must have at least one row"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_state_with_damaged_clouds_raises(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        RunRecord.from_state_dict(clouded_record().state_dict() | change)
+
+
+def test_a_state_from_before_there_were_clouds(tmp_path: Path) -> None:
+    state = clouded_record().state_dict()
+    del state["cloud_layers"]
+    state["arrays"] = {name: array for name, array in state["arrays"].items() if not name.startswith("cloud")}
+    assert_same(small_record(), RunRecord.from_state_dict(state))
 
 
 # --- what was run
@@ -245,7 +487,7 @@ def test_state_is_plain() -> None:
             return {list}.union(*map(kinds, value))
         return {type(value)}
 
-    assert kinds(small_record().state_dict()) <= {dict, list, str, int, float, bool, type(None), np.ndarray}
+    assert kinds(clouded_record().state_dict()) <= {dict, list, str, int, float, bool, type(None), np.ndarray}
 
 
 @pytest.mark.parametrize("key", ["run", "columns", "sketch_state", "arrays"])
@@ -337,8 +579,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, deadly: int) -> list[str]:
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_record(tmp_path: Path) -> None:
-    before, after = small_record(), small_record()
+    before, after = clouded_record(), clouded_record()
     after.append(40, {"loss": 0.0})
+    after.add_clouds(40, {"head": layer(10, 9.0)})
     seen_states = []
     for deadly in range(1, 100):
         folder = tmp_path / str(deadly)
@@ -494,8 +737,8 @@ def test_missing_folder_and_files_are_refused(folder: Path) -> None:
 
 
 def test_a_newer_format_is_refused_with_the_cure(folder: Path) -> None:
-    edit(folder, "format_version", value=2)
-    refuses(folder, "format_version 2, this version reads up to 1; upgrade")
+    edit(folder, "format_version", value=3)
+    refuses(folder, "format_version 3, this version reads up to 2; upgrade")
 
 
 @pytest.mark.parametrize(

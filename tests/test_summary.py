@@ -157,8 +157,71 @@ def test_sampled_runs_say_so() -> None:
     assert "kinematic efficiency 0.0500 +/- 0.0020 straightness x steadiness; sampled" in text
 
 
+# --- clouds
+
+CLOUDS = {
+    "wasserstein2": 3.0,
+    "wasserstein2_lower": 3.0,
+    "identity_excess": 3.3**2 / 3.0**2 - 1,
+    "kinematic_efficiency_wasserstein2": 0.0441,
+}
+
+
+def test_clouds_have_their_lines() -> None:
+    summary = summary_of(CLOUDS)
+    assert {name: getattr(summary, name) for name in CLOUDS} == CLOUDS
+    text = squeezed(summary)
+    for line in [
+        "of clouds 0.0441 the same with W2 of clouds for the displacement",
+        "W2 of clouds 3.00 the same, neurons of a layer free to swap names identity",  # no interval: no words
+        "identity excess 0.210 displacement^2 / W2^2 - 1; 0: none swapped",
+        # 1 − 3/3.3
+        "neurons changed places: relabelling them shortens the displacement by 9.1 %, a sign of feature learning",
+    ]:
+        assert line in text
+    assert max(map(len, str(summary).splitlines())) <= 90
+
+
+def test_without_clouds_there_is_no_word_of_them() -> None:
+    text = str(summary_of())
+    for word in ("W2", "cloud", "identity", "neurons", "wasserstein"):
+        assert word not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons", "wanted"),
+    [
+        ({"identity_excess": 0.0}, {}, "no neurons changed places: no relabelling shortens the displacement"),
+        ({"identity_excess": 0.009}, {}, None),
+        ({"identity_excess": 0.0}, {"identity_excess": "too many neurons"}, None),  # the pairing is only a bound
+        ({"identity_excess": 0.0, "wasserstein2": 0.0}, {}, None),  # nothing moved
+        ({"identity_excess": 8.0}, {"identity_excess": "too many"}, "shortens the displacement by 67 %"),
+        ({"identity_excess": NAN}, {"identity_excess": "only changed places"}, "is undefined: only changed places"),
+    ],
+)
+def test_whether_neurons_changed_places(changes: dict[str, float], reasons: dict[str, str], wanted: str | None) -> None:
+    text = squeezed(summary_of(CLOUDS | changes, reasons))
+    if wanted is None:
+        assert "changed places" not in text
+    else:
+        assert wanted in text
+
+
+def test_a_wide_interval_of_clouds_is_given() -> None:
+    text = squeezed(summary_of(CLOUDS | {"wasserstein2_lower": 1.234}))
+    assert "free to swap names; at least 1.23" in text
+
+
+def test_reasons_that_clouds_share_take_one_line() -> None:
+    reasons = {**dict.fromkeys(CLOUDS, "within an epoch"), "loss": "within an epoch"}
+    text = squeezed(summary_of(dict.fromkeys(CLOUDS, NAN), reasons))
+    assert f"{', '.join(CLOUDS)} are undefined: within an epoch" in text
+    assert "loss: within an epoch" in text
+    assert text.count("within an epoch") == 2
+
+
 values = st.one_of(st.floats(), st.floats(-2, 2))
-rows = st.fixed_dictionaries({}, optional=dict.fromkeys([*ROW, "efficiency_se", "conversion_se"], values))
+rows = st.fixed_dictionaries({}, optional=dict.fromkeys([*ROW, *CLOUDS, "efficiency_se", "conversion_se"], values))
 
 
 @given(row=rows, clock=st.sampled_from(["steps", "lr"]))
