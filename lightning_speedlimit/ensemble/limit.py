@@ -1,0 +1,236 @@
+"""The speed limit between the distributions of the replicas at two times."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_speedlimit.ensemble.entropy import sampled_gaussian, sampled_neighbours
+from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
+from lightning_speedlimit.ensemble.trajectories import BLOCKS, Array, checked, double, floating, whole
+from lightning_speedlimit.transport import Transport, gaussian_wasserstein2_squared, wasserstein2_squared
+from lightning_speedlimit.transport.duals import Pairing
+
+EntropyEstimator = Literal["gaussian", "neighbours"]
+
+_POTENTIAL_SWEEPS = 64
+_POTENTIAL_GAP = 1e-3  # of W₂²: what its standard error may be off by, and more than an error needs
+
+
+@dataclass(frozen=True)
+class DistributionLimit:
+    """τ ≥ W₂²(p_s, p_t)/(F_s − F_t): how close an ensemble came to the least time between its distributions.
+
+    Standard errors are of the sampling of replicas, which have to be independent: with minibatches shared by
+    all they tell only of other starts. Nothing is clipped; undefined is NaN with its reason.
+    """
+
+    elapsed: float
+    """τ = t − s, time (parameter²/loss: steps × learning rate)."""
+    temperature: float
+    """T, loss."""
+    replicas: int
+    """R."""
+    dimensions: int
+    """d."""
+    wasserstein2_squared: Estimate
+    """W₂² between the two clouds, parameter². As a value of the distributions it is biased upwards, the more the
+    fewer replicas and the more dimensions that diffuse."""
+    wasserstein2_squared_lower: Estimate
+    """W₂² between normal distributions with the clouds' means and covariances, parameter²: for the distributions
+    a lower bound (Gelbrich), exact if they are normal. Its bias of order 1/R is taken out."""
+    transport: Transport
+    """The plan behind W₂², with certified bounds `lower` ≤ W₂² ≤ `upper` for these clouds, parameter²."""
+    loss_drop: Estimate
+    """⟨L⟩_s − ⟨L⟩_t, loss."""
+    entropy_change_gaussian: Estimate
+    """S_t − S_s of normal distributions with the clouds' covariances, nats."""
+    entropy_change_neighbours: Estimate
+    """S_t − S_s from nearest neighbours, of any shape, nats."""
+    entropy_estimator: EntropyEstimator
+    """The one of them that the free energy is made with."""
+    free_energy_drop: Estimate
+    """T Σ_τ = F_s − F_t = loss_drop + T (S_t − S_s), loss: temperature × entropy production."""
+    speed_limit_time: Estimate
+    """τ_SL = W₂²/(F_s − F_t), time. NaN where the drop is below two of its standard errors."""
+    efficiency: Estimate
+    """η = τ_SL/τ, 1: at most 1 for continuous Langevin dynamics, up to sampling; NaN as `speed_limit_time`."""
+    efficiency_lower: Estimate
+    """`efficiency` with `wasserstein2_squared_lower`, 1: the lower end of what η may be."""
+    efficiency_loss_drop: Estimate
+    """W₂²/(τ · loss_drop), 1: `efficiency` at temperature 0, which needs no entropy; NaN as there."""
+
+
+def speed_limit(
+    times: Array,
+    positions: Array,
+    losses: Array,
+    temperature: float,
+    *,
+    start: int = 0,
+    end: int = -1,
+    entropy: EntropyEstimator = "gaussian",
+    neighbours: int = 4,
+    tolerance: float = 1e-3,
+) -> DistributionLimit:
+    """η = W₂²(p_s, p_t)/[(t − s)(F_s − F_t)], F = ⟨L⟩ − T·S: the speed limit of gradient flow or Langevin dynamics.
+
+    Args:
+        times: (K,), in units of the flow θ̇ = −∇L: steps × learning rate.
+        positions: (K, R, d), the replicas' parameters at these times; only two times are read.
+        losses: (K, R), the loss that the dynamics descends, not a minibatch's.
+        temperature: T ≥ 0 of the Langevin noise, in units of the loss.
+        start, end: which of the recorded times are s and t.
+        entropy: what the free energy takes: "gaussian" (d + 2 replicas or more; an upper bound of each entropy
+            where the clouds are not normal) or "neighbours" (at most 10 dimensions).
+        neighbours: k of the nearest-neighbour entropy.
+        tolerance: of the certified interval of W₂².
+
+    Raises:
+        TypeError, ValueError: arrays that do not fit, are not finite or not in order; settings out of range.
+
+    NaN: what needs an entropy that the replicas cannot support, at a temperature above 0; ratios to a drop
+    below two of its standard errors. Reasons are in the estimates.
+
+    Source: Seroussi, Alemi, Helias, Ringel, arXiv:2307.14653; Aurell, Mejía-Monasterio, Muratore-Ginanneschi
+    2011, PRL 106, for T > 0.
+    """
+    t, x = checked(times, positions)
+    loss = _checked_losses(losses, x)
+    _check_settings(temperature, entropy, neighbours)
+    first, last = _index("start", start, len(t)), _index("end", end, len(t))
+    if first >= last:
+        raise ValueError(f"start must be before end, got records {first} and {last} of {len(t)}")
+    elapsed = float(t[last] - t[first])
+    begin, finish = double(x[first]), double(x[last])
+    transport = wasserstein2_squared(begin, finish, tolerance=tolerance)
+    distance, gelbrich = sampled_distance(begin, finish, transport), sampled_gelbrich(begin, finish)
+    drop = Sampled.mean(double(loss[first] - loss[last]).to(begin.device))
+    gaussian = sampled_gaussian(finish) - sampled_gaussian(begin)
+    nearest = sampled_neighbours(finish, neighbours) - sampled_neighbours(begin, neighbours)
+    free = drop
+    if temperature > 0:
+        free = drop + (gaussian if entropy == "gaussian" else nearest).times(temperature)
+    limit = _ratio(distance, free, "free energy drop")
+    return DistributionLimit(
+        elapsed=elapsed,
+        temperature=float(temperature),
+        replicas=x.shape[1],
+        dimensions=x.shape[2],
+        wasserstein2_squared=distance.estimate(),
+        wasserstein2_squared_lower=gelbrich.estimate(),
+        transport=transport,
+        loss_drop=drop.estimate(),
+        entropy_change_gaussian=gaussian.estimate(),
+        entropy_change_neighbours=nearest.estimate(),
+        entropy_estimator=entropy,
+        free_energy_drop=free.estimate(),
+        speed_limit_time=limit.estimate(),
+        efficiency=limit.times(1.0 / elapsed).estimate(),
+        efficiency_lower=_ratio(gelbrich, free, "free energy drop").times(1.0 / elapsed).estimate(),
+        efficiency_loss_drop=_ratio(distance, drop, "loss drop").times(1.0 / elapsed).estimate(),
+    )
+
+
+def sampled_distance(x: Tensor, y: Tensor, transport: Transport) -> Sampled:
+    """W₂² with f_r + g_r, by which it moves when replica r weighs more: f, g are Kantorovich potentials.
+
+    Source: del Barrio & Loubes 2019, Ann. Probab. 47, for independent clouds; here x_r and y_r are one replica.
+    """
+    matching = transport.matching
+    if matching is None:
+        return Sampled(transport.value, torch.full_like(x[:, 0], math.nan), "beyond 16384 replicas W₂² has no plan")
+    matching = matching.to(x.device)
+    own = (y[matching] - x).square().sum(1)
+    if bool((matching == torch.arange(len(x), device=x.device)).all()):
+        return Sampled(transport.value, own)  # f_r + g_r is the pair's own cost, whatever the potentials
+    centre = x.mean(0)
+    a, b = x - centre, y[matching] - centre
+    costs = a.square().sum(1)[:, None] + b.square().sum(1) - 2.0 * (a @ b.T)
+    costs.diagonal().copy_(own)
+    pairing = Pairing(costs, own, torch.full_like(own, 1.0 / len(own)))
+    potential, _ = pairing.best_of(torch.zeros_like(own), -(a * (b - a)).sum(1))
+    potential, _ = pairing.improve(potential, sweeps=_POTENTIAL_SWEEPS, enough=_POTENTIAL_GAP * transport.value)
+    partner = torch.empty_like(own)
+    partner[matching] = own - potential
+    return Sampled(transport.value, potential + partner)
+
+
+def sampled_gelbrich(x: Tensor, y: Tensor) -> Sampled:
+    """W₂² between N(m_x, Σ_x) and N(m_y, Σ_y), the jackknifed value; influence x·(1 − A)x + y·(1 − A⁻¹)y, centred.
+
+    A = Σ_x^{−½} (Σ_x^½ Σ_y Σ_x^½)^½ Σ_x^{−½} is the optimal map's slope; the means add 2(m_x − m_y)·(x − y).
+    """
+    flat = sampled_gaussian(x).reason or sampled_gaussian(y).reason
+    if flat:
+        return Sampled.undefined(flat, x[:, 0])
+    (mean_x, cov_x), (mean_y, cov_y) = _moments(x), _moments(y)
+    full = gaussian_wasserstein2_squared(mean_x, cov_x, mean_y, cov_y)
+    groups = min(len(x), BLOCKS)
+    without = []
+    for group in range(groups):
+        kept = torch.arange(len(x), device=x.device) % groups != group
+        without.append(gaussian_wasserstein2_squared(*_moments(x[kept]), *_moments(y[kept])))
+    value = groups * full - (groups - 1) * sum(without) / groups
+    root = _symmetric_power(cov_x, 0.5)
+    inverse = _symmetric_power(cov_x, -0.5)
+    slope = inverse @ _symmetric_power(root @ cov_y @ root, 0.5) @ inverse
+    a, b = x - mean_x, y - mean_y
+    influence = (a * (a - a @ slope)).sum(1) + (b * (b - torch.linalg.solve(slope, b.T).T)).sum(1)
+    return Sampled(value, influence + 2 * (a - b) @ (mean_x - mean_y))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and unbiased covariance (d, d)."""
+    centred = x - x.mean(0)
+    return x.mean(0), centred.T @ centred / (len(x) - 1)
+
+
+def _symmetric_power(matrix: Tensor, power: float) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    # Rounding may leave a nearly flat direction below 0.
+    found: Tensor = (vectors * values.clamp(min=float(values[-1]) * 1e-15) ** power) @ vectors.T
+    return found
+
+
+def _ratio(distance: Sampled, drop: Sampled, name: str) -> Sampled:
+    """distance/drop; NaN with the reason where the drop is not two standard errors above 0."""
+    error = drop.standard_error
+    why = drop.reason
+    if not why and drop.value <= 0:
+        why = f"the {name} is not positive ({drop.value:.3g}): there is no entropy production to divide by"
+    if not why and drop.value < 2 * error:
+        why = f"the {name}, {drop.value:.3g}, is below two of its standard errors ({error:.3g} each)"
+    return Sampled.undefined(why, distance.influence) if why else distance.over(drop)
+
+
+def _checked_losses(losses: Array, x: Tensor) -> Tensor:
+    loss = floating("losses", losses).detach()
+    if loss.shape != x.shape[:2]:
+        raise ValueError(
+            f"losses must have shape (times, replicas) = {tuple(x.shape[:2])}, got {tuple(loss.shape)}; "
+            "one loss for each replica at each time"
+        )
+    if not bool(torch.isfinite(loss).all()):
+        raise ValueError("losses must be finite, got NaN or inf; drop the replicas that diverged")
+    return loss
+
+
+def _check_settings(temperature: float, entropy: str, neighbours: int) -> None:
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature must be a finite number of at least 0, got {temperature!r}; 0 is plain gradient descent"
+        )
+    if entropy not in get_args(EntropyEstimator):
+        raise ValueError(f"entropy must be one of {', '.join(get_args(EntropyEstimator))}, got {entropy!r}")
+    whole("neighbours", neighbours, 1)
+
+
+def _index(name: str, value: int, records: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -records <= value < records:
+        raise ValueError(f"{name} must be the number of a record, {-records} to {records - 1}, got {value!r}")
+    return value % records

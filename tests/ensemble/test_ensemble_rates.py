@@ -1,0 +1,295 @@
+"""Entropy production rates from trajectories alone, against systems whose rate is solved another way."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ensemble_cases import CHAIN_RATES, Linear, QuarticRelaxation, Whirl, chain, euler, rotating
+from scipy.linalg import logm
+
+from lightning_speedlimit.ensemble import (
+    entropy_production_bound,
+    entropy_production_linear,
+    entropy_production_polynomial,
+)
+from lightning_speedlimit.ensemble.matrices import logarithm
+
+PLANE = rotating([1.0], [1.0], 0.5)
+TEN = rotating([0.5, 1.0, 1.5, 2.0, 1.0], [1.0, 1.0, 1.0, 0.5, 2.0], 0.5)
+WHIRL = Whirl(temperature=0.5, turn=1.0)
+
+
+def test_the_cases_have_the_rates_that_they_say() -> None:
+    assert PLANE.rate == pytest.approx(2.0)  # 2ω²/h
+    assert TEN.rate == pytest.approx(0.5 + 2.0 + 4.5 + 16.0 + 1.0)
+    for beads, rate in CHAIN_RATES.items():
+        assert chain(beads).rate == pytest.approx(rate, abs=5e-4)  # the digits of the paper
+    # A gradient flow in its steady state produces none.
+    assert Linear(np.diag([1.0, 2.0]), 0.3 * np.eye(2)).rate == pytest.approx(0.0, abs=1e-12)
+
+
+# --- the bound
+
+
+@pytest.mark.parametrize(
+    ("system", "lag", "replicas"), [(PLANE, 0.02, 3000), (TEN, 0.01, 1500)], ids=["2 dimensions", "10 dimensions"]
+)
+def test_the_bound_is_close_below_the_rate_of_rotating_systems(system: Linear, lag: float, replicas: int) -> None:
+    found = entropy_production_bound(*system.sample(lag, 101, replicas, seed=1))
+    for bound in (found.rate, found.uncertainty_relation):
+        assert 0.9 * system.rate < bound.value < system.rate + 4 * bound.standard_error
+        assert bound.standard_error < 0.04 * system.rate
+    assert found.samples == 100 * replicas
+    assert found.lag == pytest.approx(lag)
+    d = len(system.drift)
+    assert found.currents == d * (d + 1)
+
+
+def test_the_bound_is_close_below_the_rate_of_a_quartic_whirl() -> None:
+    start = WHIRL.start(3000, seed=0)
+    data = euler(WHIRL.force, WHIRL.temperature, start, step=1e-3, lag=0.01, records=101, seed=1)
+    found = {degree: entropy_production_bound(*data, degree=degree) for degree in (1, 3)}
+    bound = found[3].rate
+    assert 0.9 * WHIRL.rate < bound.value < WHIRL.rate + 4 * bound.standard_error
+    assert bound.standard_error < 0.04 * WHIRL.rate
+    # Its force is of third degree: linear currents see three quarters of it.
+    assert found[1].rate.value < 0.85 * WHIRL.rate
+    assert found[3].currents == 20
+
+
+@pytest.mark.parametrize("lag", [1, 5, 20, 60])
+def test_in_a_steady_state_it_is_a_bound_at_every_lag(lag: int) -> None:
+    """A fast rotation, 50 nats/time and 0.5 to 30 nats per lag; what the relation promises for short lags only."""
+    system = rotating([5.0], [1.0], 0.5)
+    found = entropy_production_bound(*system.sample(0.01, 161, 1000, seed=2), lag=lag)
+    assert 0 < found.rate.value < system.rate + 4 * found.rate.standard_error
+    assert found.rate.value > 0.85 * system.rate or lag > 1
+
+
+def test_what_is_not_seen_lowers_the_bound() -> None:
+    times, positions = TEN.sample(0.01, 101, 800, seed=3)
+    whole = entropy_production_bound(times, positions).rate
+    part = entropy_production_bound(times, positions[:, :, :4]).rate
+    assert 0 < part.value < whole.value
+
+
+def test_fitting_noise_does_not_raise_the_bound() -> None:
+    """Equilibrium in ten dimensions: the same currents evaluated where they were fitted show 2B/𝒯 = 2.2."""
+    equilibrium = Linear(np.diag(np.linspace(0.5, 2.0, 10)), np.eye(10))
+    values, errors = [], []
+    for seed in range(5):
+        found = entropy_production_bound(*equilibrium.sample(0.01, 51, 200, seed=seed))
+        assert found.currents == 110
+        values.append(found.rate.value)
+        errors.append(found.rate.standard_error)
+    assert np.mean(values) < 4 * np.mean(errors) / math.sqrt(5)
+    # What choosing costs, as the docstring says: 2.5·B/𝒯 = 2.75.
+    assert np.mean(values) == pytest.approx(-2.75, abs=0.8 + 4 * np.mean(errors) / math.sqrt(5))
+
+
+def test_the_error_of_the_bound_is_its_scatter() -> None:
+    found = [entropy_production_bound(*PLANE.sample(0.05, 41, 100, seed=seed)).rate for seed in range(60)]
+    deviation = np.std([e.value for e in found], ddof=1)
+    stated = math.sqrt(np.mean([e.standard_error**2 for e in found]))
+    assert stated == pytest.approx(deviation, rel=4 / math.sqrt(120))  # of a standard deviation of 60
+
+
+def test_correlated_samples_are_not_counted_as_independent() -> None:
+    """One long trajectory sampled densely: blocks of time see what neighbours share."""
+    found = [entropy_production_linear(*PLANE.sample(0.05, 4001, 1, seed=seed), lag=10) for seed in range(40)]
+    deviation = np.std([e.value for e in found], ddof=1)
+    stated = math.sqrt(np.mean([e.standard_error**2 for e in found]))
+    assert stated == pytest.approx(deviation, rel=4 / math.sqrt(80))
+
+
+# --- the linear rate
+
+
+@pytest.mark.parametrize("system", [PLANE, TEN, chain(3)], ids=["plane", "ten", "chain"])
+@pytest.mark.parametrize("lag", [0.05, 0.4])
+def test_the_linear_rate_at_short_and_long_lags(system: Linear, lag: float) -> None:
+    found = entropy_production_linear(*system.sample(lag, 101, 500, seed=4))
+    assert found.value == pytest.approx(system.rate, abs=4 * found.standard_error)
+    assert found.standard_error < 0.1 * system.rate
+
+
+def test_the_jackknife_takes_the_bias_out() -> None:
+    """Equilibrium, few samples: a plain quadratic form is 2·45/𝒯 too large, of 45 antisymmetric pairs."""
+    equilibrium = Linear(np.eye(10), np.eye(10))
+    found = [entropy_production_linear(*equilibrium.sample(0.1, 101, 40, seed=seed)) for seed in range(20)]
+    bias = 2 * 45 / (4000 * 0.1)
+    mean = np.mean([e.value for e in found])
+    assert abs(mean) < 0.25 * bias
+    assert np.mean([e.standard_error for e in found]) < bias
+
+
+def test_linear_rates_of_a_relaxing_ensemble() -> None:
+    start = np.array([2.0, 0.0]), np.diag([0.1, 0.8])
+    times, positions = PLANE.sample(0.25, 5, 3000, seed=5, start=start)
+    for k in range(4):
+        nodes, weights = np.polynomial.legendre.leggauss(20)
+        moments = [PLANE.moved(*start, times[k] + 0.25 * (n + 1) / 2) for n in nodes]
+        truth = sum(w / 2 * PLANE.rate_of(*m) for w, m in zip(weights, moments, strict=True))
+        window = times[k : k + 2], positions[k : k + 2]
+        found = entropy_production_linear(*window, stationary=False)
+        assert found.value == pytest.approx(truth, abs=4 * found.standard_error)
+        assert found.standard_error < 0.1 * truth
+    whole = entropy_production_linear(times, positions, stationary=False)
+    singles = [
+        entropy_production_linear(times[k : k + 2], positions[k : k + 2], stationary=False).value for k in range(4)
+    ]
+    assert whole.value == pytest.approx(np.mean(singles), rel=0.05)  # the same mean, the dynamics from all four
+
+
+# --- the polynomial rate
+
+
+def test_the_polynomial_rate_of_a_quartic_whirl() -> None:
+    start = WHIRL.start(1500, seed=0)
+    data = euler(WHIRL.force, WHIRL.temperature, start, step=1e-3, lag=0.01, records=101, seed=1)
+    found = entropy_production_polynomial(*data, degree=3)
+    # The rest of second order in the lag, and Euler's step: 2 % of the rate.
+    assert found.value == pytest.approx(WHIRL.rate, abs=4 * found.standard_error + 0.02 * WHIRL.rate)
+    assert found.standard_error < 0.06 * WHIRL.rate
+
+
+def test_the_polynomial_rate_extrapolates_the_lag() -> None:
+    data = PLANE.sample(0.05, 101, 1500, seed=6)
+    found, bound = entropy_production_polynomial(*data, degree=1), entropy_production_bound(*data)
+    assert abs(found.value - PLANE.rate) < 4 * found.standard_error
+    assert bound.uncertainty_relation.value < 0.95 * PLANE.rate
+
+
+# --- a relaxing quartic potential
+
+
+def test_rates_of_a_relaxing_quartic() -> None:
+    """p_t is no normal law, and the truth comes from the Fokker–Planck equation; one window of two records."""
+    case = QuarticRelaxation(temperature=0.5, mean=1.2, deviation=0.3)
+    random = np.random.default_rng(0)
+    start = case.mean + case.deviation * random.standard_normal((40_000, 1))
+    times, positions = euler(case.force, case.temperature, start, step=1e-3, lag=0.02, records=16, seed=1)
+    truth = case.rates(times + 0.01)
+    for k in (2, 14):
+        window = times[k : k + 2], positions[k : k + 2]
+        bound = entropy_production_bound(*window, degree=3).rate
+        assert bound.value < truth[k] + 4 * bound.standard_error
+        assert bound.value > 0.9 * truth[k] - 4 * bound.standard_error
+        assert bound.standard_error < 0.08 * truth[k]
+    pooled = entropy_production_bound(times, positions, degree=3).rate
+    mean = truth[:15].mean()
+    assert 0.7 * mean < pooled.value < mean + 4 * pooled.standard_error  # the rate falls by half: one w is less
+
+
+# --- units
+
+
+def test_the_rate_has_the_unit_of_inverse_time_and_no_length() -> None:
+    times, positions = PLANE.sample(0.1, 51, 100, seed=7)
+    turn = np.array([[1e3, 5.0], [0.0, 1e-3]])
+    for estimate in (
+        entropy_production_linear,
+        lambda t, x: entropy_production_bound(t, x).rate,
+        lambda t, x: entropy_production_polynomial(t, x, degree=2),
+    ):
+        plain, other = estimate(times, positions), estimate(60.0 * times, positions @ turn.T + 7.0)
+        assert other.value == pytest.approx(plain.value / 60.0, rel=1e-5)  # the condition number is 1e6
+        assert other.standard_error == pytest.approx(plain.standard_error / 60.0, rel=1e-4)
+
+
+def test_tensors_arrays_and_float32_agree() -> None:
+    times, positions = PLANE.sample(0.1, 51, 100, seed=7)
+    plain = entropy_production_linear(times, positions).value
+    tensors = torch.from_numpy(times), torch.from_numpy(positions)
+    assert entropy_production_linear(*tensors).value == plain
+    assert entropy_production_linear(times, positions.astype(np.float32)).value == pytest.approx(plain, rel=1e-5)
+
+
+# --- the matrix logarithm
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 12])
+@pytest.mark.parametrize("size", [0.01, 0.5, 2.0])
+def test_the_logarithm_is_scipys(d: int, size: float) -> None:
+    random = np.random.default_rng(d)
+    matrices = np.eye(d) + size * random.standard_normal((6, d, d)) / math.sqrt(d)
+    matrices = np.stack([m @ m.T + 0.3 * (m - m.T) for m in matrices])
+    found = logarithm(torch.from_numpy(matrices)).numpy()
+    for ours, matrix in zip(found, matrices, strict=True):
+        # The condition of the matrices is up to 1e5.
+        np.testing.assert_allclose(ours, logm(matrix).real, atol=1e-9)
+
+
+def test_a_negative_eigenvalue_has_no_logarithm() -> None:
+    matrices = torch.stack([torch.diag(torch.tensor([-1.0, 2.0])), torch.diag(torch.tensor([1.0, math.e]))]).double()
+    found = logarithm(matrices)
+    assert bool(torch.isnan(found[0]).all())
+    torch.testing.assert_close(found[1], torch.diag(torch.tensor([0.0, 1.0])).double(), atol=1e-7, rtol=0)
+
+
+# --- what cannot be told
+
+
+def test_too_little_is_nan_with_a_reason() -> None:
+    times, positions = PLANE.sample(0.1, 3, 3, seed=0)
+    for estimate in (entropy_production_linear, entropy_production_polynomial):
+        assert "and 8 are needed to see their scatter" in estimate(times, positions).reason
+    times, positions = TEN.sample(0.1, 3, 20, seed=0)
+    assert (
+        "40 samples cannot choose among 110 currents, 551 can" in entropy_production_bound(times, positions).rate.reason
+    )
+    assert "20 replicas cannot show" in entropy_production_linear(times, positions, stationary=False).reason
+    assert math.isnan(entropy_production_bound(times, positions).uncertainty_relation.value)
+
+
+def test_a_lag_too_long_is_nan_with_a_reason() -> None:
+    """After thirty relaxation times the propagator is noise, and its logarithm would be a plausible number."""
+    for stationary in (True, False):
+        for seed in range(10):
+            data = PLANE.sample(30.0, 5, 300, seed=seed)
+            found = entropy_production_linear(*data, stationary=stationary)
+            assert math.isnan(found.value)
+            assert "would be told from noise: shorten the lag" in found.reason
+    assert entropy_production_linear(*PLANE.sample(0.5, 5, 300, seed=0)).reason == ""
+
+
+def test_a_coordinate_at_rest_is_named_by_the_linear_rate_and_ignored_by_the_bound() -> None:
+    times, positions = PLANE.sample(0.05, 41, 200, seed=0)
+    resting = np.concatenate([positions, np.ones_like(positions[:, :, :1])], 2)
+    assert "leave it out" in entropy_production_linear(times, resting).reason
+    plain, more = (entropy_production_bound(times, x).rate.value for x in (positions, resting))
+    assert more == pytest.approx(plain, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"times": np.array([0.0, 1.0, 3.0])}, ValueError, r"equally spaced, got steps from 1 to 2; take a window"),
+        ({"lag": 3}, ValueError, "lag must be below the number of records, 3, got 3"),
+        ({"lag": 0}, ValueError, "lag must be a whole number of at least 1, got 0"),
+        ({"blocks": 2}, ValueError, "blocks must be a whole number of at least 8, got 2"),
+        ({"positions": np.ones((3, 4, 1), dtype=int)}, TypeError, "positions must be a tensor or array"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named(changed: dict[str, Any], error: type[Exception], message: str) -> None:
+    good = {"times": np.arange(3.0), "positions": np.random.default_rng(0).standard_normal((3, 4, 1))}
+    for estimate in (entropy_production_bound, entropy_production_linear):
+        with pytest.raises(error, match=message):
+            estimate(**(good | changed))
+
+
+def test_bad_settings_of_the_bound_are_named() -> None:
+    times, positions = TEN.sample(0.1, 3, 20, seed=0)
+    with pytest.raises(ValueError, match=r"degree 4 in 10 dimensions makes 10010 currents, .* or project"):
+        entropy_production_bound(times, positions, degree=4)
+    with pytest.raises(ValueError, match="degree must be a whole number of at least 0, got -1"):
+        entropy_production_bound(times, positions, degree=-1)
+    with pytest.raises(ValueError, match="folds must be at most 8, got 9"):
+        entropy_production_bound(times, positions, folds=9)
+    with pytest.raises(ValueError, match="folds must be a whole number of at least 2, got 1"):
+        entropy_production_bound(times, positions, folds=1)
+    with pytest.raises(ValueError, match="lag must be below the number of records, 3, got 4"):
+        entropy_production_polynomial(times, positions, lag=2)
