@@ -35,45 +35,34 @@ def moment_bounds(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Mo
     projections on orthogonal subspaces.
     """
     totals: Tensor | None = None
-    count = 0
     for x, y in (part for pair in blocks for part in _narrow(*pair)):
         if totals is None:
             w, v = clouds.weights(len(x), len(y), x.device)
             paired = len(x) == len(y) and torch.equal(w, v)
-            count = max(len(x), len(y))
-            totals = x.new_zeros(7)  # |c|², its terms, Gelbrich, variances of x and y, Σ w |d|², blocks that differ
+            totals = x.new_zeros(6)  # |c|², Gelbrich, variances of x and y, Σ w |d|², blocks that differ
         d = y - x if paired else None
         x, y = x - x[0], y - x[0]  # far from the origin the two means would be rounded apart
         mean_x, mean_y = w @ x, v @ y
         moved = mean_y - mean_x if d is None else w @ d
         a, b = (x - mean_x) * w.sqrt()[:, None], (y - mean_y) * v.sqrt()[:, None]
         totals[0] += moved.square().sum()
-        totals[3] += a.square().sum()
-        totals[4] += b.square().sum()
-        if bool(torch.isfinite(totals[3:5]).all()):
-            totals[2] += procrustes_squared(_triangle(a), _triangle(b))
-        if d is None:
-            totals[1] += w @ x.square().sum(1) + v @ y.square().sum(1)
-        else:
-            displaced = w @ d.square().sum(1)
-            totals[1] += displaced
-            totals[5] += displaced
-            totals[6] += d.any()
+        totals[2] += a.square().sum()
+        totals[3] += b.square().sum()
+        if bool(torch.isfinite(totals[2:4]).all()):
+            totals[1] += procrustes_squared(_triangle(a), _triangle(b))
+        if d is not None:
+            totals[4] += w @ d.square().sum(1)
+            totals[5] += d.any()
     assert totals is not None  # clouds refuse to be empty
     clouds.sum(totals)
-    shift, terms, gelbrich, variance_x, variance_y, paired_cost, differences = totals.tolist()
+    shift, gelbrich, variance_x, variance_y, paired_cost, differences = totals.tolist()
     variance = variance_x + variance_y
     if not math.isfinite(variance) or not math.isfinite(shift):
         raise clouds.non_finite(x=not math.isfinite(variance_x))
-    # c is a mean of N terms, ‖A‖ and ‖B‖ are sums of squares: each known to rounding
-    drift = _less(shift, torch.finfo(torch.float64).eps * (8 + 2 * count**0.5) * math.sqrt(terms))
-    lower = drift * (1 - 1e-12) + _less(gelbrich, 1e-12 * math.sqrt(variance))
+    # ‖A‖ and ‖B‖ are known to rounding, so the distance between them is known to this
+    gelbrich = max(math.sqrt(gelbrich) - 1e-12 * math.sqrt(variance), 0.0) ** 2
+    lower = shift * (1 - 1e-12) + gelbrich
     return Moments(lower, paired_cost if paired else math.nan, shift + variance, paired and differences == 0)
-
-
-def _less(squared: float, error: float) -> float:
-    """The square of what a length is at least, known to `error`."""
-    return max(math.sqrt(squared) - error, 0.0) ** 2
 
 
 def _narrow(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:

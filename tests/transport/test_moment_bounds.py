@@ -167,6 +167,16 @@ def test_a_translation_is_bounded_by_its_square(length: float, offset: float) ->
         assert fewer.lower <= expected <= fewer.upper, seed
 
 
+def test_a_cloud_and_itself() -> None:
+    x = Draw(0).normal(20, 3) + 7
+    found = by_moments(x, x.clone())
+    assert found.lower == found.value == found.upper == found.identity_excess == 0
+    assert found.converged
+    apart = x.clone()
+    apart[3, 1] = torch.nextafter(apart[3, 1], apart.new_tensor(9.0))
+    assert by_moments(x, apart).upper > 0
+
+
 @pytest.mark.parametrize("wrong", ["x", "y"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200])
 def test_clouds_that_diverged(wrong: str, bad: float) -> None:
