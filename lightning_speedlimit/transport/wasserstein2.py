@@ -82,7 +82,7 @@ def wasserstein2_squared(
         UserWarning: half precision; weights that do not sum to 1 (they are divided by their sum).
 
     Source: Seroussi, Alemi, Helias, Ringel, arXiv:2307.14653, for its use; the sampling error of W₂ between
-    two populations is not in the interval (+29 % at D = 32, N = 2048).
+    two populations is not in the interval (61.3 instead of 32 between Gaussians √32 apart, D = 32, N = 2048).
     """
     if not isinstance(tolerance, float | int) or not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance must be a positive number, got {tolerance!r}; 1e-3 is the default")
