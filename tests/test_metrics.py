@@ -243,6 +243,12 @@ def test_a_diverged_replica_makes_w2_nan_and_raises_nothing(name: str, value: fl
     assert metric.transport is None
 
 
+def test_a_replica_beyond_squares_makes_w2_nan() -> None:
+    metric = Wasserstein2Squared()
+    metric.update(torch.full((4, 3), 1e200, dtype=torch.float64), torch.zeros(4, 3, dtype=torch.float64))
+    assert math.isnan(metric.compute())
+
+
 @pytest.mark.parametrize(("name", "value"), [("w2", math.nan), ("production", 0.0), ("efficiency", math.nan)])
 def test_before_the_first_update(name: str, value: float) -> None:
     metric = CASES[name].kind()

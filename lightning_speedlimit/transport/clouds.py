@@ -46,6 +46,8 @@ class Clouds:
                 f"x and y must both be tensors or both be iterables of blocks, got {_kind(x)} and {_kind(y)}; "
                 "wrap the tensor in a list: [x]"
             )
+        if x is y and isinstance(x, Iterator):
+            raise ValueError("x and y must not be one iterator, each would get every other block; make two of them")
         for name, cloud in (("x", x), ("y", y)):
             if isinstance(cloud, Tensor):
                 _check_block(name, cloud)
@@ -126,13 +128,6 @@ class Clouds:
         given_x, given_y = self._given
         return _normalised("weights_x", given_x, n, device), _normalised("weights_y", given_y, m, device)
 
-    def non_finite(self, *, x: bool) -> ValueError:
-        """The error for what the statistics of a reading showed: in x, or else in y."""
-        return ValueError(
-            f"{'x' if x else 'y'} must be finite, got NaN or inf among its values (or values so large that "
-            "their squares are, beyond 1e150); drop the diverged particles, or scale both clouds down"
-        )
-
     # -- ranks -----------------------------------------------------------------------------------------------
 
     def sum(self, *tensors: Tensor) -> None:
@@ -156,6 +151,16 @@ class Clouds:
     def decides(self) -> bool:
         """Whether this rank solves; the others wait for what it found."""
         return self.group is None or dist.get_rank(self.group) == 0
+
+
+def check_finite(x: float, y: float, shift: float) -> None:
+    """Raises where the sums of a reading show it: the spreads of x and y, and |ȳ − x̄|²."""
+    wrong = "x" if not math.isfinite(x) else "y" if not math.isfinite(y) else "the distance of x and y"
+    if not math.isfinite(x + y + shift):
+        raise ValueError(
+            f"{wrong} must be finite, got NaN or inf among its values (or values so large that their squares are, "
+            "beyond 1e150); drop the diverged particles, or scale both clouds down"
+        )
 
 
 def row_parts(matrix: Tensor) -> Iterator[slice]:
@@ -203,11 +208,16 @@ def _float64(block: Tensor) -> Tensor:
 
 def _normalised(name: str, given: Tensor | None, count: int, device: torch.device) -> Tensor:
     if given is None:
-        return torch.full((count,), 1 / count, dtype=torch.float64, device=device)
+        return _equal(count, device)
     if not isinstance(given, Tensor) or given.shape != (count,):
-        raise ValueError(f"{name} must be a tensor of shape ({count},), one weight per particle, got {_kind(given)}")
+        raise ValueError(
+            f"{name} must be a tensor of shape ({count},), one weight per particle, got {_kind(given)}; "
+            "torch.as_tensor makes one of a list or an array"
+        )
+    if given.is_complex():
+        raise TypeError(f"{name} must be real, got {given.dtype}; use .abs(), or .real")
     weights = _float64(given.detach()).to(device)
-    total, least = weights.sum().item(), weights.min().item()
+    total, least = math.fsum(weights.tolist()), weights.min().item()
     if not math.isfinite(total) or least < 0 or total <= 0:
         raise ValueError(
             f"{name} must be finite, not negative, and not all zero, got least {least:g} and sum {total:g}; "
@@ -215,4 +225,8 @@ def _normalised(name: str, given: Tensor | None, count: int, device: torch.devic
         )
     if abs(total - 1) > 1e-6:
         _warn(f"{name} sums to {total:g}, not 1: it was divided by its sum")
-    return weights / total
+    return _equal(count, device) if bool((weights == weights[0]).all()) else weights / total
+
+
+def _equal(count: int, device: torch.device) -> Tensor:
+    return torch.full((count,), 1 / count, dtype=torch.float64, device=device)

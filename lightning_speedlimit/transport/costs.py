@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.transport.clouds import BLOCK_BYTES, Clouds, row_parts
+from lightning_speedlimit.transport.clouds import BLOCK_BYTES, Clouds, check_finite, row_parts
 
 EPS = torch.finfo(torch.float64).eps
 MAX_PAIRS = 2**28  # entries of a matrix that is held: 2 GiB in float64, N = M = 16,384
 _ACCURATE = 1e-10  # relative error of an entry above which it is computed anew by direct differences
+_SLICE = 1024  # coordinates that one matrix product adds up: its chain of roundings is no longer
 _MAX_DIRECT = 4 * 10**9  # pairs × coordinates that are worth doing so
 
 
@@ -37,6 +38,8 @@ class Costs:
     same: bool
     """Whether x_i = y_i for all i, in every digit."""
     coordinates: int
+    chain: int
+    """Roundings that one entry has gone through at most, one after the other: a slice, and the slices added up."""
     weights: tuple[Tensor, Tensor]
     """(N,), (M,): they sum to 1."""
     uniform: bool
@@ -47,17 +50,28 @@ class Costs:
     def uncertainty(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Bound on an entry's error where it came from the Gram matrix; rows and columns broadcast.
 
-        A sum of D terms in blocks is a chain of about √D roundings; three such sums make an entry.
+        A chain of k roundings is off by at most ½ k ε of the sum of its terms' sizes; the three sums of an
+        entry make (|x| + |y|)².
         """
         x, y = self.roots
         size = x[rows] + y[columns]
-        bound: Tensor = EPS * ((8 + 2 * self.coordinates**0.5) * size + 4 * self.shift**0.5) * size
+        bound: Tensor = EPS * ((8 + self.chain / 2) * size + 4 * self.shift**0.5) * size
         return bound
+
+    @property
+    def rounding(self) -> float:
+        """Relative error of a sum of squares over all coordinates, read in blocks."""
+        return 1e-12 + EPS * self.chain
+
+    def largest(self) -> float:
+        """What no pair of particles with a weight costs more than, uncentred."""
+        reach = [root[weight > 0].max().item() for root, weight in zip(self.roots, self.weights, strict=True)]
+        return float((sum(reach) + math.sqrt(self.shift)) ** 2)
 
     def below(self, direct: Tensor) -> Tensor:
         """What the true cost is at least, where `direct` was computed from differences."""
         root = self.shift**0.5
-        bound: Tensor = direct - EPS * (64 * direct + 8 * root * direct.sqrt() + 16 * EPS * self.shift)
+        bound: Tensor = direct - EPS * ((64 + self.chain) * direct + 8 * root * direct.sqrt() + 16 * EPS * self.shift)
         return bound
 
 
@@ -71,26 +85,29 @@ def read(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Costs:
             paired = n == m and torch.equal(w, v)
             gram = x.new_zeros(n, m)
             sums = x.new_zeros(5, max(n, m))  # |x̃|², |ỹ|², |d|², |d̃|², ⟨x̃, d̃⟩
-            scalars = x.new_zeros(3)  # |c|², coordinates, blocks in which x differs from y
+            scalars = x.new_zeros(4)  # |c|², coordinates, slices, blocks in which x differs from y
         if paired:
             displacement = y - x
             sums[2] += displacement.square().sum(1)
-            scalars[2] += displacement.any()
+            scalars[3] += displacement.any()
         x, y, d, c = _centred(x, y, w, v, paired=paired)
         sums[0, :n] += x.square().sum(1)
         sums[1, :m] += y.square().sum(1)
         if d is not None:
             sums[3] += d.square().sum(1)
             sums[4] += (x * d).sum(1)
-        gram.addmm_(x, y.T)
+        for start in range(0, x.shape[1], _SLICE):
+            gram.addmm_(x[:, start : start + _SLICE], y[:, start : start + _SLICE].T)
+            scalars[2] += 1
         scalars[0] += c.square().sum()
         scalars[1] += x.shape[1]
     assert gram is not None  # clouds refuse to be empty
     clouds.sum(gram, sums, scalars)
     norm_x, norm_y = sums[0, :n], sums[1, :m]
-    x_norm, y_norm, shift, coordinates, differences = torch.stack([norm_x.sum(), norm_y.sum(), *scalars]).tolist()
-    if not math.isfinite(x_norm + y_norm + shift):
-        raise clouds.non_finite(x=not math.isfinite(x_norm))
+    x_norm, y_norm, shift, coordinates, slices, differences = torch.stack(
+        [norm_x.sum(), norm_y.sum(), *scalars]
+    ).tolist()
+    check_finite(x_norm, y_norm, shift)
     costs = Costs(
         lower=gram,
         diagonal=sums[3].clone() if paired else None,
@@ -99,6 +116,7 @@ def read(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Costs:
         shift=shift,
         same=paired and differences == 0,
         coordinates=int(coordinates),
+        chain=min(int(coordinates), _SLICE) + int(slices),
         weights=(w, v),
         uniform=paired and bool((w == w[0]).all()),
         roots=(norm_x.sqrt(), norm_y.sqrt()),
@@ -119,7 +137,8 @@ def _centred(
         x = x - mean
         return x, x + d, d, c
     # Far from the origin the two means would be rounded apart by more than the particles differ.
-    x, y = x - x[0], y - x[0]
+    anchor = x[w.argmax()]
+    x, y = x - anchor, y - anchor
     mean, other = w @ x, v @ y
     return x - mean, y - other, None, other - mean
 
@@ -139,7 +158,7 @@ def sharpen(costs: Costs, clouds: Clouds) -> None:
     """Computes anew, by direct differences, the entries that rounding leaves uncertain by more than 1e-10.
 
     These are pairs much closer to each other than to the clouds' centres: duplicates, clusters, permuted
-    weights. Where there are too many for that the most uncertain ones are.
+    weights. Where there are too many for that only those uncertain by more than 1e-8, 1e-6, … are.
     """
     if not clouds.rereadable:
         return

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.transport.clouds import Clouds
+from lightning_speedlimit.transport.clouds import Clouds, check_finite
 from lightning_speedlimit.transport.gaussian import procrustes_squared
 
 _WIDTH = 512  # coordinates that are taken jointly
@@ -26,6 +26,8 @@ class Moments(NamedTuple):
     """What the independent coupling costs."""
     same: bool
     """Whether x_i = y_i for all i, in every digit."""
+    rounding: float
+    """Relative error of these sums."""
 
 
 def moment_bounds(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Moments:
@@ -39,9 +41,10 @@ def moment_bounds(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Mo
         if totals is None:
             w, v = clouds.weights(len(x), len(y), x.device)
             paired = len(x) == len(y) and torch.equal(w, v)
-            totals = x.new_zeros(6)  # |c|², Gelbrich, variances of x and y, Σ w |d|², blocks that differ
+            totals = x.new_zeros(7)  # |c|², Gelbrich, variances of x and y, Σ w |d|², parts that differ, parts
         d = y - x if paired else None
-        x, y = x - x[0], y - x[0]  # far from the origin the two means would be rounded apart
+        anchor = x[w.argmax()]  # far from the origin the two means would be rounded apart
+        x, y = x - anchor, y - anchor
         mean_x, mean_y = w @ x, v @ y
         moved = mean_y - mean_x if d is None else w @ d
         a, b = (x - mean_x) * w.sqrt()[:, None], (y - mean_y) * v.sqrt()[:, None]
@@ -53,16 +56,22 @@ def moment_bounds(clouds: Clouds, blocks: Iterable[tuple[Tensor, Tensor]]) -> Mo
         if d is not None:
             totals[4] += w @ d.square().sum(1)
             totals[5] += d.any()
+        totals[6] += 1
     assert totals is not None  # clouds refuse to be empty
     clouds.sum(totals)
-    shift, gelbrich, variance_x, variance_y, paired_cost, differences = totals.tolist()
+    shift, gelbrich, variance_x, variance_y, paired_cost, differences, parts = totals.tolist()
+    check_finite(variance_x, variance_y, shift)
     variance = variance_x + variance_y
-    if not math.isfinite(variance) or not math.isfinite(shift):
-        raise clouds.non_finite(x=not math.isfinite(variance_x))
     # ‖A‖ and ‖B‖ are known to rounding, so the distance between them is known to this
     gelbrich = max(math.sqrt(gelbrich) - 1e-12 * math.sqrt(variance), 0.0) ** 2
     lower = shift * (1 - 1e-12) + gelbrich
-    return Moments(lower, paired_cost if paired else math.nan, shift + variance, paired and differences == 0)
+    return Moments(
+        lower=lower,
+        paired=paired_cost if paired else math.nan,
+        independent=shift + variance,
+        same=paired and differences == 0,
+        rounding=1e-12 + torch.finfo(torch.float64).eps * parts,
+    )
 
 
 def _narrow(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -14,15 +15,13 @@ from torch import Tensor
 from lightning_speedlimit.transport import plans, sinkhorn
 from lightning_speedlimit.transport.clouds import Cloud, Clouds
 from lightning_speedlimit.transport.costs import EPS, MAX_PAIRS, Costs, direct, read, sharpen
-from lightning_speedlimit.transport.duals import OPTIMAL, Pairing, column_minima, feasible
+from lightning_speedlimit.transport.duals import OPTIMAL, Pairing, column_minima, feasible, row_minima
 from lightning_speedlimit.transport.moments import moment_bounds
 from lightning_speedlimit.transport.plans import Plan
 
-_ROUNDING = 1e-12  # of the sums that make a value: its interval is widened by this
 _UNDERFLOW = 1e-300  # squares below 2⁻¹⁰²² lose digits, and below 2⁻¹⁰⁷⁴ all of them: no more than this per sum
 _COLD = 512  # particles up to which an assignment needs no potentials
 _SPARSE = 8192  # particles above which an assignment never sees more than the smallest reduced costs
-_PROGRAM = 4096  # N + M up to which a linear program is solved
 _IDENTITY_SWEEPS = 64
 _SWEEPS = 256
 _TRIES = ((0.3, 0.5), (0.1, 0.7), (0.03, 0.9))  # blur in units of the spacing, annealing ratio
@@ -33,11 +32,11 @@ class Transport:
     """W₂² between two clouds, between certified bounds. Unit: that of the coordinates, squared; per particle."""
 
     value: float
-    """Cost of the best plan found: W₂² where `lower` is near, never below it."""
+    """Cost of the best plan found: W₂² where `lower` is near. From clouds that can be read once, a bound on it."""
     lower: float
     """Lower bound of W₂², from a dual solution; rounding is allowed for."""
     upper: float
-    """Upper bound of W₂²: `value`, rounding allowed for."""
+    """Upper bound of W₂²: `value`, rounding of the sums and of the weights allowed for."""
     paired: float
     """Σ w_i |y_i − x_i|², what the pairing i → i costs; NaN where it is no plan (N ≠ M or other weights)."""
     identity_excess: float
@@ -84,7 +83,7 @@ def wasserstein2_squared(
     Source: Seroussi, Alemi, Helias, Ringel, arXiv:2307.14653, for its use; the sampling error of W₂ between
     two populations is not in the interval (61.3 instead of 32 between Gaussians √32 apart, D = 32, N = 2048).
     """
-    if not isinstance(tolerance, float | int) or not 0 < tolerance < math.inf:
+    if not isinstance(tolerance, Real) or not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance must be a positive number, got {tolerance!r}; 1e-3 is the default")
     clouds = Clouds(x, y, weights_x, weights_y, process_group)
     with torch.no_grad():
@@ -99,23 +98,28 @@ def _measure(clouds: Clouds, tolerance: float) -> Transport:
         return _from_moments(clouds, blocks, tolerance)
     costs = read(clouds, blocks)
     sharpen(costs, clouds)
-    found = clouds.from_first(_solved(costs, tolerance) if clouds.decides else None)
-    rows, columns, mass, f = (part.to(first[0].device) for part in found[:-1])
-    return _certified(costs, clouds, Plan(rows, columns, mass), f, found[-1], tolerance)
+    *found, defect, method = clouds.from_first(_solved(costs, tolerance) if clouds.decides else None)
+    rows, columns, mass, f = (part.to(first[0].device) for part in found)
+    return _certified(costs, clouds, Plan(rows, columns, mass), f, defect, method, tolerance)
 
 
-def _solved(costs: Costs, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
-    """Rows, columns and masses of a plan, a potential of the rows that proves it, and what found it."""
+def _solved(costs: Costs, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, float, str]:
+    """Rows, columns and masses of a plan, a potential of the rows that proves it, its defect, and what found it.
+
+    The defect is the mass by which the plan misses the weights.
+    """
+    defect = 0.0
     f = _identity_potential(costs)
     if f is not None:
         plan, method = Plan.permutation(torch.arange(len(f), device=f.device), costs.weights[0]), "identity"
     elif not costs.uniform:
-        plan, f, method = _weighted(costs)
+        plan, f, defect = _weighted(costs)
+        method = "linear program"
     elif len(costs.lower) <= _COLD:
         plan, f, method = _assigned(costs)
     else:
         plan, f, method = _assigned_by_potentials(costs, tolerance)
-    return plan.rows, plan.columns, plan.mass, f, method
+    return plan.rows, plan.columns, plan.mass, f, defect, method
 
 
 def _identity_potential(costs: Costs) -> Tensor | None:
@@ -182,30 +186,42 @@ def _reduced_assignment(costs: Costs, f: Tensor, *, sparse: bool) -> Tensor:
     return plans.assignment(reduced) if columns is None else columns
 
 
-def _weighted(costs: Costs) -> tuple[Plan, Tensor, str]:
-    lower, weights = costs.lower, _in_units(costs.weights)
-    f = torch.zeros_like(weights[0])
-    if lower.numel() > plans.DENSE_PROGRAM:
-        f = sinkhorn.potentials(lower, costs.weights, sharpness=0.1, scaling=0.7)
-    f, g = feasible(lower, f)
-    solved = plans.program(lower, f, g, weights) if sum(lower.shape) <= _PROGRAM else None
-    if solved is None:
-        plan, method = plans.greedy(lower, f, g, weights), "sinkhorn and greedy"
-    else:
-        plan, f, method = plans.rounded(solved[0], weights), solved[1], "linear program"
-    return Plan(plan.rows, plan.columns, plan.mass / weights[0].sum()), f, method
+def _weighted(costs: Costs) -> tuple[Plan, Tensor, float]:
+    """A plan between other weights or numbers, its potential, and the mass by which it misses the weights."""
+    (w, v), rounding = _in_units(costs.weights)
+    rows, columns = (weight.nonzero()[:, 0] for weight in (w, v))
+    lower = costs.lower[rows][:, columns] if len(rows) < len(w) or len(columns) < len(v) else costs.lower
+    plan, g = plans.program(lower, w[rows], v[columns])
+    plan = Plan(rows[plan.rows], columns[plan.columns], plan.mass)
+    missing_w = torch.zeros_like(w).index_add_(0, plan.rows, plan.mass) - w
+    missing_v = torch.zeros_like(v).index_add_(0, plan.columns, plan.mass) - v
+    total = w.sum()
+    defect = ((missing_w.abs().sum() + missing_v.abs().sum()) / total).item() + rounding
+    f = row_minima(costs.lower[:, columns], -g)
+    return Plan(plan.rows, plan.columns, plan.mass / total), f, defect
 
 
-def _in_units(weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Equal weights as integers of one total: 1/N and 1/M are no floats, and what is left over would travel far."""
+def _in_units(weights: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], float]:
+    """The weights, and how far rounding may have taken their sums apart.
+
+    Equal ones become integers of one total: 1/N and 1/M are no floats, and what is left over would travel far.
+    """
     w, v = weights
     if not all(bool((weight == weight[0]).all()) for weight in weights):
-        return weights
+        return weights, sum(0.0 if _is_dyadic(weight) else 2 * EPS for weight in weights)
     common = math.gcd(len(w), len(v))
-    return torch.full_like(w, len(v) // common), torch.full_like(v, len(w) // common)
+    return (torch.full_like(w, len(v) // common), torch.full_like(v, len(w) // common)), 0.0
 
 
-def _certified(costs: Costs, clouds: Clouds, plan: Plan, f: Tensor, method: str, tolerance: float) -> Transport:
+def _is_dyadic(weights: Tensor) -> bool:
+    """Whether they are whole multiples of 2⁻⁵² that add up to 1: without rounding, then, in every order."""
+    whole = weights / EPS
+    return bool((whole == whole.round()).all()) and whole.sum().item() == 1 / EPS
+
+
+def _certified(
+    costs: Costs, clouds: Clouds, plan: Plan, f: Tensor, defect: float, method: str, tolerance: float
+) -> Transport:
     """The plan's cost by direct differences, and what f proves about any other plan."""
     identity = method == "identity"
     if identity and costs.diagonal is not None and costs.plain is not None:
@@ -218,23 +234,33 @@ def _certified(costs: Costs, clouds: Clouds, plan: Plan, f: Tensor, method: str,
         centred = costs.lower[plan.rows, plan.columns] + 2 * spread
         plain = centred + costs.shift * (1 + 1e-13)  # Σ π (x_i − y_j) = −c
         exact = False
-    f = f - f.mean()
-    g = column_minima(costs.lower, -f)
     w, v = costs.weights
-    rounding = 8 * EPS * (w @ f.abs() + v @ g.abs())
-    gap = (plan.mass @ (centred - f[plan.rows] - g[plan.columns]) + rounding).clamp(min=0).item()
+    f = f - w @ f
+    g = column_minima(costs.lower, -f)
+    slack = plan.mass @ (centred - f[plan.rows] - g[plan.columns])
+    # Of C − f the minimum is rounded once in g and once here; what g leaves of it is small where the pair is tight.
+    gap = (slack * (1 + 1e-12) + 1.5 * EPS * (v @ g.abs())).clamp(min=0).item()
     value = (plan.mass @ plain).item()
     paired = math.nan if costs.plain is None else (w @ costs.plain).item()
     matching = plan.columns.cpu() if identity or costs.uniform else None
-    return _transport(value, value - gap, paired, method, matching, tolerance, exact=exact)
+    error = costs.rounding * value + defect * costs.largest()
+    return _transport(value, value - gap, error, paired, method, matching, tolerance, exact=exact and not defect)
 
 
 def _transport(
-    value: float, lower: float, paired: float, method: str, matching: Tensor | None, tolerance: float, *, exact: bool
+    value: float,
+    lower: float,
+    error: float,
+    paired: float,
+    method: str,
+    matching: Tensor | None,
+    tolerance: float,
+    *,
+    exact: bool,
 ) -> Transport:
-    """The interval, widened by rounding; `exact`: every particle goes to its own copy."""
-    upper = value if exact else value * (1 + _ROUNDING) + _UNDERFLOW
-    lower = max(lower - _ROUNDING * value - _UNDERFLOW, 0.0)
+    """The interval, widened by what rounding may have done; `exact`: every particle goes to its own copy."""
+    upper = value if exact else value + error + _UNDERFLOW
+    lower = max(lower - error - _UNDERFLOW, 0.0)
     nothing = 0.0 if paired == 0 else math.nan
     excess = paired / value - 1 if value else nothing
     return Transport(
@@ -252,4 +278,5 @@ def _transport(
 def _from_moments(clouds: Clouds, blocks: Iterator[tuple[Tensor, Tensor]], tolerance: float) -> Transport:
     found = moment_bounds(clouds, blocks)
     value = found.independent if math.isnan(found.paired) else min(found.paired, found.independent)
-    return _transport(value, found.lower, found.paired, "moments", None, tolerance, exact=found.same)
+    error = found.rounding * value
+    return _transport(value, found.lower, error, found.paired, "moments", None, tolerance, exact=found.same)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -347,3 +348,31 @@ def test_blocks_are_no_larger_than_promised() -> None:
     assert max(max(x, y) for x, y, _ in sizes) <= clouds.BLOCK_BYTES
     assert sum(x for x, _, _ in sizes) == 3 * 8 * 10**6
     assert {dtype for _, _, dtype in sizes} == {torch.float64}
+
+
+# ---- long chains of roundings ------------------------------------------------------------------------------
+
+
+def test_many_equal_coordinates_in_one_block() -> None:
+    # The same rounding in each of 200,000 terms: errors add up instead of averaging out.
+    d = 200_000
+    x, y = (torch.tensor(pair, dtype=torch.float64)[:, None].expand(2, d) for pair in ((0.0, 0.3), (0.39, -0.01)))
+    costs = [[d * (Fraction(a) - Fraction(b)) ** 2 for b in y[:, 0].tolist()] for a in x[:, 0].tolist()]
+    truth = min(costs[0][0] + costs[1][1], costs[0][1] + costs[1][0]) / 2
+    for cloud in ((x, y), ([x], [y]), (iter([x]), iter([y]))):
+        found = wasserstein2_squared(*cloud)
+        assert Fraction(found.lower) <= truth <= Fraction(found.upper)
+        assert found.converged
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_blocks_of_one_coordinate(n: int) -> None:
+    d = 30_000
+    x = torch.zeros(n, 1, dtype=torch.float64) + torch.arange(n)[:, None]
+    y = x + 0.1
+    truth = (
+        sum(d * (Fraction(b) - Fraction(a)) ** 2 for a, b in zip(x[:, 0].tolist(), y[:, 0].tolist(), strict=True)) / n
+    )
+    found = wasserstein2_squared((x for _ in range(d)), (y for _ in range(d)))
+    assert Fraction(found.lower) <= truth <= Fraction(found.upper)
+    assert found.converged

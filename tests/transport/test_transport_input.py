@@ -5,6 +5,7 @@ import re
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -235,3 +236,29 @@ def test_mixed_precision_is_measured_in_float64() -> None:
     given = good()
     found = wasserstein2_squared(given["x"], given["y"].double())
     assert found == wasserstein2_squared(**given)
+
+
+# ---- found by a reader -------------------------------------------------------------------------------------
+
+
+def test_one_iterator_for_both() -> None:
+    blocks = iter([torch.zeros(4, 3), torch.ones(4, 3)])
+    with pytest.raises(ValueError, match=r"x and y must not be one iterator, .*; make two"):
+        wasserstein2_squared(blocks, blocks)
+    same = [torch.zeros(4, 3)]
+    assert wasserstein2_squared(same, same).value == 0
+
+
+def test_clouds_that_are_finite_and_too_far_apart() -> None:
+    with pytest.raises(ValueError, match=r"^the distance of x and y must be finite"):
+        wasserstein2_squared(torch.full((4, 3), 1e200, dtype=torch.float64), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("name", ["weights_x", "weights_y"])
+def test_weights_that_are_no_real_tensors(name: str) -> None:
+    assert_refused(ValueError, [name, "list", "torch.as_tensor"], **{name: [0.25] * 4})
+    assert_refused(TypeError, [name, "complex64", ".abs()"], **{name: torch.full((4,), 0.25 + 1j)})
+
+
+def test_a_tolerance_from_numpy() -> None:
+    assert wasserstein2_squared(**good(), tolerance=np.float32(1e-3)).converged
