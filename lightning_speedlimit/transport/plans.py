@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from lightning_speedlimit.transport.costs import EPS
@@ -88,28 +88,12 @@ def program(costs: Tensor, w: Tensor, v: Tensor) -> tuple[Plan, Tensor]:
         rows, columns = found.nonzero(as_tuple=True)
         plan = Plan(*(side.to(costs.device) for side in (rows, columns, found[rows, columns])))
         own = costs[plan.rows, plan.columns]
-        start, improved = f + unit * torch.from_numpy(log["u"]).to(f), False
-        for potential in (start, _centred(start, plan, costs.shape)):
-            potentials = feasible(costs, potential)
-            left = own - potentials[0][plan.rows] - potentials[1][plan.columns]
-            gap = (plan.mass @ left + EPS * (v @ potentials[1].abs())).item()
-            if gap < least:
-                least, best, improved = gap, (plan, potentials[1]), True
-                f, g = potentials
-                cap = 1e3 * left.max().item()
-        if not improved or least <= 0.1 * OPTIMAL * (plan.mass @ own).item():
+        f, g = feasible(costs, f + unit * torch.from_numpy(log["u"]).to(f))
+        left = own - f[plan.rows] - g[plan.columns]
+        gap = (plan.mass @ left + EPS * (v @ g.abs())).item()
+        if gap >= least:
+            break
+        least, best, cap = gap, (plan, g), 1e3 * left.max().item()
+        if gap <= 0.1 * OPTIMAL * (plan.mass @ own).item():
             break
     return best
-
-
-def _centred(f: Tensor, plan: Plan, shape: torch.Size) -> Tensor:
-    """The potential with mean 0 in each group of particles that the plan connects.
-
-    Between such groups it may vary by as much as they are apart, whose rounding would hide what is to be proved.
-    """
-    n, m = shape
-    edges = (np.ones(len(plan.rows)), (plan.rows.cpu().numpy(), n + plan.columns.cpu().numpy()))
-    labels = connected_components(csr_array(edges, shape=(n + m, n + m)), directed=False)[1][:n]
-    group = torch.from_numpy(labels.astype(np.int64)).to(f.device)
-    sums, counts = (f.new_zeros(n + m).index_add_(0, group, values) for values in (f, torch.ones_like(f)))
-    return f - (sums / counts.clamp(min=1))[group]
