@@ -167,6 +167,18 @@ def test_a_translation_is_bounded_by_its_square(length: float, offset: float) ->
         assert fewer.lower <= expected <= fewer.upper, seed
 
 
+@pytest.mark.parametrize("length", [1.0, 1e-3])
+def test_a_particle_far_away_without_weight(length: float) -> None:
+    # A translation of the others: W₂² = |c|².
+    for seed in range(10):
+        draw = Draw(seed)
+        x, move = draw.normal(16, 3), length * draw.normal(3)
+        far, w = torch.cat([torch.full((1, 3), 1e9).double(), x]), torch.cat([torch.zeros(1), torch.ones(16) / 16])
+        found = by_moments(far, x + move, weights_x=w.double())
+        expected = by_assignment(direct_costs(x, x + move))
+        assert found.lower <= expected <= found.upper, seed
+
+
 def test_a_cloud_and_itself() -> None:
     x = Draw(0).normal(20, 3) + 7
     found = by_moments(x, x.clone())

@@ -365,9 +365,10 @@ def test_many_equal_coordinates_in_one_block() -> None:
         assert found.converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2])
 def test_blocks_of_one_coordinate(n: int) -> None:
-    d = 30_000
+    d = 300_000
     x = torch.zeros(n, 1, dtype=torch.float64) + torch.arange(n)[:, None]
     y = x + 0.1
     truth = (

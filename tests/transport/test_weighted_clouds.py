@@ -254,6 +254,17 @@ def on_a_line(x: Tensor, w: Tensor, y: Tensor, v: Tensor) -> Fraction:
     return total
 
 
+def test_rounding_of_potentials_that_are_large() -> None:
+    # Between clusters the potentials differ by 1e3, and are known to 1e-13 only: ten times W₂² here.
+    w, v = torch.tensor([1, 2, 3, 2] * 4).double() / 32, torch.full((16,), 1 / 16).double()
+    for seed in range(100):
+        draw = Draw(seed)
+        centres = torch.tensor([0.0, 10.0, 37.0, 91.0]).double()[:, None]
+        x, y = ((centres + 1e-7 * draw.normal(4, 4)).flatten() for _ in range(2))
+        found = wasserstein2_squared(x[:, None], y[:, None], weights_x=w)
+        assert Fraction(found.lower) <= on_a_line(x, w, y, v) <= Fraction(found.upper), seed
+
+
 @pytest.mark.parametrize("far", [1e4, 1e9, 1e12])
 def test_a_particle_far_away_without_weight(far: float) -> None:
     draw = Draw(0)
