@@ -816,6 +816,18 @@ def test_early_stopping_and_checkpoints_on_clouds(tmp_path: Path, validated: boo
     assert float(layer.best_score) == pytest.approx(callback.record.clouds["wasserstein2"][-1, 0], rel=1e-6)
 
 
+@pytest.mark.parametrize("monitored", [False, True])
+def test_an_epoch_is_compared_once(tmp_path: Path, monitored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once more before the validation or at the end of the fit."""
+    calls = []
+    measure = _neuron_clouds.measure
+    monkeypatch.setattr(_neuron_clouds, "measure", lambda *given: calls.append(given) or measure(*given))
+    stop = [EarlyStopping("speed_limit/wasserstein2", mode="max", patience=9)] if monitored else []
+    fitted = trainer(tmp_path, *stop, clouds(), max_epochs=3)
+    fitted.fit(Validated(sgd(lr=0.01)), loader(batches(1) * 5), loader(batches(1)))
+    assert len(calls) == 3
+
+
 def test_a_misspelt_layer_is_not_awaited(tmp_path: Path) -> None:
     stop = EarlyStopping("speed_limit/layers/frist/wasserstein2", mode="min")
     with pytest.raises(RuntimeError, match=r"layers/frist/wasserstein2.* not available"):
