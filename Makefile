@@ -1,4 +1,4 @@
-# make demo | test | test-slow | bench | clean
+# make demo | test | test-slow | paper | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -14,7 +14,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test test-slow bench clean setup
+.PHONY: demo test test-slow paper bench clean setup
+
+PAPER := linear langevin ntk power_laws images sweep
 
 setup: $(STAMP)
 
@@ -28,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt setuptools wheel
 	$(PIP) install --quiet --constraint constraints.txt torch
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[report,test]"
 	@touch $@
 
 demo: $(STAMP)
@@ -42,6 +44,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu" tests
+
+# Figures and numbers of docs/paper, computed anew.
+paper: $(STAMP)
+	@set -e; for name in $(PAPER); do $(BIN)/python examples/paper/$$name.py --output docs/paper; done
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
