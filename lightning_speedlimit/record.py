@@ -22,9 +22,11 @@ from ._record_files import (
     write_folder,
 )
 from ._record_sketches import MAX_SKETCHES, SKETCH_SIZE, SketchShelf
+from ._record_windows import Trajectory, Windows
+from ._regimes import Regime, regimes
 from .summary import Summary
 
-__all__ = ["MAX_SKETCHES", "SKETCH_SIZE", "RecordError", "RunRecord", "Summary"]
+__all__ = ["MAX_SKETCHES", "SKETCH_SIZE", "RecordError", "Regime", "RunRecord", "Summary", "Windows"]
 
 _FIRST_CAPACITY = 64
 
@@ -193,6 +195,41 @@ class RunRecord:
         values = {name: float(column[last]) for name, column in self._values.items()} if self._rows else {}
         step = int(self._step[last]) if self._rows else 0
         return Summary.from_row(step, values, reasons=self._reasons, run=self.run)
+
+    def windows(self, first_step: npt.ArrayLike, last_step: npt.ArrayLike) -> Windows:
+        """η(s, t) = D²/[(τ_t − τ_s)(A_t − A_s)] ÷ conversion, for any windows between steps that have a sketch.
+
+        Args:
+            first_step: s of each window, any shape: 0 or one of `sketch_steps`.
+            last_step: t > s of each, of a shape that fits.
+
+        Returns:
+            `Windows`, with NaN where a step has no sketch or the efficiency is undefined.
+
+        Raises:
+            ValueError: a window that does not start before it ends.
+        """
+        return self._trajectory().windows(first_step, last_step)
+
+    def regimes(self) -> list[Regime]:
+        """The stretches of the run whose efficiencies clearly differ, in order and without gaps.
+
+        ln η over windows (t, 4t) is divided where two levels describe it clearly better than one power law, by at
+        least a factor of 1.2, and the boundary is placed where the two sides' speed-limit times add up to most.
+        What is noise is told by the losses' standard errors and by the scatter between neighbouring windows: a
+        regime is rather missed than invented. Each lasts at least from some step t to 6t, so that log steps have
+        to be fine enough: a run logged every 50 steps shows nothing of its first 50.
+
+        Returns:
+            at most four; one where there is one regime, or too few steps to tell; none where nothing is recorded.
+
+        Source: the two regimes of arXiv:2307.14653 in its image experiments.
+        """
+        return regimes(self._trajectory())
+
+    def _trajectory(self) -> Trajectory:
+        rows = {name: column[: self._rows] for name, column in self._values.items()}
+        return Trajectory(self._step[: self._rows], rows, self._shelf.steps, self._shelf.sketches)
 
     # --- state and files
 

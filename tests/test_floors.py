@@ -44,6 +44,8 @@ ALIASES = {
     "_record_files": "record",
     "_record_clouds": "record",
     "_record_sketches": "record",
+    "_record_windows": "record",
+    "_regimes": "record",
     "_lightning": "callback",
     "_neuron_clouds": "callback",
     "_probe": "callback",
