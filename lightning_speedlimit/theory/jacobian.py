@@ -38,7 +38,7 @@ class Jacobian:
         self._module = module
         self._inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         self._parameters = {
-            name: parameter.detach().requires_grad_(parameter.requires_grad)
+            name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
             for name, parameter in module.named_parameters()
         }
         self._moving = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
@@ -52,9 +52,10 @@ class Jacobian:
         self.width = self._ends[-1]
         self.samples = _count_samples(self._inputs)
         with torch.no_grad():
-            self.outputs = self._forward(slice(None))
+            self.outputs = self._forward(slice(None), self._parameters)
             _check_outputs(self.outputs, self.samples)
-            self._together = 1 if self._independent() else self.samples
+            independent = self._independent(self._parameters) and self._independent(self._shaken())
+            self._together = 1 if independent else self.samples
         device = self._moving[0].device
         self.device = torch.device("cpu") if device.type == "mps" else device
 
@@ -64,7 +65,7 @@ class Jacobian:
         rows = self.outputs.numel() // self.samples * self._together  # that one evaluation gives
         for first in range(start - start % rows, stop, rows):
             sample = first // rows * self._together
-            values = self._forward(slice(sample, sample + self._together)).flatten()
+            values = self._forward(slice(sample, sample + self._together), self._parameters).flatten()
             if values.requires_grad:
                 for row in range(max(start, first), min(stop, first + rows)):
                     self._write(block[row - start], values[row - first])
@@ -78,21 +79,36 @@ class Jacobian:
                 real = torch.view_as_real(dense) if dense.is_complex() else dense
                 row[end - size : end] = real.flatten()
 
-    def _forward(self, part: slice) -> Tensor:
+    def _forward(self, part: slice, parameters: dict[str, Tensor]) -> Tensor:
         """Outputs of some samples. Copies of inputs and buffers: no trace of inference mode, no state moved."""
         buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
         arguments = tuple(x[part].detach().clone() for x in self._inputs)
-        outputs = torch.func.functional_call(self._module, (self._parameters, buffers), arguments)
+        outputs = torch.func.functional_call(self._module, (parameters, buffers), arguments)
         if not isinstance(outputs, Tensor):
             raise TypeError(f"module must return one tensor, got {type(outputs).__name__}; wrap it in one that does")
         return outputs
 
-    def _independent(self) -> bool:
+    def _shaken(self) -> dict[str, Tensor]:
+        """The parameters a tenth of their size away: zeros in a last layer hide at θ what ∂f/∂θ depends on."""
+        generator = torch.Generator().manual_seed(0)
+        squares = sum(parameter.abs().double().square().sum().item() for parameter in self._moving)
+        size = 0.1 * (squares / sum(parameter.numel() for parameter in self._moving)) ** 0.5 or 1.0
+
+        def noise(parameter: Tensor) -> Tensor:
+            dtype = torch.complex64 if parameter.is_complex() else torch.float32
+            return size * torch.randn(parameter.shape, generator=generator, dtype=dtype, device="cpu").to(parameter)
+
+        return {name: p + noise(p) if p.requires_grad else p for name, p in self._parameters.items()}
+
+    def _independent(self, parameters: dict[str, Tensor]) -> bool:
         """Whether each sample's outputs are the same without the others; batch statistics make them differ."""
-        tolerance = torch.finfo(self.outputs.dtype).eps ** 0.5 * self.outputs.abs().max().item()
-        for n, together in enumerate(self.outputs):
+        outputs = self._forward(slice(None), parameters)
+        if not outputs.isfinite().all():  # out of the module's domain: all at once is right in any case
+            return False
+        tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * outputs.abs().max().item()
+        for n, together in enumerate(outputs):
             try:
-                alone = self._forward(slice(n, n + 1))
+                alone = self._forward(slice(n, n + 1), parameters)
             except (RuntimeError, ValueError):  # one sample is too few for it: all at once it was able to
                 return False
             if alone.numel() != together.numel():
@@ -103,6 +119,9 @@ class Jacobian:
 
 
 def _count_samples(inputs: tuple[Tensor, ...]) -> int:
+    for x in inputs:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs must be a tensor or a tuple of tensors, got {type(x).__name__}; wrap the module")
     shapes = [tuple(x.shape) for x in inputs]
     if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) > 1 or not shapes[0][0]:
         raise ValueError(f"inputs must be tensors (N, …) of the same N ≥ 1, got shapes {shapes}")

@@ -82,6 +82,26 @@ def batch_statistics() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 2))
 
 
+def hidden_statistics() -> nn.Module:
+    """As above, where a last layer of zeros makes the outputs, though not their gradients, blind to it."""
+    statistics = nn.BatchNorm2d(3, track_running_stats=False)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), statistics, nn.Tanh(), nn.Flatten(), nn.Linear(48, 2))
+    nn.init.zeros_(net[4].weight)
+    nn.init.zeros_(net[4].bias)
+    return net
+
+
+def all_zeros() -> nn.Module:
+    net = nn.Linear(4, 2)
+    nn.init.zeros_(net.weight)
+    nn.init.zeros_(net.bias)
+    return net
+
+
+def centred_zeros() -> nn.Module:
+    return Call(lambda self, x: self.net(x - x.mean(0)), net=all_zeros())
+
+
 def images_out() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 6), nn.Unflatten(1, (3, 2)))
 
@@ -135,6 +155,9 @@ CASES: list[tuple[Callable[[], nn.Module], Tensor]] = [
     (tied, FLAT),
     (batch_norm, FLAT),
     (batch_statistics, FLAT),
+    (hidden_statistics, IMAGES),
+    (all_zeros, FLAT),
+    (centred_zeros, FLAT),
     (images_out, FLAT),
     (weight_norm, FLAT),
     (recurrent, TOKENS),
@@ -169,7 +192,7 @@ def test_explicit_jacobians(make: Callable[[], nn.Module], inputs: Tensor, block
 
 def test_samples_are_evaluated_alone_where_they_can_be() -> None:
     """A row then costs one sample's gradient, not the batch's."""
-    for make, inputs, alone in ((norms, FLAT, {1}), (batch_statistics, FLAT, {len(FLAT)})):
+    for make, inputs, alone in ((norms, FLAT, {1}), (all_zeros, FLAT, {1}), (batch_statistics, FLAT, {len(FLAT)})):
         net, sizes = built(make), []
         net.register_forward_pre_hook(lambda _, x, sizes=sizes: sizes.append((len(x[0]), torch.is_grad_enabled())))
         empirical_ntk(net, inputs)
@@ -239,6 +262,14 @@ def test_nothing_of_the_module_changes() -> None:
     assert torch.equal(random, torch.get_rng_state())
 
 
+def test_parameters_that_forward_rescales_are_left_alone() -> None:
+    net = Call(lambda self, tokens: self.words(tokens).flatten(1), words=nn.Embedding(4, 2, max_norm=0.1)).double()
+    before = net.words.weight.detach().clone()
+    kernel = empirical_ntk(net, torch.arange(4))
+    assert torch.equal(net.words.weight, before)
+    assert torch.equal(kernel, torch.eye(8, dtype=torch.float64))
+
+
 def test_modes_come_back_after_an_error() -> None:
     net = nn.Sequential(nn.Linear(3, 2), nn.Dropout())
     with pytest.raises(RuntimeError):
@@ -248,7 +279,13 @@ def test_modes_come_back_after_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
+    "context",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),  # as the default device
+    ],
 )
 def test_surrounding_modes_do_not_matter(context: Callable[[], object]) -> None:
     net = built(norms).float()
