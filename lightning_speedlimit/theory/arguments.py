@@ -23,7 +23,7 @@ def float64(value: Values) -> Tensor:
 
 def finite(name: str, value: Values) -> Tensor:
     """The float64 tensor; a ValueError where it is empty, a TypeError where it is complex."""
-    if isinstance(value, Tensor) and value.is_complex():
+    if hasattr(value, "dtype") and torch.as_tensor(value).is_complex():  # NumPy's too: else only a warning
         raise TypeError(f"{name} must be real, got {value.dtype}; pass real and imaginary parts as separate values")
     tensor = float64(value)
     if not tensor.numel():

@@ -22,7 +22,7 @@ class Curve:
         wasserstein2_squared: W₂²(p_0, p_t), parameter².
         entropy_production: Q = temperature × total entropy production between 0 and t, loss units.
         efficiency: W₂²/(t·Q), no unit; at t = 0 its limit. NaN where it is undefined: where nothing moves, or
-            where W₂² and Q overflow together. Never clipped.
+            where W₂² and Q (at t < 1: W₂²/t² and Q/t) overflow together. Never clipped.
     """
 
     time: Tensor
@@ -41,7 +41,7 @@ def mode_blocks(count: int, times: Tensor) -> Iterator[slice]:
 
 
 def sum_rates(times: Tensor, blocks: Iterable[tuple[Tensor, ...]], rates: Rates) -> tuple[Tensor, Tensor]:
-    """(W₂²/t², Q/t), of the shape of the times: unlike W₂² and Q these have a limit at t = 0.
+    """(W₂²/τ², Q/τ), τ = min(t, 1), of the shape of the times: unlike W₂² and Q these have a limit at t = 0.
 
     Args:
         blocks: for some modes each, the tensors (modes,) that `rates` takes after the times (n, 1).
@@ -58,10 +58,11 @@ def sum_rates(times: Tensor, blocks: Iterable[tuple[Tensor, ...]], rates: Rates)
 
 
 def curve_from_rates(times: Tensor, speed_squared: Tensor, power: Tensor) -> Curve:
-    """The curve whose W₂² is t²·`speed_squared` and whose Q is t·`power`."""
+    """The curve whose W₂² is τ²·`speed_squared` and whose Q is τ·`power`, τ = min(t, 1)."""
+    unit = times.clamp(max=1)
     return Curve(
-        time=times,
-        wasserstein2_squared=times.square() * speed_squared,
-        entropy_production=torch.where(times == 0, 0.0, times * power),  # also where the power is infinite
-        efficiency=speed_squared / power,
+        time=times.clone(),  # what the caller does with its own changes no result
+        wasserstein2_squared=unit * (unit * speed_squared),
+        entropy_production=torch.where(times == 0, 0.0, unit * power),  # also where the power is infinite
+        efficiency=speed_squared / power / times.clamp(min=1),
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_speedlimit.theory.arguments import Values, instants, modes
 from lightning_speedlimit.theory.curve import Curve, curve_from_rates, mode_blocks, sum_rates
-from lightning_speedlimit.theory.special import expm1_ratio
+from lightning_speedlimit.theory.special import relaxed
 
 
 def gradient_flow(eigenvalues: Values, residual: Values, times: Values) -> Curve:
@@ -82,11 +82,10 @@ def split_initial(eigenvalues: Values, initial: Values, targets: Values, times: 
 
 
 def flow_rates(times: Tensor, eigenvalues: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """λ r² φ(−λt)² and λ r² φ(−2λt), φ(x) = (eˣ − 1)/x: the terms of W₂²/t² and Q/t; `strength` is r²."""
-    x = eigenvalues * times
-    phi = expm1_ratio(-x)
-    moving = eigenvalues * strength * phi
-    return moving * phi, moving * (1 - 0.5 * x * phi)  # φ(−2x) = φ(−x) (1 + e^{−x})/2, one exponential for both
+    """λ r² φ² and λ r² φ (1 + e^{−λt})/2, φ = (1 − e^{−λt})/(λτ): the terms of W₂²/τ² and Q/τ; `strength` is r²."""
+    phi = relaxed(eigenvalues, times)
+    moving = eigenvalues * phi * strength
+    return moving * phi, moving * (1 + 0.5 * torch.expm1(-eigenvalues * times))
 
 
 def _flow(eigenvalues: Tensor, residual: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,8 @@ def linear_regression(
         reduction: "sum", or "mean" for `nn.MSELoss` over N·C residuals (loss and time in its units).
 
     Returns:
-        the curve; NaN efficiency where nothing moves (the start fits all that inputs can reach).
+        the curve; NaN efficiency where nothing moves (the start fits all that inputs can reach: where it does so
+        up to float64's rounding, 1e-16 of the targets, the curve is that of the rounding).
 
     Raises:
         TypeError, ValueError: shapes that do not fit, complex, empty or non-finite values, negative std or times.
@@ -86,7 +87,7 @@ def perceptron(
     """
     if targets.ndim != 1:
         raise ValueError(f"targets must have shape (N,), got {tuple(targets.shape)}; a perceptron has one output")
-    width = inputs.shape[-1] if inputs.ndim == 2 else 1
+    width = max(1, inputs.shape[-1]) if inputs.ndim == 2 else 1
     data = _Regression.of(inputs, targets, weights, reduction, scale=width**-0.5)
     decay = nonnegative("weight_decay", weight_decay)
     curvature = data.singular.square() + decay

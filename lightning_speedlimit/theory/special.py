@@ -9,9 +9,10 @@ from torch import Tensor
 _TERMS = 18
 
 
-def expm1_ratio(x: Tensor) -> Tensor:
-    """(eˣ − 1)/x, and 1 at x = 0."""
-    return torch.where(x == 0, 1.0, torch.expm1(x) / x)
+def relaxed(rate: Tensor, times: Tensor) -> Tensor:
+    """(1 − e^{−λt})/(λτ), and t/τ at λτ = 0 (1 at t = 0), where τ = min(t, 1): no power of t over- or underflows."""
+    x = rate * times.clamp(max=1)
+    return torch.where(x == 0, times.clamp(min=1), -torch.expm1(-rate * times) / x)
 
 
 def log1p_ratio(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def power_law(kernel_exponent: float, residual_exponent: float, modes: int, time
         times: any shape, ≥ 0, in units of 1/λ_1.
 
     Returns:
-        the curve (λ_1 = r_1² = 1 set the units); its efficiency is 1 at t = 0 and nowhere NaN.
+        the curve (λ_1 = r_1² = 1 set the units); its efficiency is 1 at t = 0, and NaN only where P^{−b} overflows.
 
     Raises:
         TypeError, ValueError: exponents, modes or times out of these ranges.

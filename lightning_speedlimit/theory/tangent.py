@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_speedlimit.theory.arguments import Reduction, Values, finite, instants, loss_factor
+from lightning_speedlimit.theory.arguments import Reduction, Values, finite, float64, instants, loss_factor
 from lightning_speedlimit.theory.curve import Curve
 from lightning_speedlimit.theory.flow import gradient_flow
 from lightning_speedlimit.theory.jacobian import Inputs, Jacobian, evaluating
@@ -30,7 +30,7 @@ def empirical_ntk(module: nn.Module, inputs: Inputs, *, block_bytes: int = BLOCK
         outputs.flatten(): sample by sample. Unit: output²/parameter².
 
     Raises:
-        TypeError: outputs that are not one real tensor.
+        TypeError: inputs that are not tensors, outputs that are not one real tensor.
         ValueError: no parameter requires grad, outputs that do not start with N, or a non-finite Jacobian.
 
     Source: Jacot, Gabriel, Hongler, arXiv:1806.07572.
@@ -55,20 +55,21 @@ def ntk_eigenbasis(
     Raises:
         TypeError, ValueError: as `empirical_ntk`; targets of another shape, complex or non-finite.
     """
+    goal = finite("targets", targets)
     with evaluating(module):
         jacobian = Jacobian(module, inputs)
         outputs = jacobian.outputs
-        if targets.shape != outputs.shape:
+        if goal.shape != outputs.shape:
             raise ValueError(
-                f"targets must have the shape of the outputs, {tuple(outputs.shape)}, got {tuple(targets.shape)}; "
+                f"targets must have the shape of the outputs, {tuple(outputs.shape)}, got {tuple(goal.shape)}; "
                 "use targets.reshape(...), or one-hot rows for class labels"
             )
         kernel = _gram(jacobian, block_bytes)
     eigenvalues, basis = torch.linalg.eigh(kernel)
     eps = max(torch.finfo(torch.float64).eps, torch.finfo(outputs.dtype).eps ** 2)
     moving = eigenvalues > len(eigenvalues) * eps * eigenvalues[-1]
-    start, goal = (finite(name, x).flatten().to(kernel) for name, x in (("outputs", outputs), ("targets", targets)))
-    return torch.where(moving, eigenvalues, 0.0), basis.T @ start, basis.T @ goal
+    start, end = (float64(x).flatten().to(kernel) for x in (outputs, goal))
+    return torch.where(moving, eigenvalues, 0.0), basis.T @ start, basis.T @ end
 
 
 def predict(
@@ -97,7 +98,7 @@ def predict(
     Raises:
         TypeError, ValueError: as `ntk_eigenbasis`; negative times, another reduction.
     """
-    factor = loss_factor(reduction, targets.numel())
+    factor = loss_factor(reduction, finite("targets", targets).numel())
     t = instants(times)
     eigenvalues, initial, goal = ntk_eigenbasis(module, inputs, targets, block_bytes=block_bytes)
     return gradient_flow(factor * eigenvalues, factor**0.5 * (initial - goal), t)

@@ -32,7 +32,7 @@ def test_direct_integration(data: int, parameters: int, time: float) -> None:
     assert at(curve) == pytest.approx((squared, work, squared / (time * work)), rel=1e-6)
 
 
-@pytest.mark.parametrize("x", [1e-300, 1e-12, 1e-8, 1e-3, 0.5, 1.0, 5.0, 50.0, 1e3, 1e5])
+@pytest.mark.parametrize("x", [1e-300, 1e-12, 1e-8, 1e-3, 0.5, 1.0, 5.0, 50.0, 1e3, 1e5, 1e160, 1e300])
 def test_accuracy_from_zero_to_infinity(x: float) -> None:
     # λ from 2⁻²⁰ to 2³ around λt = x; the last mode never moves.
     eigenvalues, residual = [2.0**-20, 0.25, 1.0, 8.0, 0.0], [3.0, -1.5, 0.5, 1e-3, 7.0]
@@ -42,6 +42,25 @@ def test_accuracy_from_zero_to_infinity(x: float) -> None:
     if x > 1e-100:  # else its square is below the smallest float64
         assert squared == pytest.approx(expected[0], rel=ROUNDING, abs=0)
     assert drop == pytest.approx(expected[1], rel=ROUNDING, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("eigenvalue", "time", "squared", "drop", "efficiency"),
+    [  # r = 3. λt → 0: λt²r², λtr², 1; λt → ∞: r²/λ, r²/2, 2/(λt).
+        (1e-300, 1e200, 9e100, 9e-100, 1.0),
+        (1e-300, 1e280, 9e260, 9e-20, 1.0),
+        (1e-150, 1e300, 9e150, 4.5, 2e-150),
+        (1e300, 1e-200, 9e-300, 4.5, 2e-100),
+        (1e200, 1e-300, 0.0, 9e-100, 1.0),  # W₂² = 9e-400
+        (1e200, 1e200, 9e-200, 4.5, 0.0),  # η = 2e-400
+        (5e-324, 1.0, 9 * 5e-324, 9 * 5e-324, 1.0),
+    ],
+)
+def test_extreme_eigenvalues_and_times(
+    eigenvalue: float, time: float, squared: float, drop: float, efficiency: float
+) -> None:
+    found = at(gradient_flow([eigenvalue], [3.0], time))
+    assert found == pytest.approx((squared, drop, efficiency), rel=ROUNDING, abs=0)
 
 
 def test_single_mode_is_tanh() -> None:
@@ -82,6 +101,13 @@ def test_shape_type_and_graph() -> None:
     assert gradient_flow(1.0, 1.0, 0.5).efficiency.shape == ()
     with pytest.raises(AttributeError, match="cannot assign"):
         curve.time = times
+
+
+def test_the_curve_keeps_its_times() -> None:
+    times = torch.ones(2, dtype=torch.float64)
+    curve = gradient_flow(1.0, 1.0, times)
+    times += 1
+    assert curve.time.tolist() == [1.0, 1.0]
 
 
 # --- properties -------------------------------------------------------------------------------------------

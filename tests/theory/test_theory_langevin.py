@@ -122,6 +122,49 @@ def test_a_point_at_positive_temperature_produces_infinite_entropy() -> None:
     assert curve.wasserstein2_squared[2].item() == pytest.approx(first + second, rel=ROUNDING)
 
 
+@pytest.mark.parametrize("time", [1e160, 1e300])
+def test_an_age_after_it_is_boltzmann(time: float) -> None:
+    # As above with h = 2, T = 0.5, m_0 = 1, s_0 = 3; and one that diffuses freely: v = s_0² + 2Tt ≫ s_0².
+    kl = 0.5 * (9 / 0.25 - 1 - math.log(9 / 0.25)) + 0.5 * 1 / 0.25
+    squared = 1 + (3 - 0.5) ** 2
+    expected = (squared, 0.5 * kl, squared / (0.5 * kl) / time)
+    assert at(langevin(2.0, 1.0, 3.0, 0.5, time)) == pytest.approx(expected, rel=ROUNDING, abs=0)
+    production = 0.5 * 0.5 * (math.log(time) - math.log(9))
+    expected = (time, production, 1 / production)
+    assert at(langevin(0.0, 1.0, 3.0, 0.5, time)) == pytest.approx(expected, rel=ROUNDING, abs=0)
+
+
+@pytest.mark.parametrize("std", [1e-100, 1e-155, 1e-160, 1e-200])
+def test_a_narrow_start_is_no_point(std: float) -> None:
+    # v − s_0² = 2Tt beside which s_0² is nothing (or below the smallest float64): Q = ½ T ln(2Tt/s_0²).
+    for time in (1e-12, 1.0, 1e9):
+        heat = 0.5
+        production = heat * (0.5 * math.log(2 * heat * time) - math.log(std))
+        expected = (2 * heat * time, production, 2 * heat / production)
+        assert at(langevin(0.0, 0.0, std, heat, time)) == pytest.approx(expected, rel=ROUNDING, abs=0)
+
+
+@pytest.mark.parametrize("heat", [5e-324, 1e-310, 1e-300])
+def test_tiny_temperatures_are_gradient_flow(heat: float) -> None:
+    for h, time in ((3.0, 1e3), (1e10, 1.0), (3.0, 0.2)):
+        expected = at(langevin(h, 2.0, 0.5, 0.0, time))
+        assert at(langevin(h, 2.0, 0.5, heat, time)) == pytest.approx(expected, rel=ROUNDING, abs=0)
+
+
+def test_a_steep_potential() -> None:
+    # h² is above the largest float64; all is over at once: W₂² = m² + s², Q = ½ h (m² + s²).
+    found = at(langevin(1e200, 2.0, 0.5, 0.0, [1e-3, 1.0]), 1)
+    assert found == pytest.approx((4.25, 0.5e200 * 4.25, 2e-200), rel=ROUNDING, abs=0)
+
+
+def test_rest_on_a_maximum_is_rest() -> None:
+    # Where e^{−ht} overflows too: the second mode has nothing to run away with.
+    times = [0.0, 0.5, 400.0, 800.0]
+    alone, both = langevin(1.0, 1.0, 0.5, 0.0, times), langevin([1.0, -1.0], [1.0, 0.0], [0.5, 0.0], 0.0, times)
+    for name in ("wasserstein2_squared", "entropy_production", "efficiency"):
+        assert torch.equal(getattr(both, name), getattr(alone, name))
+
+
 def test_nan_where_nothing_moves_or_overflows() -> None:
     assert langevin(2.0, 0.0, 0.5, 0.5, [0.0, 1.0]).efficiency.isnan().all()  # equilibrium
     assert langevin([0.0, 1.0], [5.0, 0.0], [1.0, 0.0], 0.0, [0.0, 1.0]).efficiency.isnan().all()

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from theory_cases import bures, diffuse, draw, extrapolated
+from theory_cases import bures, descend, diffuse, draw, extrapolated
 from torch import Tensor, nn
 
 from lightning_speedlimit.theory import Curve, langevin, linear_regression, perceptron
@@ -55,6 +55,15 @@ def test_gradient_descent_follows_to_first_order(inputs: Tensor) -> None:
         orders = [math.log2(a / b) for a, b in pairwise(e)]
         assert orders[-1] == pytest.approx(1, abs=0.05), (which, orders)  # 1 + O(lr λ), 0.02 at 400 steps
         assert e[-1] < 0.01
+
+
+@pytest.mark.parametrize("inputs", [INPUTS, INPUTS[:3], DEFICIENT], ids=["tall", "wide", "deficient"])
+def test_direct_integration(inputs: Tensor) -> None:
+    targets, weights, time = draw(6, len(inputs), 2), draw(7, 5, 2), 0.4  # λ·time = 15 at most
+    jacobian = torch.kron(inputs, torch.eye(2, dtype=torch.float64))
+    squared, work = extrapolated(lambda n: descend(jacobian, targets.flatten(), weights.flatten(), time, n)).tolist()
+    found = at(linear_regression(inputs, targets, time, weights=weights))
+    assert found == pytest.approx((squared, work, squared / (time * work)), rel=1e-6)
 
 
 class HalfSum(nn.Module):

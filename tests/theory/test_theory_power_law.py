@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from theory_cases import LargestTensor
+from theory_cases import LargestTensor, descend, extrapolated
 
 from lightning_speedlimit.theory import gradient_flow, power_law, power_law_exponent
 
@@ -55,6 +55,22 @@ def test_is_gradient_flow_on_that_spectrum() -> None:
     curve, direct = power_law(1.3, 0.7, 2000, times), gradient_flow(k**-1.3, k**-0.35, times)
     for name in ("time", "wasserstein2_squared", "entropy_production", "efficiency"):
         torch.testing.assert_close(getattr(curve, name), getattr(direct, name), rtol=1e-12, atol=0)  # sums of 2000
+
+
+def test_direct_integration() -> None:
+    # λ = k^{−1.2}, r² = k^{−0.6} as the diagonal of a Jacobian and the targets from θ = 0.
+    k = torch.arange(1, 41, dtype=torch.float64)
+    jacobian, targets, time = torch.diag(k**-0.6), k**-0.3, 4.0
+    squared, work = extrapolated(lambda n: descend(jacobian, targets, torch.zeros_like(k), time, n)).tolist()
+    curve = power_law(1.2, 0.6, 40, [0.0, time])
+    found = (curve.wasserstein2_squared[1], curve.entropy_production[1], curve.efficiency[1])
+    assert found == pytest.approx((squared, work, squared / (time * work)), rel=1e-6)
+    assert curve.efficiency[0].item() == pytest.approx(1, rel=1e-14)  # two sums of 40
+
+
+def test_nan_only_where_the_residual_overflows() -> None:
+    assert power_law(1.0, -200.0, 10, [0.0, 1.0]).efficiency.isfinite().all()
+    assert power_law(1.0, -400.0, 10, [0.0, 1.0]).efficiency.isnan().all()  # 10⁴⁰⁰
 
 
 def test_exponent_by_region() -> None:
