@@ -106,7 +106,7 @@ class Langevin(SGD):
         moved = [torch.view_as_real(p) if p.is_complex() else p for p in params]
         noise = [torch.empty_like(p).normal_(generator=self._generator_for(p)) for p in moved]
         if isinstance(group["lr"], Tensor):
-            root = (2.0 * group["temperature"] * group["lr"]).sqrt()
+            root = (2.0 * group["temperature"] * group["lr"]).sqrt().reshape(())
             for xi in noise:
                 xi.mul_(root.to(xi.device))
             scale = 1.0
@@ -197,8 +197,6 @@ def _check_numbers(numbers: dict[str, Any]) -> None:
         if isinstance(value, Tensor) and name == "lr":
             if value.numel() != 1:
                 raise ValueError(f"lr must have one element, got shape {tuple(value.shape)}; take one per group")
-            if value.device.type != "cpu":
-                continue  # reading it would wait for the device
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number, got {value!r}")
         if not 0.0 <= float(value) < math.inf:

@@ -100,6 +100,31 @@ def test_one_step_is_the_drift_and_noise_of_variance_2_t_lr(lr: Any, foreach: bo
     torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-14 if isinstance(lr, float) else 1e-7)
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_learning_rate_of_shape_1_moves_what_has_no_shape(foreach: bool) -> None:
+    found = []
+    for lr in (torch.tensor([0.125]), 0.125):
+        parameter = torch.tensor(0.5).requires_grad_()
+        optimizer = Langevin([parameter], lr, 1.0, foreach=foreach, generator=seeded())
+        parameter.grad = torch.ones(())
+        optimizer.step()
+        found.append(parameter.detach())
+    assert torch.equal(*found)  # √(2·1·0.125) = ½ without rounding
+
+
+@pytest.mark.parametrize("foreach", [None, False, True])
+def test_foreach_is_sgds(foreach: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(optim, "sgd", lambda *_, **options: given.append(options["foreach"]))
+    optimizer = Langevin(tensors(), 0.1, 0.0, foreach=foreach)
+    optimizer.step()
+    assert given == [foreach]
+
+
+def test_the_temperature_is_a_default() -> None:
+    assert Langevin(tensors(), 0.1, 0.3).defaults["temperature"] == 0.3
+
+
 def test_a_complex_parameter_is_two_real_ones() -> None:
     parameter = torch.zeros(20000, dtype=torch.complex128).requires_grad_()
     optimizer = Langevin([parameter], 0.5, 1.0, generator=seeded())
@@ -118,6 +143,9 @@ def test_parameters_without_gradient_stay() -> None:
     optimizer.step()
     assert moved.detach().abs().min() > 0
     assert still.detach().abs().max() == 0
+    before, moved.grad = moved.detach().clone(), None
+    optimizer.step()
+    assert torch.equal(moved.detach(), before)
 
 
 @pytest.mark.parametrize("lr", [0.05, 0.4, 1.2])
@@ -315,7 +343,12 @@ def test_bad_settings_are_named(options: dict[str, Any], error: type[Exception],
         Langevin(tensors(), **({"lr": 0.1, "temperature": 0.1} | options))
 
 
-@pytest.mark.parametrize("group", [{"temperature": -1.0}, {"lr": -1.0}, {"momentum": 0.9}, {"fused": True}], ids=str)
+@pytest.mark.parametrize(
+    "group",
+    [{"temperature": -1.0}, {"lr": -1.0}, {"momentum": 0.9}, {"dampening": 0.1}]
+    + [{name: True} for name in ("nesterov", "differentiable", "fused")],
+    ids=str,
+)
 def test_bad_groups_are_named(group: dict[str, Any]) -> None:
     (name,) = group
     with pytest.raises(ValueError, match=f"{name} must be"):

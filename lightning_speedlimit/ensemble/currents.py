@@ -123,12 +123,36 @@ class CurrentMoments:
 
     def optimal(self) -> tuple[Tensor, Tensor]:
         """w = 2 S⁻¹μ (…, B) and w·μ = 2 μᵀS⁻¹μ (…): the current of the best ratio 2⟨J⟩²/Var J, and that ratio."""
-        mean = self.first / self.samples[..., None]
-        covariance = self.second / self.samples[..., None, None] - mean[..., :, None] * mean[..., None, :]
-        size = covariance.diagonal(dim1=-1, dim2=-2).clamp(min=0).sqrt()
-        # A coordinate that rests makes no current.
-        size = torch.where(size > 0, size, 1.0)
-        scaled = covariance / (size[..., :, None] * size[..., None, :])
-        scaled.diagonal(dim1=-1, dim2=-2).add_(_JITTER)
-        weights = 2.0 * torch.linalg.solve(scaled, mean / size) / size
+        mean, covariance = self._mean_and_covariance()
+        weights = 2.0 * _solved(covariance, mean)
         return weights, (weights * mean).sum(-1)
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """(rows,): by how much gradient·w, w the optimal weights of all rows, moves with each row's share of them.
+
+        dw = S⁻¹ Σ (φ − μ)(2 − (φ − μ)·w), to first order: μ and S both move.
+        """
+        n = self.samples
+        whole = self.grouped(torch.zeros_like(n, dtype=torch.int64), 1)
+        (mean,), (covariance,) = whole._mean_and_covariance()
+        weights, h = 2.0 * _solved(covariance, mean), _solved(covariance, gradient)
+        centred = self.first @ h - n * (mean @ h)
+        both = self.second @ weights @ h - (self.first @ h) * (mean @ weights) - (mean @ h) * (self.first @ weights)
+        both = both + n * (mean @ h) * (mean @ weights)
+        pull: Tensor = 2.0 * centred - both + n * (h @ covariance @ weights)
+        return pull
+
+    def _mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        mean = self.first / self.samples[..., None]
+        return mean, self.second / self.samples[..., None, None] - mean[..., :, None] * mean[..., None, :]
+
+
+def _solved(covariance: Tensor, vector: Tensor) -> Tensor:
+    """S⁻¹v (…, B)."""
+    size = covariance.diagonal(dim1=-1, dim2=-2).clamp(min=0).sqrt()
+    # A coordinate that rests makes no current.
+    size = torch.where(size > 0, size, 1.0)
+    scaled = covariance / (size[..., :, None] * size[..., None, :])
+    scaled.diagonal(dim1=-1, dim2=-2).add_(_JITTER)
+    found: Tensor = torch.linalg.solve(scaled, vector / size) / size
+    return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -84,8 +85,7 @@ def train_replicas(
     draw = None if batch_size is None else (batch_size, batches == "shared", order)
     optimizer = Langevin(ensemble.parameters, lr, temperature, generator=noise)
     positions, losses = [], []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         for step in range(steps + 1):
             if step in recorded:
                 positions.append(ensemble.positions())
@@ -148,6 +148,14 @@ def _batch(data: Sequence[Tensor], draw: tuple[int, bool, torch.Generator] | Non
     return [part[index.to(part.device)] for part in data]
 
 
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global generators under a seed, and afterwards as they were: of every device, since every one is seeded."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
 def _starts(modules: Sequence[nn.Module] | Callable[[], nn.Module], replicas: int | None, seed: int) -> list[nn.Module]:
     if isinstance(modules, nn.Module):
         raise TypeError("modules must be several modules or a function that makes one, got one module; use [module]")
@@ -156,8 +164,7 @@ def _starts(modules: Sequence[nn.Module] | Callable[[], nn.Module], replicas: in
             raise ValueError("replicas must say how many where modules is a function, got None")
         found = []
         for r in range(whole("replicas", replicas, 1)):
-            with torch.random.fork_rng():
-                torch.manual_seed(seed + r)
+            with _seeded(seed + r):
                 found.append(modules())
     else:
         found = list(modules)

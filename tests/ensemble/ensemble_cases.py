@@ -214,6 +214,32 @@ class Whirl:
 
 
 @dataclass(frozen=True)
+class HeavyTails:
+    """In the plane, p ∝ (1 + |x|²)^{−3}, whose sixth moment is infinite, and a force ω along the circles/(1 + |x|²)."""
+
+    temperature: float
+    turn: float
+
+    def force(self, x: Array) -> Array:
+        around = self.turn * np.stack([-x[:, 1], x[:, 0]], 1)
+        return (around - 6 * self.temperature * x) / (1 + (x**2).sum(1, keepdims=True))
+
+    @property
+    def rate(self) -> float:
+        """σ = ω²⟨|x|²/(1 + |x|²)²⟩/T = ω²/6T: with s = 1/(1 + |x|²), p is 2s ds and the mean that of s(1 − s)."""
+        nodes, weights = np.polynomial.legendre.leggauss(3)
+        s = (nodes + 1) / 2
+        return float(weights / 2 @ (2 * s * s * (1 - s)) * self.turn**2 / self.temperature)
+
+    def start(self, replicas: int, seed: int) -> Array:
+        """Exactly from p: 1/(1 + |x|²) is the root of a uniform variable."""
+        random = np.random.default_rng(seed)
+        radius = np.sqrt(random.random(replicas) ** -0.5 - 1)
+        angle = 2 * np.pi * random.random(replicas)
+        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+
+
+@dataclass(frozen=True)
 class QuarticRelaxation:
     """L = x⁴/4 in one dimension, from N(m, s²): the Fokker–Planck equation on a grid is the truth."""
 

@@ -38,10 +38,18 @@ def test_a_million_samples_tell_the_rate_to_five_percent(beads: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("beads", CHAIN_RATES)
 def test_one_trajectory_of_a_hundred_thousand_samples_tells_what_it_can(beads: int) -> None:
-    """The least error of any unbiased estimator is 1.8 % for two beads and 3.9 % for ten: ours states just that."""
+    """The least error of any unbiased estimator is 1.8 % for two beads and 3.9 % for ten: ours states just that.
+
+    At a lag of 0.001 the same number of samples is 100 of time, and the least error of two beads 21 %.
+    """
     values, errors = rates(beads, 100_001, 1)
-    assert values.mean() == pytest.approx(1.0, abs=0.05)
+    assert np.median(values) == pytest.approx(1.0, abs=0.05)
+    # A median of ten scatters by 0.37 of the error of one. Up to five beads every one of the ten is as close.
+    assert np.median(values) == pytest.approx(1.0, abs=4 * 0.37 * errors.mean())
+    assert np.abs(values - 1).max() < (0.05 if beads < 10 else 0.1)
     assert np.abs((values - 1) / errors).max() < 4
+    # The stated error is the scatter: of ten values it is known to 1/√18.
+    assert 1 / (1 + 4 / np.sqrt(18)) < errors.mean() / values.std(ddof=1) < 1 / (1 - 2.5 / np.sqrt(18))
     least = cramer_rao(chain(beads), LAG, 100_000) / chain(beads).rate
     # An error from 40 blocks is known to 11 %, the mean of ten to 3.6 %; four of that.
     assert errors.mean() == pytest.approx(least, rel=0.15)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.spatial import KDTree
 from scipy.special import digamma, polygamma
 from torch import Tensor
 
 from lightning_speedlimit.ensemble import Estimate, gaussian_entropy, neighbour_entropy
+from lightning_speedlimit.ensemble.entropy import _nearest
 
 CLOUDS = 200
 
@@ -114,6 +116,14 @@ def test_what_a_cloud_cannot_tell_is_nan_with_a_reason(cloud: Tensor, reason: st
         assert math.isnan(found.standard_error)
         assert re.search(reason, found.reason)
         assert str(found).startswith("undefined: ")
+
+
+def test_nearest_neighbours_are_scipys_also_of_a_cloud_that_is_searched_in_parts() -> None:
+    cloud = normal(2500, 2, 0)  # 2²² distances at a time are 1677 rows
+    distances, indices = _nearest(cloud, 3)
+    truth = KDTree(cloud.numpy()).query(cloud.numpy(), 4)
+    np.testing.assert_allclose(distances.numpy(), truth[0][:, 1:], rtol=1e-12)
+    np.testing.assert_array_equal(indices.numpy(), truth[1][:, 1:])
 
 
 def test_neighbours_are_refused_where_they_are_blind_or_missing() -> None:
