@@ -14,10 +14,12 @@ from ._record_windows import Steps, Trajectory, Values
 SPACING = 2**0.5  # between the edges of windows, as a ratio of steps
 OVERLAP = 4  # edges that a window spans: its last step is 4 times its first
 MOST = 4  # regimes
-_FACTOR = 1.2  # by which the efficiencies of neighbours differ at least
+_FACTOR = 1.2  # by which the windows of neighbours differ at least in the mean; √ of it: the regimes as a whole
 _FLOOR = 0.05  # in ln η: what one power law may miss without being another regime; twice the sketch's error
 _PLATEAU = 2  # windows of a regime at least that lie wholly in it
+_SLOPE = 4  # windows at least that a slope is told from
 _BENDS = 5  # of a curve at least, to see its noise
+_OFF = 0.12  # in ln(steps): how far from its edge a recorded step may be
 
 
 @dataclass(frozen=True)
@@ -37,28 +39,45 @@ def regimes(trajectory: Trajectory) -> list[Regime]:
     steps = trajectory.steps
     if len(steps) < 2:
         return []
-    edges = log_spaced(steps[1:])
-    bounds = [0, int(steps[-1])]
-    if len(edges) > OVERLAP:
-        wide = trajectory.windows(edges[:-OVERLAP], edges[OVERLAP:])
-        narrow = trajectory.windows(edges[:-1], edges[1:])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            noise = np.hypot(wide.efficiency_se / wide.efficiency, scatter(np.log(narrow.efficiency)))
-            places = boundaries(np.log(edges), np.log(wide.efficiency), noise)
-        bounds[1:1] = edges[places].tolist()
-        for k in range(1, len(bounds) - 1):
-            bounds[k] = _sharpened(trajectory, bounds[k - 1], bounds[k], bounds[k + 1])
-    efficiency = trajectory.windows(bounds[:-1], bounds[1:]).efficiency
-    return [Regime(s, t, float(e)) for s, t, e in zip(bounds, bounds[1:], efficiency, strict=False)]
+    bounds = [0, *_coarse(trajectory), int(steps[-1])]
+    for k in range(1, len(bounds) - 1):
+        bounds[k] = _sharpened(trajectory, bounds[k - 1], bounds[k], bounds[k + 1])
+    while True:
+        efficiency = trajectory.windows(bounds[:-1], bounds[1:]).efficiency
+        contrast = np.nan_to_num(np.abs(np.diff(np.log(efficiency))), nan=np.inf)
+        if not len(contrast) or contrast.min() >= math.log(_FACTOR) / 2:
+            return [Regime(s, t, float(e)) for s, t, e in zip(bounds, bounds[1:], efficiency, strict=False)]
+        del bounds[1 + int(contrast.argmin())]
+
+
+def _coarse(trajectory: Trajectory) -> list[int]:
+    """Steps near which the efficiency of windows changes."""
+    edges = log_spaced(trajectory.steps[1:])
+    if len(edges) <= OVERLAP:
+        return []
+    levels, relative = _log_efficiency(trajectory, edges, OVERLAP)
+    noise = np.hypot(relative, scatter(_log_efficiency(trajectory, edges, 1)[0]))
+    return [int(trajectory.steps[1] * SPACING**edge) for edge in boundaries(levels, noise)]
 
 
 def log_spaced(steps: Steps) -> Steps:
-    """Some of the increasing steps: each the first that is at least √2 times the one chosen before."""
-    chosen = [int(steps[0])]
-    for step in steps.tolist():
-        if step >= SPACING * chosen[-1]:
-            chosen.append(step)
-    return np.array(chosen, dtype=np.int64)
+    """The steps next to s, √2 s, 2s, …, s the first of these increasing steps; −1 where none is within 12 %."""
+    count = 1 + int(math.log(steps[-1] / steps[0]) / math.log(SPACING) + 0.5)
+    grid = math.log(steps[0]) + math.log(SPACING) * np.arange(count)
+    off = np.abs(np.log(steps)[:, None] - grid)
+    return np.where(off.min(0) <= _OFF, steps[off.argmin(0)], -1)
+
+
+def _log_efficiency(trajectory: Trajectory, edges: Steps, width: int) -> tuple[Values, Values]:
+    """ln η of the windows from each edge to the `width`-th after it, and its standard error; NaN where undefined."""
+    first, last = edges[:-width], edges[width:]
+    known = (first >= 0) & (last > first)
+    found = trajectory.windows(first[known], last[known])
+    levels, error = np.full((2, len(first)), np.nan)
+    with np.errstate(invalid="ignore"):
+        levels[known] = np.log(found.efficiency)
+        error[known] = found.efficiency_se / found.efficiency
+    return levels, error
 
 
 def scatter(values: Values) -> float:
@@ -68,45 +87,57 @@ def scatter(values: Values) -> float:
     return float(1.4826 * np.median(bends) / 6**0.5) if len(bends) >= _BENDS else 0.0
 
 
-def boundaries(edges: Values, levels: Values, noise: npt.ArrayLike) -> list[int]:
-    """The edges at which ln η steps from one level to another, where one power law is not as good.
+def boundaries(levels: Values, noise: npt.ArrayLike) -> list[int]:
+    """The edges at which ln η changes from one level, or one power law, to another.
 
-    Binary segmentation: a stretch is divided at the edge where two levels beat one straight line the most, χ² of
-    both over the windows that do not straddle it, if by more than ln(windows), which noise alone exceeds in less
-    than one curve of a hundred; then its parts.
+    Binary segmentation: a stretch is divided at the edge where two levels, or two straight lines, beat one line by
+    the most, if that is by more than chance would; then its parts. χ² is over the windows that do not straddle
+    the edge, and each further parameter has to lower it by ln(windows), as in Schwarz's criterion.
 
     Args:
-        edges: (n + OVERLAP,) increasing: ln of the edges' steps.
-        levels: (n,): ln η of the windows, each from an edge to the OVERLAP-th one after it; NaN where undefined.
+        levels: (n,): ln η of the windows from edge i to edge i + OVERLAP; NaN where undefined.
         noise: () or (n,): standard errors of ln η.
     """
     sigma = np.hypot(np.broadcast_to(np.asarray(noise, dtype=np.float64), levels.shape), _FLOOR)
-    centre = (edges[:-OVERLAP] + edges[OVERLAP:]) / 2
     found: list[int] = []
-    stretches = [(0, len(edges) - 1)]
+    stretches = [(0, len(levels) + OVERLAP - 1)]
     while stretches and len(found) < MOST - 1:
-        first, last = stretches.pop()
-        split = _best_split(centre, levels, sigma, first, last)
+        first, last = stretches.pop(0)
+        split = _best_split(levels, sigma, first, last)
         if split is not None:
             found.append(split)
-            stretches += [(split, last), (first, split)]
+            stretches += [(first, split), (split, last)]
     return sorted(found)
 
 
-def _best_split(centre: Values, levels: Values, sigma: Values, first: int, last: int) -> int | None:
+def _best_split(levels: Values, sigma: Values, first: int, last: int) -> int | None:
     """The edge between two of them that divides their windows best; None where one power law will do."""
-    best, most = None, math.log(max(2, last - first - OVERLAP + 1))
+    best, most = None, 0.0
     for edge in range(first + 1, last):
-        left, right = (_within(levels, a, b) for a, b in ((first, edge), (edge, last)))
+        left, right = _within(levels, first, edge), _within(levels, edge, last)
         if min(len(left), len(right)) < _PLATEAU:
             continue
-        step = np.mean(levels[right]) - np.mean(levels[left])
-        both = np.concatenate([left, right])
-        # Neighbouring windows share all but a fraction 1/OVERLAP of their steps.
-        gain = _misfit(levels, sigma, both, centre) - _misfit(levels, sigma, left) - _misfit(levels, sigma, right)
-        if abs(step) >= math.log(_FACTOR) and gain / OVERLAP > most:
-            best, most = edge, gain / OVERLAP
+        if abs(np.mean(levels[right]) - np.mean(levels[left])) < math.log(_FACTOR):
+            continue
+        gain = _gain(levels, sigma, left, right)
+        if gain > most:
+            best, most = edge, gain
     return best
+
+
+def _gain(levels: Values, sigma: Values, left: Any, right: Any) -> float:
+    """By how much two levels (one parameter more, the edge) or two lines (three more) beat one line."""
+    both = np.concatenate([left, right])
+    one = _misfit(levels, sigma, both, slope=True)
+    price = math.log(len(both))
+
+    def beaten(parameters: int, *, slope: bool) -> float:
+        two = sum(_misfit(levels, sigma, part, slope=slope) for part in (left, right))
+        # Neighbouring windows share all but a fraction 1/OVERLAP of their steps.
+        return (one - two) / OVERLAP - parameters * price
+
+    gain = beaten(1, slope=False)
+    return max(gain, beaten(3, slope=True)) if min(len(left), len(right)) >= _SLOPE else gain
 
 
 def _within(levels: Values, first: int, last: int) -> Any:
@@ -115,23 +146,23 @@ def _within(levels: Values, first: int, last: int) -> Any:
     return windows[np.isfinite(levels[windows])]
 
 
-def _misfit(levels: Values, sigma: Values, which: Any, slope_along: Values | None = None) -> float:
+def _misfit(levels: Values, sigma: Values, which: Any, *, slope: bool) -> float:
     """χ² of these windows about their weighted mean, or about a straight line."""
-    y, weight = levels[which], 1 / sigma[which]
-    columns = [np.ones_like(y)] if slope_along is None else [np.ones_like(y), slope_along[which]]
-    design = np.stack(columns, 1) * weight[:, None]
-    fitted = design @ np.linalg.lstsq(design, y * weight, rcond=None)[0]
-    return float(np.square(y * weight - fitted).sum())
+    weight = 1 / sigma[which]
+    design = np.stack([weight, weight * which] if slope else [weight], 1)
+    y = levels[which] * weight
+    return float(np.square(y - design @ np.linalg.lstsq(design, y, rcond=None)[0]).sum())
 
 
 def _sharpened(trajectory: Trajectory, first: int, near: int, last: int) -> int:
-    """The recorded step within a factor of 2 of `near` at which the run is divided best: of the greatest
-    τ_SL(first, b) + τ_SL(b, last), since η < 1 wherever a window joins unlike motions."""
-    steps = trajectory.steps
-    reach = OVERLAP / 2 * math.log(SPACING)
-    candidates = steps[(steps > first) & (steps < last) & (np.abs(np.log(np.maximum(steps, 1) / near)) <= reach)]
-    before, after = trajectory.windows(first, candidates), trajectory.windows(candidates, last)
-    limit = np.nan_to_num(before.efficiency) * (candidates - first) + np.nan_to_num(after.efficiency) * (
-        last - candidates
-    )
-    return int(candidates[np.argmax(limit)])
+    """The recorded step within a factor of 2 of `near` that divides the run best; the nearest where there is none.
+
+    Best is the greatest τ_SL(first, b) + τ_SL(b, last), τ_SL = η · (its steps): a window that joins unlike motions
+    loses some of it.
+    """
+    within = trajectory.steps[(trajectory.steps > first) & (trajectory.steps < last)]
+    off = np.abs(np.log(within / near))
+    steps = within[off <= max(math.log(2), off.min())]
+    before = trajectory.windows(first, steps).efficiency * (steps - first)
+    after = trajectory.windows(steps, last).efficiency * (last - steps)
+    return int(steps[np.argmax(np.nan_to_num(before) + np.nan_to_num(after))])
