@@ -91,8 +91,7 @@ def boundaries(levels: Values, noise: npt.ArrayLike) -> list[int]:
     """The edges at which ln η changes from one level, or one power law, to another.
 
     Binary segmentation: a stretch is divided at the edge where two levels, or two straight lines, beat one line by
-    the most, if that is by more than chance would; then its parts. χ² is over the windows that do not straddle
-    the edge, and each further parameter has to lower it by ln(windows), as in Schwarz's criterion.
+    the most in χ², if each further parameter lowers it by ln(windows), as in Schwarz's criterion; then its parts.
 
     Args:
         levels: (n,): ln η of the windows from edge i to edge i + OVERLAP; NaN where undefined.
@@ -103,41 +102,35 @@ def boundaries(levels: Values, noise: npt.ArrayLike) -> list[int]:
     stretches = [(0, len(levels) + OVERLAP - 1)]
     while stretches and len(found) < MOST - 1:
         first, last = stretches.pop(0)
-        split = _best_split(levels, sigma, first, last)
-        if split is not None:
+        gains = {edge: _gain(levels, sigma, first, edge, last) for edge in range(first + 1, last)}
+        split = max(gains, key=lambda edge: gains[edge], default=first)
+        if gains.get(split, 0.0) > 0.0:
             found.append(split)
             stretches += [(first, split), (split, last)]
     return sorted(found)
 
 
-def _best_split(levels: Values, sigma: Values, first: int, last: int) -> int | None:
-    """The edge between two of them that divides their windows best; None where one power law will do."""
-    best, most = None, 0.0
-    for edge in range(first + 1, last):
-        left, right = _within(levels, first, edge), _within(levels, edge, last)
-        if min(len(left), len(right)) < _PLATEAU:
-            continue
-        if abs(np.mean(levels[right]) - np.mean(levels[left])) < math.log(_FACTOR):
-            continue
-        gain = _gain(levels, sigma, left, right)
-        if gain > most:
-            best, most = edge, gain
-    return best
-
-
-def _gain(levels: Values, sigma: Values, left: Any, right: Any) -> float:
-    """By how much two levels (one parameter more, the edge) or two lines (three more) beat one line."""
-    both = np.concatenate([left, right])
-    one = _misfit(levels, sigma, both, slope=True)
-    price = math.log(len(both))
+def _gain(levels: Values, sigma: Values, first: int, edge: int, last: int) -> float:
+    """By how much two levels (one parameter more, the edge) or two lines (three more) beat one line; −inf where
+    too few windows tell, or the two sides do not differ."""
+    left, right = _within(levels, first, edge), _within(levels, edge, last)
+    every = _within(levels, first, last)
+    fewest = min(len(left), len(right))
+    if fewest < _PLATEAU or abs(np.mean(levels[right]) - np.mean(levels[left])) < math.log(_FACTOR):
+        return -math.inf
+    one = np.square((levels - _fitted(levels, sigma, every, slope=True)) / sigma)[every].sum()
 
     def beaten(parameters: int, *, slope: bool) -> float:
-        two = sum(_misfit(levels, sigma, part, slope=slope) for part in (left, right))
+        """A window that straddles the edge may show anything between the two sides."""
+        before, after = (_fitted(levels, sigma, side, slope=slope) for side in (left, right))
+        low, high = np.minimum(before, after), np.maximum(before, after)
+        low[left], high[left], low[right], high[right] = before[left], before[left], after[right], after[right]
+        two = np.square((levels - levels.clip(low, high)) / sigma)[every].sum()
         # Neighbouring windows share all but a fraction 1/OVERLAP of their steps.
-        return (one - two) / OVERLAP - parameters * price
+        return float(one - two) / OVERLAP - parameters * math.log(len(every))
 
     gain = beaten(1, slope=False)
-    return max(gain, beaten(3, slope=True)) if min(len(left), len(right)) >= _SLOPE else gain
+    return max(gain, beaten(3, slope=True)) if fewest >= _SLOPE else gain
 
 
 def _within(levels: Values, first: int, last: int) -> Any:
@@ -146,12 +139,13 @@ def _within(levels: Values, first: int, last: int) -> Any:
     return windows[np.isfinite(levels[windows])]
 
 
-def _misfit(levels: Values, sigma: Values, which: Any, *, slope: bool) -> float:
-    """χ² of these windows about their weighted mean, or about a straight line."""
+def _fitted(levels: Values, sigma: Values, which: Any, *, slope: bool) -> Values:
+    """(n,): the weighted mean of these windows, or the straight line through them, at all windows."""
+    x = np.arange(len(levels), dtype=np.float64)
+    design = np.stack([np.ones_like(x), x] if slope else [np.ones_like(x)], 1)
     weight = 1 / sigma[which]
-    design = np.stack([weight, weight * which] if slope else [weight], 1)
-    y = levels[which] * weight
-    return float(np.square(y - design @ np.linalg.lstsq(design, y, rcond=None)[0]).sum())
+    found = np.linalg.lstsq(design[which] * weight[:, None], levels[which] * weight, rcond=None)[0]
+    return np.asarray(design @ found, dtype=np.float64)
 
 
 def _sharpened(trajectory: Trajectory, first: int, near: int, last: int) -> int:

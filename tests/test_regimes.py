@@ -248,7 +248,7 @@ def test_two_time_scales_are_three_regimes() -> None:
         drop = 0.5 * np.sum(np.exp(-2 * rate * regime.first_step) - np.exp(-2 * rate * regime.last_step))
         elapsed = regime.last_step - regime.first_step
         assert regime.efficiency == pytest.approx(np.sum(moved**2 / rate) / (elapsed * drop), rel=1e-4)
-    assert idle.efficiency < 0.9 * min(first.efficiency, last.efficiency)
+    assert last.efficiency > 0.98  # one mode, one direction, hardly slowing down: λτ = 0.3
 
 
 # --- boundaries of curves
