@@ -129,7 +129,7 @@ class _Ensemble:
 
     def positions(self) -> Tensor:
         """(R, d) on the host."""
-        return torch.cat([p.detach().flatten(1).cpu() for p in self.parameters], 1).clone()
+        return torch.cat([p.detach().flatten(1).cpu() for p in self.parameters], 1)
 
 
 def _descend(ensemble: _Ensemble, optimizer: Langevin, batch: Sequence[Tensor], *, own: bool) -> None:

@@ -42,6 +42,25 @@ def test_gaussian_entropy_has_no_bias_and_says_its_scatter(replicas: int, d: int
     assert 0.9 * truth < stated < 1.35 * truth
 
 
+def jackknifed(values: list[float]) -> float:
+    """√((R − 1)/R Σ (θ_{−r} − mean)²)."""
+    return math.sqrt((len(values) - 1) * np.var(values))
+
+
+def test_errors_are_those_of_leaving_each_replica_out() -> None:
+    """By brute force; the neighbours' in the cloud made white once."""
+    cloud = normal(30, 3, 1)
+    left = [torch.cat([cloud[:r], cloud[r + 1 :]]) for r in range(30)]
+    plain = [float(torch.logdet(torch.cov(part.T))) / 2 for part in left]
+    assert gaussian_entropy(cloud).standard_error == pytest.approx(jackknifed(plain), rel=1e-9)
+    white = np.linalg.solve(np.linalg.cholesky(np.cov(cloud.numpy().T)), cloud.numpy().T).T
+    nearest = []
+    for r in range(30):
+        part = np.delete(white, r, 0)
+        nearest.append(3 * np.log(KDTree(part).query(part, 5)[0][:, 4]).mean())
+    assert neighbour_entropy(cloud).standard_error == pytest.approx(jackknifed(nearest), rel=1e-9)
+
+
 def test_the_bias_that_is_taken_out_is_there() -> None:
     """The plug-in ½ log det(2πe Σ̂) is too small by Σ ½[log((R−1)/2) − ψ((R−1−i)/2)]: the guard."""
     replicas, d = 12, 5
@@ -116,6 +135,14 @@ def test_what_a_cloud_cannot_tell_is_nan_with_a_reason(cloud: Tensor, reason: st
         assert math.isnan(found.standard_error)
         assert re.search(reason, found.reason)
         assert str(found).startswith("undefined: ")
+
+
+def test_what_is_flat_up_to_rounding_is_flat() -> None:
+    for replicas in range(10, 40):
+        at_rest = torch.cat([normal(replicas, 1, 0), torch.full((replicas, 1), 0.1, dtype=torch.float64)], 1)
+        assert "all at one place" in gaussian_entropy(at_rest).reason
+        turned = normal(replicas, 4, replicas) @ normal(4, 5, 1)
+        assert "in one hyperplane" in gaussian_entropy(turned).reason
 
 
 def test_nearest_neighbours_are_scipys_also_of_a_cloud_that_is_searched_in_parts() -> None:

@@ -122,13 +122,35 @@ def test_the_error_of_the_bound_is_its_scatter() -> None:
     assert stated == pytest.approx(deviation, rel=4 / math.sqrt(120))  # of a standard deviation of 60
 
 
-def test_at_a_long_lag_the_error_of_the_bound_knows_that_the_current_was_chosen() -> None:
-    """3.6 nats per lag: errors that take the current as given are a fifth too small."""
-    system = rotating([3.0], [1.0], 0.5)
-    found = [entropy_production_bound(*system.sample(0.2, 6, 400, seed=seed), blocks=10).rate for seed in range(300)]
+@pytest.mark.parametrize(
+    ("turn", "lag", "records", "replicas", "start"),
+    [(5.0, 0.2, 3, 400, None), (1.0, 0.2, 2, 2000, (np.array([5.0, 0.0]), 0.3 * np.eye(2)))],
+    ids=["steady", "far away"],
+)
+def test_at_a_long_lag_the_error_of_the_bound_knows_that_the_current_was_chosen(
+    turn: float, lag: float, records: int, replicas: int, start: tuple[np.ndarray, np.ndarray] | None
+) -> None:
+    """10 nats per lag, where the error of a given current is 0.6 of the scatter; and a current mostly cut off."""
+    system = rotating([turn], [1.0], 0.5)
+    found = [entropy_production_bound(*system.sample(lag, records, replicas, s, start=start)).rate for s in range(100)]
     deviation = np.std([e.value for e in found], ddof=1)
     stated = math.sqrt(np.mean([e.standard_error**2 for e in found]))
-    assert stated == pytest.approx(deviation, rel=4 / math.sqrt(600))  # of a standard deviation of 300
+    assert stated == pytest.approx(deviation, rel=4 / math.sqrt(200))  # of a standard deviation of 100
+
+
+def test_no_single_pair_decides_the_bound_far_from_the_steady_state() -> None:
+    """With no cut-off at the log of the number of pairs it reaches −10⁹."""
+    start = np.array([3.0, 0.0]), 0.05 * np.eye(2)
+    found = [entropy_production_bound(*PLANE.sample(0.3, 2, 2000, seed, start=start)).rate for seed in range(100)]
+    assert min(e.value for e in found) > 0
+    assert max(e.standard_error for e in found) < 20
+
+
+def test_blocks_of_unequal_size_do_not_widen_the_error() -> None:
+    found = [entropy_production_bound(*PLANE.sample(0.05, 401, 60, seed=seed)).rate for seed in range(30)]
+    deviation = np.std([e.value for e in found], ddof=1)
+    stated = math.sqrt(np.mean([e.standard_error**2 for e in found]))
+    assert stated == pytest.approx(deviation, rel=4 / math.sqrt(60))  # 40 blocks of one replica or two
 
 
 def test_the_pull_of_a_row_is_what_weighing_it_more_does() -> None:
@@ -175,6 +197,15 @@ def test_the_jackknife_takes_the_bias_out() -> None:
     mean = np.mean([e.value for e in found])
     assert abs(mean) < 0.25 * bias
     assert np.mean([e.standard_error for e in found]) < bias
+
+
+def test_the_jackknife_takes_the_bias_of_110_currents_out() -> None:
+    """Equilibrium: evaluated where they were fitted they show 2B/𝒯, and more when extrapolated."""
+    equilibrium = Linear(np.eye(10), np.eye(10))
+    found = [
+        entropy_production_polynomial(*equilibrium.sample(0.02, 52, 100, seed=seed), degree=1) for seed in range(10)
+    ]
+    assert abs(np.mean([e.value for e in found])) < 0.25 * 2 * 110 / (5000 * 0.02)
 
 
 def test_linear_rates_of_a_relaxing_ensemble() -> None:

@@ -80,8 +80,12 @@ def compare(together: Replicas, one_by_one: list[tuple[Tensor, Tensor]]) -> None
 
 
 def modules(count: int = 5) -> list[nn.Module]:
+    """Each with a buffer of its own."""
     torch.manual_seed(7)
-    return [network() for _ in range(count)]
+    found = [network() for _ in range(count)]
+    for r, module in enumerate(found):
+        module.get_buffer("scale").add_(0.1 * r)
+    return found
 
 
 @pytest.mark.parametrize("batches", ["full", "shared", "independent"])
@@ -178,6 +182,32 @@ def test_chunks_and_dropout() -> None:
     torch.testing.assert_close(parts.positions, whole.positions, rtol=0, atol=ROUNDING)
     a, b = (train_replicas(dropped, loss_fn, data(), **options).positions for _ in range(2))
     assert torch.equal(a, b)
+    twins = [dropped()] * 3
+    assert train_replicas(twins, loss_fn, data(), lr=LR, steps=1).positions[-1].std(0).max() > 1e-3
+
+
+def test_a_chunk_holds_as_many_replicas_as_it_may() -> None:
+    calls = []
+
+    def counted(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+        calls.append(1)
+        return loss_fn(model, x, y)
+
+    train_replicas(network, counted, data(), replicas=5, lr=LR, steps=1, chunk_size=2)
+    assert len(calls) == 3 * 3  # three chunks, for one step and two records
+
+
+def test_what_a_module_counts_of_its_own_stays_as_it_is() -> None:
+    class Counting(Net):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    module = Counting().double()
+    train_replicas([module], loss_fn, data(), lr=LR, steps=1)
+    assert module.calls == 0
 
 
 class Potential(nn.Module):
@@ -199,12 +229,18 @@ def test_a_module_may_be_the_potential_itself() -> None:
 
 
 class Normed(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(4)
+        self.norm = nn.BatchNorm1d(4, dtype=torch.float64, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
+        return self.norm(x)[:, :2]
+
+
+@pytest.mark.parametrize("make", [lambda: Normed(track_running_stats=False), lambda: Normed().eval()])
+def test_batch_statistics_that_do_not_change_may_be(make: Callable[[], nn.Module]) -> None:
+    found = train_replicas(make, loss_fn, data(), replicas=2, lr=LR, steps=2)
+    assert bool((found.losses[1] < found.losses[0]).all())
 
 
 @pytest.mark.parametrize(
