@@ -82,7 +82,7 @@ class Jacobian:
     def _forward(self, part: slice, parameters: dict[str, Tensor]) -> Tensor:
         """Outputs of some samples. Copies of inputs and buffers: no trace of inference mode, no state moved."""
         buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
-        arguments = tuple(x[part].detach().clone() for x in self._inputs)
+        arguments = tuple(x[part].clone() for x in self._inputs)
         outputs = torch.func.functional_call(self._module, (parameters, buffers), arguments)
         if not isinstance(outputs, Tensor):
             raise TypeError(f"module must return one tensor, got {type(outputs).__name__}; wrap it in one that does")
@@ -91,12 +91,11 @@ class Jacobian:
     def _shaken(self) -> dict[str, Tensor]:
         """The parameters a tenth of their size away: zeros in a last layer hide at θ what ∂f/∂θ depends on."""
         generator = torch.Generator().manual_seed(0)
-        squares = sum(parameter.abs().double().square().sum().item() for parameter in self._moving)
+        squares = sum(torch.linalg.vector_norm(parameter).item() ** 2 for parameter in self._moving)
         size = 0.1 * (squares / sum(parameter.numel() for parameter in self._moving)) ** 0.5 or 1.0
 
         def noise(parameter: Tensor) -> Tensor:
-            dtype = torch.complex64 if parameter.is_complex() else torch.float32
-            return size * torch.randn(parameter.shape, generator=generator, dtype=dtype, device="cpu").to(parameter)
+            return size * torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)
 
         return {name: p + noise(p) if p.requires_grad else p for name, p in self._parameters.items()}
 

@@ -107,7 +107,7 @@ def predict(
 def _gram(jacobian: Jacobian, block_bytes: int) -> Tensor:
     """JJᵀ by blocks: three quarters of the bytes hold rows, under the rest the following rows pass by."""
     count = jacobian.outputs.numel()
-    fitting = max(2, block_bytes // (8 * jacobian.width))
+    fitting = block_bytes // (8 * jacobian.width)
     held, passing = max(1, fitting * 3 // 4), max(1, fitting // 4)
     kernel = torch.empty(count, count, dtype=torch.float64, device=jacobian.device)
     for start in range(0, count, held):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from theory_cases import descend, draw, exact_flow, extrapolated
 from torch import Tensor
 
-from lightning_speedlimit.theory import Curve, gradient_flow
+from lightning_speedlimit.theory import Curve, gradient_flow, langevin, power_law, split_initial
 
 # Ten operations per mode of 1.1e-16 each, sums of up to 8 modes.
 ROUNDING = 1e-14
@@ -63,6 +63,12 @@ def test_extreme_eigenvalues_and_times(
     assert found == pytest.approx((squared, drop, efficiency), rel=ROUNDING, abs=0)
 
 
+def test_large_residuals_at_extremes() -> None:
+    # λ r² and t Q are above the largest float64; r²/λ, r²/2 and 2/(λt) are not.
+    assert at(gradient_flow(1e300, 1e10, 1.0)) == pytest.approx((1e-280, 0.5e20, 2e-300), rel=ROUNDING, abs=0)
+    assert at(gradient_flow(1.0, 1e50, 1e250)) == pytest.approx((1e100, 0.5e100, 2e-250), rel=ROUNDING, abs=0)
+
+
 def test_single_mode_is_tanh() -> None:
     z = torch.logspace(-10, 4, 60, dtype=torch.float64)
     expected = torch.tanh(z / 2) / (z / 2)
@@ -74,7 +80,7 @@ def test_limits() -> None:
     assert at(curve, 0) == (0.0, 0.0, 1.0)
     # At the end: Σ r²/λ and ½ Σ r².
     squared, drop = 1 / 0.5 + 9 / 2, (1 + 9) / 2
-    assert at(curve, 1) == pytest.approx((squared, drop, squared / (1e6 * drop)), rel=ROUNDING)
+    assert at(curve, 1) == pytest.approx((squared, drop, squared / (1e6 * drop)), rel=ROUNDING, abs=0)
 
 
 def test_zero_modes_stay() -> None:
@@ -101,6 +107,20 @@ def test_shape_type_and_graph() -> None:
     assert gradient_flow(1.0, 1.0, 0.5).efficiency.shape == ()
     with pytest.raises(AttributeError, match="cannot assign"):
         curve.time = times
+
+
+@pytest.mark.gpu
+def test_all_follow_the_first_argument_to_its_device() -> None:
+    eigenvalues, residual, times = draw(0, 3).square(), draw(1, 3), draw(2, 4).square()
+    for function, rest in ((gradient_flow, ()), (langevin, (0.5, 0.7)), (split_initial, (draw(3, 3),))):
+        expected = function(eigenvalues, residual, *rest, times)
+        found = function(eigenvalues.cuda(), residual, *rest, times)
+        if function is split_initial:
+            torch.testing.assert_close(found.entropy_production.cpu(), expected.entropy_production)
+            expected, found = expected.actual, found.actual
+        assert found.efficiency.is_cuda
+        torch.testing.assert_close(found.efficiency.cpu(), expected.efficiency)
+    assert power_law(1.5, 0.5, 10, times.cuda()).efficiency.is_cuda
 
 
 def test_the_curve_keeps_its_times() -> None:
@@ -165,3 +185,9 @@ def test_blocks_of_modes_do_not_matter() -> None:
     for index in (0, 2500, 4999):
         alone = at(gradient_flow(eigenvalues, residual, times[index]))
         assert at(many, index) == pytest.approx(alone, rel=1e-13)  # sums of 300
+
+
+def test_more_times_than_a_block_holds() -> None:
+    times = torch.linspace(0, 3, 2**20 + 1, dtype=torch.float64)
+    many = gradient_flow([1.0, 0.3], [0.5, 2.0], times)
+    assert at(many, -1) == pytest.approx(at(gradient_flow([1.0, 0.3], [0.5, 2.0], 3.0)), rel=ROUNDING)

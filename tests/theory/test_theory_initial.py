@@ -22,7 +22,7 @@ def test_shares_by_decimal_arithmetic(time: float) -> None:
     assert share.entropy_production.item() == pytest.approx(1 - from_zero[1] / actual[1], abs=ROUNDING)
     for curve, expected in ((share.actual, actual), (share.from_zero, from_zero)):
         found = (curve.wasserstein2_squared, curve.entropy_production, curve.efficiency)
-        assert found == pytest.approx(expected, rel=ROUNDING)
+        assert found == pytest.approx(expected, rel=ROUNDING, abs=0)
 
 
 @pytest.mark.parametrize(("multiple", "expected"), [(0.0, 0.0), (-1.0, 0.75), (0.5, -3.0), (3.0, 0.75)])

@@ -164,10 +164,17 @@ def test_directions_without_inputs() -> None:
             torch.testing.assert_close(getattr(found, name), getattr(by_hand, name), rtol=1e-13, atol=0)
 
 
+def test_small_ranks_move() -> None:
+    """σ = 1e-10 is no rounding of 1: W₂² = Σ y²/σ² in the end."""
+    found = at(linear_regression(torch.diag(torch.tensor([1.0, 1e-10], dtype=torch.float64)), TARGETS[:2], 1e30))
+    squared, drop = (TARGETS[0] ** 2 + 1e20 * TARGETS[1] ** 2).item(), 0.5 * TARGETS[:2].square().sum().item()
+    assert found == pytest.approx((squared, drop, squared / (1e30 * drop)), rel=1e-13, abs=0)
+
+
 def test_rounded_ranks_do_not_move() -> None:
     """Rank 2 of 5, where rounding leaves σ ~ 1e-16: after an age the weights are those of least norm, X⁺y."""
     assert torch.linalg.svdvals(DEFICIENT)[2] > 0
     inverse = torch.linalg.pinv(DEFICIENT, rtol=1e-12)
     squared, drop = (inverse @ TARGETS).square().sum().item(), 0.5 * (TARGETS @ DEFICIENT @ inverse @ TARGETS).item()
     curve = linear_regression(DEFICIENT, TARGETS, 1e40)
-    assert at(curve) == pytest.approx((squared, drop, squared / (1e40 * drop)), rel=1e-12)
+    assert at(curve) == pytest.approx((squared, drop, squared / (1e40 * drop)), rel=1e-12, abs=0)

@@ -11,6 +11,7 @@ from theory_cases import LargestTensor, draw
 from torch import Tensor, nn
 
 from lightning_speedlimit.theory import empirical_ntk
+from lightning_speedlimit.theory.jacobian import Jacobian
 
 
 def explicit(module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -102,6 +103,20 @@ def centred_zeros() -> nn.Module:
     return Call(lambda self, x: self.net(x - x.mean(0)), net=all_zeros())
 
 
+def frozen_zeros() -> nn.Module:
+    """A head that stays 0: no gradient passes, so nothing can depend on anything."""
+    net = hidden_statistics()
+    net[4].requires_grad_(False)
+    return net
+
+
+def coupled_here_only() -> nn.Module:
+    """Samples that see each other at these weights, and not beside them."""
+    net = Call(lambda self, x: self.net(x - x.mean(0) * bool((self.net.weight == 1).all())), net=nn.Linear(4, 2))
+    nn.init.ones_(net.net.weight)
+    return net
+
+
 def images_out() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 6), nn.Unflatten(1, (3, 2)))
 
@@ -131,6 +146,15 @@ def branching() -> nn.Module:
     )
 
 
+def passing_through() -> nn.Module:
+    """Some samples meet no parameter."""
+    return Call(lambda self, x: torch.stack([self.a(row) if row[0] > 0 else row[:2] for row in x]), a=nn.Linear(4, 2))
+
+
+def fixed_batch() -> nn.Module:
+    return Call(lambda self, x: self.net(x.reshape(6, 4)), net=mlp())
+
+
 def pairs() -> nn.Module:
     """As many outputs per sample as there are samples, twice."""
     return Call(lambda self, x: torch.cdist(self.net(x), x).repeat(1, 2) + 1, net=nn.Linear(4, 4))
@@ -158,12 +182,15 @@ CASES: list[tuple[Callable[[], nn.Module], Tensor]] = [
     (hidden_statistics, IMAGES),
     (all_zeros, FLAT),
     (centred_zeros, FLAT),
+    (coupled_here_only, FLAT),
     (images_out, FLAT),
     (weight_norm, FLAT),
     (recurrent, TOKENS),
     (squeezing, FLAT),
     (unused, FLAT),
     (branching, FLAT),
+    (passing_through, FLAT),
+    (fixed_batch, FLAT),
     (pairs, FLAT[:4]),
     (Complex, FLAT),
 ]
@@ -192,7 +219,12 @@ def test_explicit_jacobians(make: Callable[[], nn.Module], inputs: Tensor, block
 
 def test_samples_are_evaluated_alone_where_they_can_be() -> None:
     """A row then costs one sample's gradient, not the batch's."""
-    for make, inputs, alone in ((norms, FLAT, {1}), (all_zeros, FLAT, {1}), (batch_statistics, FLAT, {len(FLAT)})):
+    for make, inputs, alone in (
+        (norms, FLAT, {1}),
+        (all_zeros, FLAT, {1}),
+        (frozen_zeros, IMAGES, {1}),
+        (batch_statistics, FLAT, {len(FLAT)}),
+    ):
         net, sizes = built(make), []
         net.register_forward_pre_hook(lambda _, x, sizes=sizes: sizes.append((len(x[0]), torch.is_grad_enabled())))
         empirical_ntk(net, inputs)
@@ -205,6 +237,20 @@ def test_blocks_are_as_large_as_asked() -> None:
     with LargestTensor() as largest:
         empirical_ntk(net.double(), inputs, block_bytes=2**19)
     assert 2**18 < largest.bytes <= 2**19
+
+
+def test_rows_held_and_rows_passing_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, rows = [], Jacobian.rows
+
+    def noted(self: Jacobian, start: int, stop: int) -> Tensor:
+        sizes.append(stop - start)
+        return rows(self, start, stop)
+
+    monkeypatch.setattr(Jacobian, "rows", noted)
+    empirical_ntk(nn.Linear(4, 5).double(), draw(0, 8, 4), block_bytes=8 * 25 * 16)  # 16 of 40 rows of 25 parameters
+    assert sizes[0] == 12  # held, while four at a time are computed for their products with these
+    assert sizes[1:8] == [4] * 7
+    assert sum(sizes[:8]) == 40
 
 
 def test_hooks_on_parameters_are_left_alone() -> None:

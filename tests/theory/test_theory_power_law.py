@@ -76,7 +76,8 @@ def test_nan_only_where_the_residual_overflows() -> None:
 def test_exponent_by_region() -> None:
     assert power_law_exponent(1.5, 0.2) == power_law_exponent(1.5, 1.0) == 0
     assert power_law_exponent(2.0, 1.5) == -0.25
-    assert power_law_exponent(2.0, 3.0) == power_law_exponent(2.0, 7.0) == -1
+    assert power_law_exponent(2.0, 1.125) == -0.0625
+    assert power_law_exponent(2.0, 3.0) == power_law_exponent(2.0, 3.5) == power_law_exponent(2.0, 7.0) == -1
     # Negative b: the labels grow with k; the kernel falls faster.
     assert power_law_exponent(3.0, -1.0) == 0
     with pytest.raises(ValueError, match=r"kernel_exponent \+ residual_exponent must be above 1, got 0.5 \+ 0.5"):

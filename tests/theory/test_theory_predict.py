@@ -99,6 +99,13 @@ def test_rounding_of_the_module_is_not_motion(dtype: torch.dtype) -> None:
     assert (eigenvalues > 0).sum() == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_the_kernel_hardly_reaches_moves(dtype: torch.dtype) -> None:
+    net, inputs = nn.Linear(2, 1, bias=False).to(dtype), torch.diag(torch.tensor([1.0, 1e-6], dtype=dtype))
+    eigenvalues, _, _ = ntk_eigenbasis(net, inputs, draw(1, 2, 1))
+    assert eigenvalues.tolist() == pytest.approx([1e-12, 1.0], rel=1e-6, abs=0)  # 1e-6 as single precision has it
+
+
 def test_starts_with_efficiency_one_and_is_nan_at_the_end() -> None:
     torch.manual_seed(0)
     net, inputs = nn.Linear(3, 1).double(), draw(1, 5, 3)
