@@ -128,6 +128,14 @@ class Clouds:
         given_x, given_y = self._given
         return _normalised("weights_x", given_x, n, device), _normalised("weights_y", given_y, m, device)
 
+    @property
+    def line(self) -> tuple[Tensor, Tensor] | None:
+        """x (N,) and y (M,) in float64 where the particles have one coordinate and are all here; else None."""
+        x, y = self._x, self._y
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.shape[1] > 1 or self.group is not None:
+            return None
+        return _float64(x.detach())[:, 0], _float64(y.detach())[:, 0]
+
     # -- ranks -----------------------------------------------------------------------------------------------
 
     def sum(self, *tensors: Tensor) -> None:

@@ -98,15 +98,18 @@ def _measure(clouds: Clouds, tolerance: float) -> Transport:
         return _from_moments(clouds, blocks, tolerance)
     costs = read(clouds, blocks)
     sharpen(costs, clouds)
-    *found, defect, method = clouds.from_first(_solved(costs, tolerance) if clouds.decides else None)
+    solved = _solved(costs, tolerance, clouds.line) if clouds.decides else None
+    *found, defect, method = clouds.from_first(solved)
     rows, columns, mass, f = (part.to(first[0].device) for part in found)
     return _certified(costs, clouds, Plan(rows, columns, mass), f, defect, method, tolerance)
 
 
-def _solved(costs: Costs, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, float, str]:
+def _solved(
+    costs: Costs, tolerance: float, line: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float, str]:
     """Rows, columns and masses of a plan, a potential of the rows that proves it, its defect, and what found it.
 
-    The defect is the mass by which the plan misses the weights.
+    The defect is the mass by which the plan misses the weights. `line`: the particles where they have one coordinate.
     """
     defect = 0.0
     f = _identity_potential(costs)
@@ -115,6 +118,9 @@ def _solved(costs: Costs, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Ten
     elif not costs.uniform:
         plan, f, defect = _weighted(costs)
         method = "linear program"
+    elif line is not None:
+        plan, f = _sorted(costs, *line)
+        method = "sorting"
     elif len(costs.lower) <= _COLD:
         plan, f, method = _assigned(costs)
     else:
@@ -141,6 +147,24 @@ def _paired_by(costs: Costs, columns: Tensor) -> tuple[Pairing, float]:
     turned = costs.lower[:, columns]
     own, w = turned.diagonal().clone(), costs.weights[0]
     return Pairing(turned, own, w), (w @ own).item() + costs.shift
+
+
+def _sorted(costs: Costs, x: Tensor, y: Tensor) -> tuple[Plan, Tensor]:
+    """On a line the k-th of x goes to the k-th of y; the potential climbs from neighbour to neighbour.
+
+    f_b − f_a may lie anywhere between C_bb − C_ab and C_ba − C_aa, and that for neighbours implies it for all pairs,
+    since the cost is convex (Monge's condition).
+    """
+    order = x.argsort()
+    columns = torch.empty_like(order)
+    columns[order] = y.argsort()
+    pairing, cost = _paired_by(costs, columns)
+    own, a, b = pairing.own, order[:-1], order[1:]
+    least, most = own[b] - pairing.costs[a, b], pairing.costs[b, a] - own[a]
+    f = torch.zeros_like(own)
+    f[b] = ((least + most) / 2).cumsum(0)
+    f, _ = pairing.improve(f, sweeps=_SWEEPS // 16, enough=0.1 * OPTIMAL * cost)  # rounding
+    return Plan.permutation(columns, costs.weights[0]), f
 
 
 def _assigned(costs: Costs) -> tuple[Plan, Tensor, str]:
