@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from common import COLOURS, LINES, MARKERS, Options, Report, figure, number, parse, progress
 from matplotlib.ticker import NullFormatter
-from PIL import Image
 from torch import Tensor, nn
 
 from lightning_speedlimit import TrajectoryMeter
@@ -501,8 +500,6 @@ def main() -> None:
     with figure(3, 2) as (drawn, panels):
         draw(panels, found)
         report.save(drawn)
-    path = options.output / "langevin.png"
-    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)  # a third of the bytes, no less to see
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from common import COLOURS, LINES, MARKERS, Report, figure, number, parse, progress
-from PIL import Image
 from torch import Tensor, nn
 
 from lightning_speedlimit import TrajectoryMeter
@@ -451,8 +450,6 @@ def main() -> None:
     with figure(3, 2) as (drawn, panels):
         draw(panels, found, problem, case)
         report.save(drawn)
-    path = options.output / "linear.png"
-    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)  # a third of the bytes, no less to see
 
 
 if __name__ == "__main__":

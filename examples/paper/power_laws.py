@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import COLOURS, LINES, MARKERS, Options, Report, digits, figure, number, parse, progress
+from common import COLOURS, LINES, MARKERS, Report, digits, figure, number, parse, progress
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.special import gamma, zeta
 from torch import Tensor, nn
 
@@ -382,18 +381,9 @@ def main() -> None:
     steps = [measure_step_size(pair) for pair in DESCENT_PAIRS]
     ends = [cut_off(pair, [modes // 10, modes]) for pair in DESCENT_PAIRS]
     spectrum, true, fit = compare_spectra(images, options.seed, modes)
-    report.add(**lists({"sums": sums, "cut_off": ends, "descent": descents, "step_size": steps, "spectrum": spectrum}))
+    report.add(sums=sums, cut_off=ends, descent=descents, step_size=steps, spectrum=spectrum)
     say(report, sums, descents, steps, spectrum)
-    save(report, options, sums, descents, spectrum, true, fit)
-
-
-def lists(value: Any) -> Any:
-    """Arrays within dicts and lists as lists."""
-    if isinstance(value, dict):
-        return {name: lists(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [lists(item) for item in value]
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    save(report, sums, descents, spectrum, true, fit)
 
 
 def say(report: Report, sums: list[Any], descents: list[Any], steps: list[Any], spectrum: dict[str, Any]) -> None:
@@ -436,7 +426,6 @@ def _say(report: Report, name: str, measured: float, predicted: float) -> None:
 
 def save(
     report: Report,
-    options: Options,
     sums: list[dict[str, Any]],
     descents: list[dict[str, Any]],
     spectrum: dict[str, Any],
@@ -451,8 +440,6 @@ def save(
         draw_spectrum(axes[1, 1], spectrum, true, fit, "squared_residual")
         draw_comparison(axes[1, 2], spectrum)
         report.save(drawn)
-    path = options.output / "power_laws.png"
-    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)  # a quarter of the bytes, no less to see
 
 
 def label(row: dict[str, Any]) -> str:

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import COLOURS, MARKERS, Options, Report, digits, figure, parse, progress
+from common import COLOURS, MARKERS, Report, digits, figure, parse, progress
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -269,7 +268,7 @@ def main() -> None:
     report.add(settings=columns(rows), full_batch=columns(full), flow=limit)
     report.add(correlations=correlations, faster_has_more=knobs, beaten_by_none=best)
     say(report, [*full, *rows], limit, correlations, knobs)
-    save(report, options, reached, full, limit)
+    save(report, reached, full, limit)
 
 
 def say(report: Report, rows: Sequence[dict[str, Any]], limit: dict[str, float], correlations: Any, knobs: Any) -> None:
@@ -300,7 +299,6 @@ def say(report: Report, rows: Sequence[dict[str, Any]], limit: dict[str, float],
 
 def save(
     report: Report,
-    options: Options,
     rows: Sequence[dict[str, Any]],
     full: Sequence[dict[str, Any]],
     limit: dict[str, float],
@@ -314,8 +312,6 @@ def save(
         }
         drawn.legend(handles.values(), handles, loc="outside lower center", ncols=4)
         report.save(drawn)
-    path = options.output / "sweep.png"
-    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)  # a quarter of the bytes, no less to see
 
 
 def draw_settings(axis: Any, rows: Sequence[dict[str, Any]], full: Sequence[dict[str, Any]], name: str) -> None:
