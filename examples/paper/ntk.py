@@ -1,6 +1,6 @@
 """The neural tangent kernel predicts the efficiency of a network's training: the better, the wider it is.
 
-    python examples/paper/ntk.py            # some three minutes on one core
+    python examples/paper/ntk.py            # some four minutes on one core
     python examples/paper/ntk.py --quick    # a few seconds, to see that it works
 
 A two-layer network f(x) = a·tanh(Wx/√d + b)/√n of width n, all weights drawn from N(0, 1) (the NTK parametrization:
