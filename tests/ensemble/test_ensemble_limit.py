@@ -113,6 +113,38 @@ def test_errors_of_both_distances_are_their_scatter(shift: float) -> None:
         assert stated == pytest.approx(deviation, rel=4 / math.sqrt(300) + 0.05)  # 0.05: 40 replicas, first order
 
 
+def test_the_error_of_the_distance_to_two_clusters_is_its_scatter() -> None:
+    """No affine map: x goes to ±5, and the potential is −5|x|."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(200):
+        x, y, side = (torch.randn(40, 1, dtype=torch.float64, generator=generator) for _ in range(3))
+        y = 0.1 * y + 5.0 * side.sign()
+        found.append(sampled_distance(x, y, wasserstein2_squared(x, y)).estimate())
+    stated = math.sqrt(sum(e.standard_error**2 for e in found) / 200)
+    assert stated == pytest.approx(float(torch.tensor([e.value for e in found]).std()), rel=4 / math.sqrt(400) + 0.05)
+
+
+def test_what_a_replica_adds_to_the_lower_distance_is_what_goes_with_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(400, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    y = y @ vector(2.0, 0.5).diag() + vector(3.0, -1.0)
+
+    def plain(kept: Tensor) -> float:
+        return gaussian_wasserstein2_squared(*(m for c in (x[kept], y[kept]) for m in (c.mean(0), torch.cov(c.T))))
+
+    every = torch.arange(400)
+    gone = torch.tensor([plain(every) - plain(every[every != r]) for r in range(0, 400, 20)], dtype=torch.float64)
+    added = sampled_gelbrich(x, y).influence
+    # To first order: 1/400 of what one of 400 adds.
+    torch.testing.assert_close(399 * gone, (added - added.mean())[::20], rtol=0.02, atol=0.02 * float(added.std()))
+
+
+def test_a_cloud_that_ends_at_one_place_has_no_lower_distance() -> None:
+    x = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert "all at one place" in sampled_gelbrich(x, torch.zeros_like(x)).reason
+
+
 def test_the_error_of_a_ratio_knows_what_its_parts_share() -> None:
     terms = torch.arange(1.0, 9.0, dtype=torch.float64)
     part = Sampled.mean(terms)

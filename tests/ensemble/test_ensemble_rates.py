@@ -17,6 +17,8 @@ from lightning_speedlimit.ensemble import (
 )
 from lightning_speedlimit.ensemble.currents import CurrentMoments
 from lightning_speedlimit.ensemble.matrices import logarithm
+from lightning_speedlimit.ensemble.trajectories import Pairs, jackknife
+from lightning_speedlimit.ensemble.uncertainty import _mean_of_blocks
 
 PLANE = rotating([1.0], [1.0], 0.5)
 TEN = rotating([0.5, 1.0, 1.5, 2.0, 1.0], [1.0, 1.0, 1.0, 0.5, 2.0], 0.5)
@@ -147,10 +149,27 @@ def test_no_single_pair_decides_the_bound_far_from_the_steady_state() -> None:
 
 
 def test_blocks_of_unequal_size_do_not_widen_the_error() -> None:
-    found = [entropy_production_bound(*PLANE.sample(0.05, 401, 60, seed=seed)).rate for seed in range(30)]
-    deviation = np.std([e.value for e in found], ddof=1)
-    stated = math.sqrt(np.mean([e.standard_error**2 for e in found]))
-    assert stated == pytest.approx(deviation, rel=4 / math.sqrt(60))  # 40 blocks of one replica or two
+    samples = torch.arange(1.0, 9.0, dtype=torch.float64)
+    found = _mean_of_blocks(3.0 * samples, samples, 0.5)  # every pair gives 3
+    assert found.value == pytest.approx(6.0)
+    assert found.standard_error == pytest.approx(0.0, abs=1e-14)
+
+
+@pytest.mark.parametrize(("replicas", "blocks"), [(1, 40), (9, 45), (45, 40), (40, 40)])
+def test_every_pair_is_in_one_of_the_blocks(replicas: int, blocks: int) -> None:
+    positions = torch.randn(73, replicas, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pairs = Pairs.of(torch.arange(73.0), positions, 2, 40)
+    assert pairs.blocks == blocks
+    x, y = (torch.cat([part.reshape(-1, 2) for part in side]) for side in zip(*pairs, strict=True))
+    assert pairs.samples == len(x) == 71 * replicas
+    both = torch.cat([positions[:-2], positions[2:]], 2).reshape(-1, 4)
+    assert sorted(torch.cat([x, y], 1).tolist()) == sorted(both.tolist())
+
+
+def test_the_jackknife_of_the_plain_variance_is_the_unbiased_one() -> None:
+    x = torch.tensor([1.0, 4.0, -2.0, 0.5, 7.0], dtype=torch.float64)
+    without = torch.stack([torch.cat([x[:r], x[r + 1 :]]).var(correction=0) for r in range(5)])
+    assert jackknife(x.var(correction=0), without).value == pytest.approx(float(x.var()), rel=1e-14)
 
 
 def test_the_pull_of_a_row_is_what_weighing_it_more_does() -> None:
@@ -333,6 +352,19 @@ def test_the_logarithm_is_scipys(d: int, size: float) -> None:
         np.testing.assert_allclose(ours, logm(matrix).real, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [0.15, 0.3, 0.6, 3.0, 14.0])
+def test_the_logarithm_undoes_the_exponential(size: float) -> None:
+    random = np.random.default_rng(0)
+    turned = np.linalg.qr(random.standard_normal((50, 4, 4)))[0]
+    exponents = turned @ np.diag([size, -size, 0.3 * size, 0.0]) @ turned.swapaxes(1, 2)
+    matrices = turned @ np.diag(np.exp([size, -size, 0.3 * size, 0.0])) @ turned.swapaxes(1, 2)
+    # Rounding, and that of the largest eigenvalue seen from the smallest one.
+    tolerance = 1e-14 + 1e-15 * math.exp(2 * size)
+    np.testing.assert_allclose(logarithm(torch.from_numpy(matrices)).numpy(), exponents, rtol=0, atol=tolerance)
+    larger = logarithm(torch.from_numpy(1e6 * matrices)).numpy() - math.log(1e6) * np.eye(4)
+    np.testing.assert_allclose(larger, exponents, rtol=0, atol=10 * tolerance)
+
+
 def test_a_negative_eigenvalue_has_no_logarithm() -> None:
     matrices = torch.stack([torch.diag(torch.tensor([-1.0, 2.0])), torch.diag(torch.tensor([1.0, math.e]))]).double()
     found = logarithm(matrices)
@@ -364,6 +396,31 @@ def test_a_lag_too_long_is_nan_with_a_reason() -> None:
             assert math.isnan(found.value)
             assert "would be told from noise: shorten the lag" in found.reason
     assert entropy_production_linear(*PLANE.sample(0.5, 5, 300, seed=0)).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("growth", "turn", "noise", "stationary"),
+    # A cloud that grows is in no steady state; and no steady noise is narrow after a turn of 1.2 per lag.
+    [(1.3, 0.2, [0.1, 0.1], True), (0.95, 1.2, [0.3, 1e-3], False)],
+    ids=["growing", "narrow"],
+)
+def test_noise_that_no_diffusion_makes_is_nan(growth: float, turn: float, noise: list[float], stationary: bool) -> None:
+    random = np.random.default_rng(0)
+    start = random.standard_normal((400, 2))
+    turned = growth * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    end = start @ turned.T + random.standard_normal((400, 2)) * noise
+    found = entropy_production_linear(np.arange(2.0), np.stack([start, end]), stationary=stationary)
+    assert math.isnan(found.value)
+    assert "the noise found is not positive" in found.reason
+
+
+def test_times_are_not_cut_apart_where_each_has_its_own_distribution() -> None:
+    """Fewer replicas than blocks: each is a block."""
+    start = np.array([2.0, 0.0]), np.diag([0.1, 0.8])
+    times, positions = PLANE.sample(0.1, 4, 30, seed=5, start=start)
+    few, many = (entropy_production_linear(times, positions, stationary=False, blocks=b) for b in (30, 40))
+    assert many == few
+    assert many.value > 0
 
 
 def test_a_coordinate_at_rest_is_named_by_the_linear_rate_and_ignored_by_the_bound() -> None:
