@@ -61,6 +61,15 @@ def test_errors_are_those_of_leaving_each_replica_out() -> None:
     assert neighbour_entropy(cloud).standard_error == pytest.approx(jackknifed(nearest), rel=1e-9)
 
 
+def test_neighbour_entropy_is_its_formula() -> None:
+    cloud = normal(30, 3, 1).numpy()
+    cov = np.cov(cloud.T)
+    white = np.linalg.solve(np.linalg.cholesky(cov), cloud.T).T
+    mean = np.log(KDTree(white).query(white, 5)[0][:, 4]).mean()
+    truth = digamma(30) - digamma(4) + math.log(4 / 3 * math.pi) + 3 * mean + np.linalg.slogdet(cov)[1] / 2
+    assert neighbour_entropy(torch.from_numpy(cloud)).value == pytest.approx(truth, rel=1e-12)
+
+
 def test_the_bias_that_is_taken_out_is_there() -> None:
     """The plug-in ½ log det(2πe Σ̂) is too small by Σ ½[log((R−1)/2) − ψ((R−1−i)/2)]: the guard."""
     replicas, d = 12, 5

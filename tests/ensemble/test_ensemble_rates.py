@@ -245,6 +245,19 @@ def test_linear_rates_of_a_relaxing_ensemble() -> None:
     assert whole.value == pytest.approx(np.mean(singles), rel=0.05)  # the same mean, the dynamics from all four
 
 
+def test_one_window_in_which_the_rate_falls_to_a_sixth() -> None:
+    """The mean of its two ends would be a third more."""
+    start = np.array([3.0, 0.0]), np.diag([0.1, 0.8])
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    moments = [PLANE.moved(*start, (node + 1) / 2) for node in nodes]
+    truth = sum(w / 2 * PLANE.rate_of(*m) for w, m in zip(weights, moments, strict=True))
+    ends = [PLANE.rate_of(*PLANE.moved(*start, time)) for time in (0.0, 1.0)]
+    assert np.mean(ends) > 1.2 * truth
+    found = entropy_production_linear(*PLANE.sample(1.0, 2, 20_000, seed=6, start=start), stationary=False)
+    assert found.value == pytest.approx(truth, abs=4 * found.standard_error)
+    assert found.standard_error < 0.04 * truth
+
+
 # --- the polynomial rate
 
 
