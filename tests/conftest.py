@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ["modes_plugin"]
+
 torch.set_num_threads(1)
 
 # No deadline: the machines are shared, and a slow example is no wrong one.

@@ -1,0 +1,121 @@
+"""Writes docs/modes.md from what the tests showed: `make modes`, or `python docs/make_modes.py`."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+
+HEAD = """\
+# Ways of training
+
+Each line was shown by a test that passed. *Measured, with a caveat*: but for what the remark says. *Refused*: not
+measured, with the message that you get, a warning that is said once; the training goes on, unless the line says which
+error it raises. What is not on this page was not tried.
+
+This page is written by `make modes`; a test compares it with what the tests declare.
+"""
+
+VERSIONS = """\
+## Versions
+
+The fast tests of the callback, the trajectory, the record and the closed forms, on a CPU, in environments of their own
+(`make test-matrix`, lists in tests/matrix). The default tests run with the versions in constraints.txt.
+
+"""
+
+# A test's file → the group that its modes are listed in; the first match counts.
+GROUPS = {
+    "Strategies": r"ranks|strateg|ddp|fsdp|shard|parallel|deepspeed",
+    "Precision": r"precision",
+    "Optimizers and steps": r"optim|styles|steps|midway|host_reads|neutrality|input|mobility|meter|probe|clouds",
+    "Life cycle": r"lifecycle|life|resume|state",
+    "Loggers": r"logger",
+    "Namespaces and command line": r"namespace|cli",
+}
+WORDS = {"measured": "measured", "caveat": "measured, with a caveat", "refused": "refused"}
+
+
+@dataclass
+class Line:
+    """One mode, of all tests that show it."""
+
+    name: str
+    outcomes: set[str] = field(default_factory=set)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> str:
+        """A caveat that one test shows is one, whatever the others show.
+
+        Raises:
+            ValueError: measured by one test and refused by another.
+        """
+        if "refused" in self.outcomes and len(self.outcomes) > 1:
+            raise ValueError(
+                f"mode {self.name!r} got {sorted(self.outcomes)}, wanted one: give one of them another name"
+            )
+        return min(self.outcomes)  # caveat < measured
+
+
+def group_of(file: str) -> str:
+    for group, pattern in GROUPS.items():
+        if re.search(pattern, file):
+            return group
+    raise ValueError(f"{file} shows modes but belongs to no group of the page; add it to GROUPS in docs/make_modes.py")
+
+
+def lines(modes: Iterable[dict[str, str]]) -> dict[str, list[Line]]:
+    """The page's tables, in its order."""
+    found: dict[str, dict[str, Line]] = {group: {} for group in GROUPS}
+    for mode in modes:
+        line = found[group_of(mode["file"])].setdefault(mode["name"], Line(mode["name"]))
+        line.outcomes.add(mode["outcome"])
+        if mode["remark"] and mode["remark"] not in line.remarks:
+            line.remarks.append(mode["remark"])
+    order = list(WORDS)
+    return {
+        group: sorted(named.values(), key=lambda line: (order.index(line.outcome), line.name.lower()))
+        for group, named in found.items()
+        if named
+    }
+
+
+def cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").strip()
+
+
+def page(modes: Iterable[dict[str, str]], versions: dict[str, dict[str, Any]]) -> str:
+    parts = [HEAD]
+    for group, found in lines(modes).items():
+        rows = [f"| {cell(x.name)} | {WORDS[x.outcome]} | {cell('; '.join(x.remarks))} |" for x in found]
+        parts.append(
+            "\n".join([f"## {group}\n", "| mode | outcome | remark, or message |", "|---|---|---|", *rows]) + "\n"
+        )
+    if versions:
+        parts.append(version_table(versions))
+    return "\n".join(parts)
+
+
+def version_table(versions: dict[str, dict[str, Any]]) -> str:
+    """What `make test-matrix` found: tests/matrix/results.json."""
+    columns = ["python", "torch", "pytorch-lightning", "lightning", "torchmetrics", "numpy", "passed", "skipped"]
+    rows = [["environment", *columns], ["---"] * (len(columns) + 1)]
+    for name in sorted(versions, key=lambda n: versions[n]["python"]):
+        rows.append([name, *(str(versions[name].get(c, "none")) for c in columns)])
+    return VERSIONS + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def main() -> None:
+    modes = json.loads((DOCS / "modes.json").read_text(encoding="utf-8"))
+    results = ROOT / "tests" / "matrix" / "results.json"
+    versions = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    (DOCS / "modes.md").write_text(page(modes, versions), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
