@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +15,17 @@ _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 
 def _installed() -> list[Any]:
     """Lightning's packages that are there: one, or both under their two names."""
-    found = []
+    found, failed = [], []
     for name in _NAMESPACES:
-        if importlib.util.find_spec(name.split(".")[0]) is not None:
+        if importlib.util.find_spec(name.split(".")[0]) is None:
+            continue
+        try:
             found.append(importlib.import_module(name))
+        except ImportError as error:  # a folder of that name, or a package that misses something: the other may do
+            failed.append(f"{name}: {error}")
     if not found:
-        raise ImportError("SpeedLimit needs Lightning, found none: pip install pytorch-lightning")
+        why = "; ".join(failed) or "found none"
+        raise ImportError(f"SpeedLimit needs Lightning, {why}: pip install pytorch-lightning")
     return found
 
 
@@ -35,13 +41,56 @@ else:
 
 
 def should_log(trainer: Any) -> bool:
-    """Lightning's own rhythm (log_every_n_steps); LearningRateMonitor asks the same connector."""
+    """Lightning's own rhythm (log_every_n_steps); LearningRateMonitor asks the same connector.
+
+    It also logs at the step that asks to stop. One process alone may ask, and others would not join in what it
+    reads: with several, that step is measured at the end of the epoch, which all reach.
+    """
+    if trainer.world_size > 1 and trainer.should_stop:
+        return bool(trainer.log_every_n_steps) and (stepped_batches(trainer) + 1) % trainer.log_every_n_steps == 0
     return bool(trainer._logger_connector.should_update_logs)
+
+
+def process_group(trainer: Any) -> Any:
+    """The processes of torch.distributed that train together; None where there is one, or another launcher's."""
+    dist = torch.distributed
+    together = trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
+    return dist.group.WORLD if together else None
 
 
 def stepped_batches(trainer: Any) -> int:
     """The x-axis that Lightning's loggers use for step metrics."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def validates_next(trainer: Any) -> bool:
+    """Whether a validation follows this batch: at its end, monitors look at what was logged.
+
+    False where the processes need not agree at this moment: intervals in seconds, and requests to stop.
+    """
+    if trainer.world_size > 1 and trainer.should_stop:
+        return False
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        return False
+    return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
+
+
+def run_folder(trainer: Any) -> str:
+    """Where the first logger keeps this run: its log_dir, else save_dir/name/version as ModelCheckpoint has it.
+
+    Loggers without a log_dir (W&B, MLflow) share their save_dir among all runs.
+    """
+    if not trainer.loggers:
+        return str(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    log_dir = getattr(logger, "log_dir", None)
+    if log_dir is not None:
+        return str(log_dir)
+    save_dir, name, version = logger.save_dir, logger.name, logger.version
+    parts = [str(name)] if name else []
+    if version is not None:
+        parts.append(version if isinstance(version, str) else f"version_{version}")
+    return os.path.join(trainer.default_root_dir if save_dir is None else save_dir, *parts)
 
 
 def loss_scale(trainer: Any, optimizer: Any) -> Tensor | None:
@@ -68,8 +117,13 @@ def plain_optimizer(optimizer: Any) -> Any:
 
 def muted_logger(trainer: Any) -> Any:
     """A logger of the trainer's own namespace that takes everything and keeps nothing."""
-    package = next(m for m in NAMESPACES if type(trainer).__module__.startswith(m.__name__))
-    return importlib.import_module(f"{package.__name__}.loggers.logger").DummyLogger()
+    return importlib.import_module(f"{_package(trainer).__name__}.loggers.logger").DummyLogger()
+
+
+def _package(trainer: Any) -> Any:
+    """The one that the trainer comes from, or what it is derived from."""
+    modules = [base.__module__ for base in type(trainer).__mro__]
+    return next(p for p in NAMESPACES if any(f"{m}.".startswith(f"{p.__name__}.") for m in modules))
 
 
 def unmeasurable(trainer: Any, module: Any) -> str | None:
@@ -85,7 +139,7 @@ def unmeasurable(trainer: Any, module: Any) -> str | None:
 def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
     """What was run, in plain types: optimizers and their settings, model, precision, versions."""
     parameters = {id(p): p for p in module.parameters() if not isinstance(p, torch.nn.UninitializedParameter)}
-    lightning = NAMESPACES[0]
+    lightning = _package(trainer)
     return {
         "model": type(module).__name__,
         "parameters": sum(p.numel() for p in parameters.values()),

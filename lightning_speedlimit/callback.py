@@ -135,6 +135,7 @@ class SpeedLimit(CallbackBase):
         self._closed_steps = 0
         self._measured_at = -1
         self._clouds_at = -1
+        self._writes, self._several = True, False  # this process writes files and says things; there are others
         self._clouds_shown: dict[str, float] = {}
         self._registered = False
         self._written = time.monotonic()
@@ -176,6 +177,7 @@ class SpeedLimit(CallbackBase):
         why = _lightning.unmeasurable(trainer, pl_module)
         if why is not None:
             self._say(f"SpeedLimit measures nothing in this run: {why}, which it does not support")
+        self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
             return
         # For "no optimizer" Lightning has one without groups.
         real = [o for o in self._optimizers if o.param_groups]
@@ -248,6 +250,7 @@ class SpeedLimit(CallbackBase):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self._tried = True
         plain = _lightning.plain_optimizer(optimizer)
+            process_group=_lightning.process_group(trainer),
         if self._meter is None or not any(o is plain for o in self._meter.optimizers):
             return
         scale = _lightning.loss_scale(trainer, plain)
@@ -438,7 +441,9 @@ class SpeedLimit(CallbackBase):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         meter = self._meter
-        if meter is not None and not meter.in_step and meter.steps != self._measured_at:
+        # With several processes the last row stands: one that fails alone would wait for the others for ever.
+        behind = meter is not None and not self._several and meter.steps != self._measured_at
+        if meter is not None and behind and not meter.in_step:
             try:
                 self._measure(trainer, pl_module, on_step=False, log=False)
             except Exception as error:  # the device may be lost; the user's exception must get through
@@ -456,7 +461,7 @@ class SpeedLimit(CallbackBase):
     def _write(self, trainer: Any) -> None:
         """Save the record; a disk that will not take it is said once, and the training goes on."""
         self._written = time.monotonic()
-        if self._folder is None or self.record is None or not len(self.record) or not trainer.is_global_zero:
+        if self._folder is None or self.record is None or not len(self.record) or not self._writes:
             return
         try:
             self.record.save(self._folder)
@@ -468,10 +473,11 @@ class SpeedLimit(CallbackBase):
             )
 
     def _say(self, message: str, key: str | None = None) -> None:
-        """Once per fit."""
+        """Once per fit, by the process that writes."""
         if (key or message) not in self._said:
             self._said.add(key or message)
-            warnings.warn(message, stacklevel=2)
+            if self._writes:
+                warnings.warn(message, stacklevel=2)
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -574,3 +580,5 @@ def _to_tensors(state: dict[str, Any]) -> dict[str, Any]:
 
 def _to_arrays(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"arrays": {k: v.cpu().numpy() for k, v in state["arrays"].items()}}
+        if not self._writes:
+            return None  # its state is in no checkpoint

@@ -77,6 +77,7 @@ class RunTotals:
     lost: tuple[str, ...] = ()  # what cannot be known since the measurement was resumed without it
     no_formula: tuple[str, ...] = ()
     sampling_se: dict[str, float] = field(default_factory=dict)
+    no_loss: str = ""  # why there is none, where it is not for want of recording
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -175,7 +176,7 @@ class Estimates:
         values["loss"] = NAN if loss is None else loss.last
         if loss is None:
             for name in ("loss_drop", "loss", "conversion"):
-                self.reasons[name] = "no loss was recorded"
+                self.reasons[name] = self.run.no_loss or "no loss was recorded"
         elif math.isnan(loss.value):
             for name in ("loss_drop", "loss", "conversion"):
                 self.reasons[name] = "a recorded loss is not finite"

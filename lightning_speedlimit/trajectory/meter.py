@@ -18,8 +18,9 @@ from lightning_speedlimit.trajectory.bank import SUMS, WORK_ACTION, WORK_ITO, Ba
 from lightning_speedlimit.trajectory.estimates import Estimates, Estimator, RunTotals, SectionTotals
 from lightning_speedlimit.trajectory.layout import Section, Slot
 from lightning_speedlimit.trajectory.mail import Mail
+from lightning_speedlimit.trajectory.ranks import Ranks, alike, header
 from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs
-from lightning_speedlimit.trajectory.sums import RunningSum
+from lightning_speedlimit.trajectory.sums import RunningSum, upload
 from lightning_speedlimit.trajectory.survey import survey
 from lightning_speedlimit.trajectory.trace import OptimizerTrace, Scalar
 
@@ -65,8 +66,8 @@ class TrajectoryMeter:
     `observe_gradients(optimizer)` between backward and clipping: works then come from the unclipped ones.
 
     Args:
-        optimizers: one, or several that share no parameter. A joint step ends when an optimizer that already
-            moved in it steps again, or with `end_step()`.
+        optimizers: one, or several that share no parameter; wrapped by Fabric or not. A joint step ends when an
+            optimizer that already moved in it steps again, or with `end_step()`.
         clock: Δ_k = 1 ("steps") or the learning rate ("lr").
         entropy_production: the estimate of Q that `efficiency` divides by; see the theory page, §2.
         loss_window: losses at each end from which L_0 and L_K are extrapolated.
@@ -78,13 +79,16 @@ class TrajectoryMeter:
         watch_clipping: gradients may be clipped by your own code before the step: norms are then compared parameter
             by parameter, and where more than one factor was at work the works are NaN.
         layer_of: parameter → name under which its sums are kept apart as well; see `compute_layers`.
+        process_group: the processes that train together (DDP: `torch.distributed.group.WORLD`): losses are then
+            averaged over them. All of them must call what reads (`compute`, `measure`, `sketch`,
+            `compute_layers`), in the same order: each call is one all_reduce. None: this process alone.
         seed: of the generator that draws the measured steps.
 
     Memory, in copies of the parameters: 2 (θ_0, θ_k/u_k); + 1 for a diagonal mobility (Adam and its kin);
     + 1 for decoupled weight decay; + 1 for Adadelta, for response mobility of RMSprop, for raw gradients each.
 
     Raises:
-        TypeError: an argument that is no optimizer, or has no step hooks.
+        TypeError: an argument that is no optimizer, or has no step hooks; a process_group that is none.
         ValueError: an unknown name, a number out of range, an optimizer twice, a parameter in two optimizers.
     """
 
@@ -100,9 +104,11 @@ class TrajectoryMeter:
         keep_raw_gradient: bool = False,
         watch_clipping: bool = True,
         layer_of: Callable[[Tensor], str] | None = None,
+        process_group: Any | None = None,
         seed: int = 0,
     ) -> None:
         self.optimizers = _checked_optimizers(optimizers)
+        self._ranks = None if process_group is None else Ranks(process_group)
         check_choice("clock", clock, get_args(Clock))
         check_choice("entropy_production", entropy_production, get_args(Estimator))
         check_choice("momentum_mobility", momentum_mobility, get_args(mobility.MomentumMobility))
@@ -182,7 +188,7 @@ class TrajectoryMeter:
             scale: what the gradients are multiplied by (a loss scaler's scale; a tensor is not read).
         """
         for trace in self._traces.values() if optimizer is None else [self._trace(optimizer)]:
-            self._observe(trace, scale)
+            self._observe_untraced(trace, scale)
 
     @_never_raising
     @torch.no_grad()
@@ -214,6 +220,9 @@ class TrajectoryMeter:
     def end_step(self) -> None:
         """The joint step is over: K and τ advance. Needed only where several optimizers step in turn."""
         if not self._moved:
+            return
+        if self._failure is not None:
+            self.steps, self._moved = self.steps + 1, set()
             return
         rate = self._joint_rate()
         measured = "sums" in self._joint
@@ -276,7 +285,7 @@ class TrajectoryMeter:
                 lost=totals.lost,
             )
             values = Estimates(part, self.entropy_production).values
-            found[name] = {key: values[key] for key in _LAYER_VALUES}
+            found[name] = {key: values[key] for key in LAYER_VALUES}
         return found
 
     def sketch(self) -> Tensor:
@@ -352,6 +361,18 @@ class TrajectoryMeter:
         """Remove the hooks; may be called twice. Numbers can still be computed."""
         while self._handles:
             self._handles.pop().remove()
+
+    def stop(self, error: Exception) -> bool:
+        """End the measurement for a fault outside of its hooks: every value is NaN with this reason from here on.
+
+        Returns whether it was going on.
+        """
+        if self._failure is not None:
+            return False
+        steps = self.steps
+        self._fail(error)
+        self.steps = steps  # no step failed
+        return True
 
     def state_dict(self, *, exact: bool = True) -> dict[str, Any]:
         """Plain types and tensors. `exact`: with m and u_k (the size of the parameters); θ_0 apart, see `start`.
@@ -441,12 +462,16 @@ class TrajectoryMeter:
         """Stop measuring and say so; every value is NaN with this reason from here on."""
         self._failure = f"the measurement stopped at step {self.steps}: {type(error).__name__}: {error}"
         warnings.warn(f"{self._failure}. The training goes on", stacklevel=3)
+        if self._ranks is not None:
+            return  # the other processes read on, and wait for this one at every reading: it goes on counting
         self.steps += 1  # the one that failed: who looks for new steps finds it, and the reason
+        self._moved = set()
         self.close()
 
     def _hook(self) -> None:
-        # Dynamo would trace through hooks of a compiled step: it must not look inside.
+        # Dynamo would trace through hooks of a compiled step, and what runs in its closure: it must not look inside.
         untraced: Callable[[Any], Any] = torch.compiler.disable
+        self._observe_untraced, self._after_closure_untraced = untraced(self._observe), untraced(self._after_closure)
         before, after = untraced(self._pre_hook), untraced(self._post_hook)
         for optimizer in self.optimizers:
             self._handles.append(optimizer.register_step_pre_hook(before))
@@ -483,7 +508,7 @@ class TrajectoryMeter:
 
         def observed_closure() -> Any:
             result = closure()
-            self._after_closure(trace, measure)
+            self._after_closure_untraced(trace, measure)
             return result
 
         return observed_closure
@@ -495,9 +520,21 @@ class TrajectoryMeter:
         trace.before_update(measure=measure)
         trace.at_the_door()
 
+    def _post_hook(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        step = self.steps
+        self._finish(optimizer)
+        if self._failure is None or self._ranks is None:
+            return
+        if len(self._traces) == 1:
+            self.steps, self._moved = step + 1, set()
+            return
+        if id(optimizer) in self._moved and step == self.steps:
+            self.end_step()
+        self._moved.add(id(optimizer))
+
     @_never_raising
     @torch.no_grad()
-    def _post_hook(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _finish(self, optimizer: Optimizer) -> None:
         trace = self._trace(optimizer)
         if not trace.in_step:
             return
@@ -513,6 +550,7 @@ class TrajectoryMeter:
             self.end_step()
 
     def _trace(self, optimizer: Optimizer) -> OptimizerTrace:
+        optimizer = _unwrapped(optimizer)
         if id(optimizer) not in self._traces:
             raise ValueError(f"{type(optimizer).__name__} is not one of the optimizers that this meter measures")
         return self._traces[id(optimizer)]
@@ -589,10 +627,37 @@ class TrajectoryMeter:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def _read(self, sketch: bool) -> tuple[dict[str, Tensor], RunTotals]:
+        mail = Mail()
+        if self._ranks is not None:
+            mail.put("header", header(self._failure is not None, self._facts(), self._device), "sum")
+        if self._failure is None:
+            self._collect(mail, sketch)
+        if self._losses.tensor is not None:
+            mail.put("losses", self._losses.tensor, "mean")
+        if self._probe is not None:
+            mail.put("probe", torch.stack(self._probe), "mean")
+        host = mail.deliver(self._ranks)
+        agreed = self._ranks is None or alike(host["header"], self._ranks.size)
+        if self._ranks is not None and agreed and self._losses.tensor is not None:
+            self._losses.tensor.copy_(upload(host["losses"], self._losses.tensor.device))
+        return host, self._totals_from(host, self._factor, agreed)
+
+    def _facts(self) -> object:
+        """What all processes must know alike, for their losses to be of the same steps."""
+        known = self._losses
+        probe = None if self._probe is None else self._probe[0].numel()
+        return self.steps, known.first_steps, known.last_steps, known.tensor is None, probe
+
+    @property
+    def _device(self) -> torch.device:
+        found: Tensor = next(p for o in self.optimizers for g in o.param_groups for p in g["params"])
+        return found.device
+
+    def _collect(self, mail: Mail, sketch: bool) -> None:
+        """Everything but the losses into the mail."""
         for trace in self._traces.values():
             if not trace.in_step:
                 trace.check_moves()
-        mail = Mail()
         factor = self._factor
         buckets: Tensor | None = None
         for t, trace in enumerate(self._traces.values()):
@@ -613,18 +678,12 @@ class TrajectoryMeter:
                 mail.put_sum(name, getattr(self, name))
         for name, value in self._norms.items():
             mail.put(name, value)
-        if self._losses.tensor is not None:
-            mail.put("losses", self._losses.tensor)
         if buckets is not None:
             mail.put("sketch", buckets)
-        if self._probe is not None:
-            mail.put("probe", torch.stack(self._probe))
         if isinstance(self._rate_value, Tensor):
             mail.put("rate", self._rate_value)
-        host = mail.deliver()
-        return host, self._totals_from(host, factor)
 
-    def _totals_from(self, host: dict[str, Tensor], factor: float) -> RunTotals:
+    def _totals_from(self, host: dict[str, Tensor], factor: float, agreed: bool) -> RunTotals:
         skipped = (host["_skipped"] * factor).tolist() if "_skipped" in host else [0.0, 0.0]
         elapsed = self._elapsed + float(host.get("_rate_sum", torch.zeros(1)).sum())
         path, action = (host.get("_totals", torch.zeros(2)) * factor).tolist()
@@ -634,13 +693,14 @@ class TrajectoryMeter:
             action = math.nan
         norms = host["gradients"].sqrt().tolist() if "gradients" in host else [math.nan, math.nan]
         return RunTotals(
-            sections=self._sections_from(host, factor),
+            sections=[] if self._failure is not None else self._sections_from(host, factor),
             steps=steps,
             measured=self.measured,
             elapsed=clock,
             path_length=path,
             action=action,
-            loss=self._loss_from(host, self.steps),
+            loss=self._loss_from(host, self.steps) if agreed else None,
+            no_loss="" if agreed else _DISAGREED,
             gradient_norm=norms[0],
             clipped_norm=norms[1],
             step_norm=float(host["squares"].sqrt()) if "squares" in host else math.nan,
@@ -713,8 +773,12 @@ class TrajectoryMeter:
 
 
 _SUMS = ("_totals", "_skipped", "_rate_sum", "_spread")
+_DISAGREED = (
+    "the processes have not taken the same steps, or not each of them has a loss for each (numbers of batches that "
+    "differ?): there is no mean over them"
+)
 _UNEVEN = 2e-3  # ratio of squares: float32 sums of the same numbers differ by 1e-6, half precision by its ulp
-_LAYER_VALUES = (
+LAYER_VALUES = (
     "displacement",
     "path_length",
     "action",
@@ -746,8 +810,19 @@ def _scale_of(optimizer: Optimizer) -> Tensor | None:
     return scale if isinstance(scale, Tensor) else None
 
 
+def _unwrapped(optimizer: Any) -> Any:
+    """The optimizer whose step runs, and whose hooks fire, in a wrapper of Fabric, Lightning or Accelerate.
+
+    (Others that hold an optimizer, as Lookahead does, move weights of their own.)
+    """
+    wrappers = ("lightning", "lightning_fabric", "pytorch_lightning", "accelerate")
+    wrapper = any(kind.__module__.split(".")[0] in wrappers for kind in type(optimizer).__mro__)
+    inner = getattr(optimizer, "optimizer", None) if wrapper else None
+    return optimizer if inner is None else _unwrapped(inner)
+
+
 def _checked_optimizers(optimizers: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
-    found = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    found = [_unwrapped(o) for o in ([optimizers] if isinstance(optimizers, Optimizer) else optimizers)]
     if not found:
         raise ValueError("optimizers got an empty list, wanted at least one torch optimizer")
     owner: dict[int, str] = {}

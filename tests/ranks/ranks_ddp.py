@@ -1,0 +1,94 @@
+"""What each of two processes does under DistributedDataParallel; apart from the tests, so that it imports little."""
+
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ranks_cases import CASES, Case, Collectives, Net, loss_of, parts, processes, sgd, train
+from torch.distributed.algorithms.join import Join
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.trace import OptimizerTrace
+
+
+def under_ddp(rank: int, case: Case, **options: Any) -> dict[str, Any]:
+    model = DistributedDataParallel(Net())
+    options = {"process_group": dist.group.WORLD} | options
+    return train(model, case, lambda both: loss_of(model, both[rank]), **options)
+
+
+def collectives_of_a_training(rank: int, *, measured: bool) -> int:
+    with Collectives() as sent:
+        under_ddp(rank, CASES["SGD"], measured=measured)
+    return sent.count
+
+
+def unequal_numbers(rank: int) -> dict[str, Any]:
+    """torch's own way of it: the process that has run out of batches shadows what the others send."""
+    model = DistributedDataParallel(Net())
+    optimizer = sgd(model.parameters())
+    meter = TrajectoryMeter(optimizer, process_group=dist.group.WORLD)
+    with Join([model]):
+        for both in list(parts(6 if rank == 0 else 4)):
+            optimizer.zero_grad()
+            loss = loss_of(model, both[rank])
+            loss.backward()
+            meter.record_loss(loss)
+            optimizer.step()
+        if rank == 0:
+            meter.expect_moves()  # the end of Join writes the weights of the last process into all
+    values = meter.compute()
+    return {"values": values, "reasons": meter.reasons, "steps": meter.steps}
+
+
+def one_measurement_fails(rank: int) -> dict[str, Any]:
+    """On the second process, at its sixth step."""
+    plain = OptimizerTrace.finish
+
+    def failing(trace: OptimizerTrace, rates: Any) -> Any:
+        if rank == 1 and trace.steps == 5:
+            raise RuntimeError("no memory left")
+        return plain(trace, rates)
+
+    OptimizerTrace.finish = failing  # type: ignore[method-assign]
+    try:
+        return under_ddp(rank, CASES["SGD"])
+    finally:
+        OptimizerTrace.finish = plain  # type: ignore[method-assign]
+
+
+def a_loss_is_missing(rank: int) -> dict[str, Any]:
+    model = DistributedDataParallel(Net())
+    optimizer = sgd(model.parameters())
+    meter = TrajectoryMeter(optimizer, process_group=dist.group.WORLD)
+    for k, both in enumerate(parts(4)):
+        optimizer.zero_grad()
+        loss = loss_of(model, both[rank])
+        loss.backward()
+        if (rank, k) != (1, 2):
+            meter.record_loss(loss)
+        optimizer.step()
+    return {"values": meter.compute(), "reasons": meter.reasons}
+
+
+def probes(rank: int) -> dict[str, Any]:
+    model = DistributedDataParallel(Net())
+    meter = TrajectoryMeter(sgd(model.parameters()), process_group=dist.group.WORLD)
+    meter.record_probe(torch.tensor([2.0, 3.0, 4.0]) + rank, torch.tensor([1.0, 1.5, 3.0]) - rank)
+    return meter.compute()
+
+
+def work_of_a_rank(rank: int, folder: str) -> None:
+    warnings.simplefilter("ignore")
+    with processes(rank, folder):
+        found: dict[str, Any] = {title: under_ddp(rank, case) for title, case in CASES.items()}
+        found["without group"] = under_ddp(rank, CASES["SGD"], process_group=None)
+        found["sent, measured"] = collectives_of_a_training(rank, measured=True)
+        found["sent, unmeasured"] = collectives_of_a_training(rank, measured=False)
+        found["join"] = unequal_numbers(rank)
+        found["one fails"] = one_measurement_fails(rank)
+        found["a loss is missing"] = a_loss_is_missing(rank)
+        found["probe"] = probes(rank)
+        torch.save(found, f"{folder}/{rank}.pt")
