@@ -207,6 +207,15 @@ def test_a_boundary_of_conversion_alone() -> None:
     assert second.efficiency == pytest.approx(1, rel=0.05)
 
 
+@pytest.mark.parametrize(("share", "found"), [(0.0, 2), (0.25, 1)])
+def test_losses_with_large_errors_prove_no_boundary(share: float, found: int) -> None:
+    """Efficiency 1.5, then 1; a standard error of a quarter of each drop leaves 4/3 · 25 % of a window's."""
+    k = np.arange(5001.0)
+    drop = np.where(k < 200, k / 1.5, 200 / 1.5 + (k - 200))
+    record = recorded(path(straight, 5000), steps_to(5000), 3 * drop, loss_drop_se=3 * share * drop)
+    assert len(record.regimes()) == found
+
+
 @pytest.mark.parametrize("motion", [straight, whirl])
 def test_one_motion_is_one_regime(motion: Callable[[int], Values]) -> None:
     assert len(recorded(path(motion, 5000), steps_to(5000)).regimes()) == 1
@@ -312,6 +321,20 @@ def test_small_steps_are_no_regimes(step: float, found: int) -> None:
     """Below a factor of 1.2, however clear."""
     levels, _ = curve(60, 0.0, 0.0, step, 30, 0)
     assert len(boundaries(levels, 0.0)) == found
+
+
+def test_one_window_apart_is_no_regime() -> None:
+    for place in (0, 7, -1):
+        levels = np.zeros(20)
+        levels[place] = 0.3
+        assert boundaries(levels, 0.0) == []
+
+
+def test_a_slow_bend_is_one_regime() -> None:
+    """Never more than 3 % from a straight line, though without noise."""
+    k = np.arange(30.0)
+    levels = 0.02 * k + 0.03 * np.sin(k / 5)
+    assert boundaries(levels, 0.0) == []
 
 
 def test_at_most_four() -> None:
