@@ -54,7 +54,7 @@ def train_replicas(
 
     Args:
         modules: R modules of one architecture, which are left as they are; or a function that makes one, called
-            under the seeds seed, seed + 1, ….
+            under a seed of its own.
         loss_fn: loss_fn(model, *batch) → scalar; `model` is called as the module is.
         data: tensors with the examples along their first dimension, on the modules' device; empty where the
             module itself is the potential: loss_fn(model).
@@ -67,7 +67,8 @@ def train_replicas(
             independent sample of the noise of SGD.
         record_at: steps after which to record, 0 the start; None: 0 and `steps`.
         chunk_size: replicas that are evaluated at a time, to save memory.
-        seed: of the starts, the batches, the noise and dropout.
+        seed: of the noise; batches, dropout and the start of replica r have seed + 1, 2 and 3 + r times 2654435769
+            (modulo 2³²), since from one seed the numbers of one would be those of another.
 
     Raises:
         TypeError, ValueError: settings out of range, data that do not fit, modules with batch statistics, a loss
@@ -81,11 +82,11 @@ def train_replicas(
     ensemble = _Ensemble(starts, loss_fn, chunk_size)
     device = ensemble.parameters[0].device
     noise = torch.Generator(device).manual_seed(seed)
-    order = torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(_apart(seed, 1))
     draw = None if batch_size is None else (batch_size, batches == "shared", order)
     optimizer = Langevin(ensemble.parameters, lr, temperature, generator=noise)
     positions, losses = [], []
-    with _seeded(seed):
+    with _seeded(_apart(seed, 2)):
         for step in range(steps + 1):
             if step in recorded:
                 positions.append(ensemble.positions())
@@ -148,6 +149,11 @@ def _batch(data: Sequence[Tensor], draw: tuple[int, bool, torch.Generator] | Non
     return [part[index.to(part.device)] for part in data]
 
 
+def _apart(seed: int, stream: int) -> int:
+    """A seed for another stream of random numbers; torch's generators on the host read 32 bits of it."""
+    return (seed + stream * 0x9E3779B9) % 2**32
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """The global generators under a seed, and afterwards as they were: of every device, since every one is seeded."""
@@ -164,7 +170,7 @@ def _starts(modules: Sequence[nn.Module] | Callable[[], nn.Module], replicas: in
             raise ValueError("replicas must say how many where modules is a function, got None")
         found = []
         for r in range(whole("replicas", replicas, 1)):
-            with _seeded(seed + r):
+            with _seeded(_apart(seed, 3 + r)):
                 found.append(modules())
     else:
         found = list(modules)

@@ -5,6 +5,7 @@ import math
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ensemble_cases import Quadratic
@@ -224,7 +225,12 @@ def test_more_dimensions_than_replicas_leave_what_needs_no_entropy() -> None:
         assert math.isnan(estimate.value), name
         assert "6 replicas cannot show a covariance in 20 dimensions" in estimate.reason
         assert "W₂², the loss drop and the efficiency at temperature 0 need none" in estimate.reason
-    assert abs(deviations(found.loss_drop, case.loss_drop(1.0))) < 4
+    # Six replicas hardly know their own error: the exact process does, x_1 = x_0/e + √(T (1 − 1/e²)) ξ.
+    draw = np.random.default_rng(0)
+    start = draw.normal(1.0, 0.5, (20_000, 20))
+    end = start / math.e + math.sqrt(0.5 * -math.expm1(-2)) * draw.normal(size=start.shape)
+    error = 0.5 * (start**2 - end**2).sum(1).std() / math.sqrt(6)
+    assert found.loss_drop.value == pytest.approx(case.loss_drop(1.0), abs=4 * error)
     assert found.wasserstein2_squared.value > 0
     assert found.efficiency_loss_drop.value == pytest.approx(
         found.wasserstein2_squared.value / found.loss_drop.value / found.elapsed

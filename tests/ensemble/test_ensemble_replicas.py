@@ -67,7 +67,7 @@ def alone(
 
 def drawn_batches(size: int | None, shape: Callable[[int], tuple[int, ...]], seed: int) -> list[list[Tensor]]:
     """The indices of each step, drawn as the trainer says: from a generator with its seed, with replacement."""
-    order = torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed((seed + 2654435769) % 2**32)
     return [[torch.randint(12, shape(size), generator=order)] if size else [] for _ in range(STEPS)]
 
 
@@ -127,6 +127,26 @@ def test_langevin_at_once_is_langevin_alone() -> None:
     compare(together, found)
 
 
+class Point(nn.Module):
+    """A potential without force; it starts from normal numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.randn(400))
+
+    def forward(self) -> Tensor:
+        return 0.0 * self.theta.sum()
+
+
+def test_noise_does_not_repeat_the_starts() -> None:
+    """Generators under one seed give the same numbers: the first noise was the first start."""
+    made = train_replicas(Point, lambda model: model(), replicas=4, lr=0.5, steps=1, temperature=1.0, seed=5)
+    starts, noise = made.positions[0], made.positions[1] - made.positions[0]
+    correlations = torch.corrcoef(torch.cat([starts, noise]))
+    # 28 pairs of independent rows of 400 numbers: each 0 ± 1/20, five of these
+    assert correlations.fill_diagonal_(0).abs().max() < 0.25
+
+
 def test_independent_batches_differ_between_replicas_and_shared_ones_do_not() -> None:
     twins = [modules(1)[0] for _ in range(4)]
     for twin in twins:
@@ -142,7 +162,7 @@ def test_independent_batches_differ_between_replicas_and_shared_ones_do_not() ->
 def test_a_function_makes_the_starts_under_seeds_of_their_own() -> None:
     made = train_replicas(network, loss_fn, data(), replicas=3, lr=LR, steps=1, seed=20)
     for r in range(3):
-        torch.manual_seed(20 + r)
+        torch.manual_seed((20 + (3 + r) * 2654435769) % 2**32)
         start = torch.cat([p.detach().flatten() for p in network().parameters() if p.requires_grad])
         assert torch.equal(made.positions[0, r], start)
 
