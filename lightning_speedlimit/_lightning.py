@@ -20,9 +20,12 @@ def _installed() -> list[Any]:
         if importlib.util.find_spec(name.split(".")[0]) is None:
             continue
         try:
-            found.append(importlib.import_module(name))
-        except ImportError as error:  # a folder of that name, or a package that misses something: the other may do
+            package = importlib.import_module(name)
+            _ = package.Callback
+        except (ImportError, AttributeError) as error:  # a mere folder of that name, or a package that misses something
             failed.append(f"{name}: {error}")
+        else:
+            found.append(package)
     if not found:
         why = "; ".join(failed) or "found none"
         raise ImportError(f"SpeedLimit needs Lightning, {why}: pip install pytorch-lightning")
