@@ -1,4 +1,4 @@
-# make demo | test | test-slow | paper | bench | clean
+# make demo | test | test-slow | test-matrix | modes | paper | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test test-slow paper bench clean setup
+.PHONY: demo test test-slow test-matrix modes paper bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
 
@@ -45,6 +45,25 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu" tests
 
+# A part of the tests with the oldest and the newest versions, and with both of Lightning's packages, each in an
+# environment of its own in .matrix (a gigabyte or two each). One alone: make test-matrix MATRIX=oldest
+MATRIX ?= oldest newest both
+PYTHON_OLDEST ?= python3.10
+PYTHON_NEWEST ?= python3.13
+PYTHON_BOTH ?= $(PYTHON)
+PYTHON_oldest := $(PYTHON_OLDEST)
+PYTHON_newest := $(PYTHON_NEWEST)
+PYTHON_both := $(PYTHON_BOTH)
+
+test-matrix: $(STAMP)
+	@status=0; $(foreach name,$(MATRIX),$(BIN)/python tests/matrix/run.py $(name) --python $(PYTHON_$(name)) || status=1;) exit $$status
+	$(BIN)/python docs/make_modes.py
+
+# docs/modes.md, from the tests that say which way of training they show.
+modes: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m mode --modes docs/modes.json tests
+	$(BIN)/python docs/make_modes.py
+
 # Figures and numbers of docs/paper, computed anew.
 paper: $(STAMP)
 	@set -e; for name in $(PAPER); do $(BIN)/python examples/paper/$$name.py --output docs/paper; done
@@ -54,5 +73,5 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/transport.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .matrix build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find lightning_speedlimit tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
