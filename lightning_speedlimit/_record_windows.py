@@ -54,10 +54,9 @@ class Trajectory:
         self._sketches = np.concatenate([np.zeros((1, sketches.shape[1]), np.float32), sketches[known]])
         rows = np.searchsorted(step, sketch_steps[known])
         missing = np.full(len(step), np.nan)
-        start = {"loss_drop_se": 0.0}  # a window from the start has the error of its loss drop
+        # At the start every sum is 0, and so is the error: that of a loss drop has the start's in it.
         self._columns = {
-            name: np.concatenate([[start.get(name, 0.0)], columns.get(name, missing)[rows]])
-            for name in (*NEEDED, "loss_drop_se")
+            name: np.concatenate([[0.0], columns.get(name, missing)[rows]]) for name in (*NEEDED, "loss_drop_se")
         }
 
     def windows(self, first: npt.ArrayLike, last: npt.ArrayLike) -> Windows:
@@ -81,7 +80,7 @@ class Trajectory:
         with np.errstate(divide="ignore", invalid="ignore"):
             kinematic = _defined(squared / (between("elapsed") * between("action")))
             conversion = _defined(drop / work)
-            efficiency = np.where((drop > 0) & (drop >= 2 * error), _defined(kinematic / conversion), np.nan)
+            efficiency = np.where(drop >= 2 * error, _defined(kinematic / conversion), np.nan)
             relative = np.where(known, error, np.nan) / drop
         return Windows(
             first_step=s,

@@ -14,7 +14,7 @@ from ._record_windows import Steps, Trajectory, Values
 SPACING = 2**0.5  # between the edges of windows, as a ratio of steps
 OVERLAP = 4  # edges that a window spans: its last step is 4 times its first
 MOST = 4  # regimes
-_FACTOR = 1.2  # by which the windows of neighbours differ at least in the mean; √ of it: the regimes as a whole
+_FACTOR = 1.2  # by which the windows of neighbours differ at least in the mean
 _FLOOR = 0.05  # in ln η: what one power law may miss without being another regime; twice the sketch's error
 _PLATEAU = 2  # windows of a regime at least that lie wholly in it
 _SLOPE = 4  # windows at least that a slope is told from
@@ -42,12 +42,8 @@ def regimes(trajectory: Trajectory) -> list[Regime]:
     bounds = [0, *_coarse(trajectory), int(steps[-1])]
     for k in range(1, len(bounds) - 1):
         bounds[k] = _sharpened(trajectory, bounds[k - 1], bounds[k], bounds[k + 1])
-    while True:
-        efficiency = trajectory.windows(bounds[:-1], bounds[1:]).efficiency
-        contrast = np.nan_to_num(np.abs(np.diff(np.log(efficiency))), nan=np.inf)
-        if not len(contrast) or contrast.min() >= math.log(_FACTOR) / 2:
-            return [Regime(s, t, float(e)) for s, t, e in zip(bounds, bounds[1:], efficiency, strict=False)]
-        del bounds[1 + int(contrast.argmin())]
+    efficiency = trajectory.windows(bounds[:-1], bounds[1:]).efficiency
+    return [Regime(s, t, float(e)) for s, t, e in zip(bounds, bounds[1:], efficiency, strict=False)]
 
 
 def _coarse(trajectory: Trajectory) -> list[int]:
