@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from lightning_speedlimit._probe import Probe, start_weights
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.estimates import Estimator
-from lightning_speedlimit.trajectory.meter import Clock, check_at_least, check_choice
+from lightning_speedlimit.trajectory.meter import LAYER_VALUES, Clock, check_at_least, check_choice
 
 PREFIX = "speed_limit/"
 LOGGED = (
@@ -44,6 +46,21 @@ SaveState = Literal["exact", "light"]
 Particles = Literal["neurons"]
 _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
 _WRITE_EVERY = 30.0  # seconds
+
+_Hook = TypeVar("_Hook", bound=Callable[..., None])
+
+
+def _never_raising(hook: _Hook) -> _Hook:
+    """For hooks within a training: a fault of the measurement ends the measurement, never the training."""
+
+    @functools.wraps(hook)
+    def guarded(callback: SpeedLimit, *args: Any, **kwargs: Any) -> None:
+        try:
+            hook(callback, *args, **kwargs)
+        except Exception as error:
+            callback._stop_measuring(error)
+
+    return cast(_Hook, guarded)
 
 
 class SpeedLimit(CallbackBase):
@@ -118,6 +135,7 @@ class SpeedLimit(CallbackBase):
         self.record: RunRecord | None = None
         self._loaded: dict[str, Any] | None = None
         self._said: set[str] = set()
+        self._writes, self._several = True, False  # this process writes files and says things; there are others
         self._clear()
 
     def _clear(self) -> None:
@@ -135,9 +153,9 @@ class SpeedLimit(CallbackBase):
         self._closed_steps = 0
         self._measured_at = -1
         self._clouds_at = -1
-        self._writes, self._several = True, False  # this process writes files and says things; there are others
         self._clouds_shown: dict[str, float] = {}
-        self._registered = False
+        self._announced = self._registered = False
+        self._has_logger = False  # Lightning warns of each name that is logged to none
         self._written = time.monotonic()
         self._announce = False
 
@@ -148,9 +166,20 @@ class SpeedLimit(CallbackBase):
 
     # -- start -----------------------------------------------------------------------------------------------
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget the measurement of the fit before: the learning rate finder would save it and load it again.
+
+        `record` stays until the next one begins.
+        """
+        if stage == "fit":
+            self._clear()
+            self._loaded = None
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._clear()
         self._said = set()
+        self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
+        self._has_logger = bool(trainer.loggers)
         if self.probe_batches and not pl_module.automatic_optimization:
             raise ValueError(
                 f"probe_batches={self.probe_batches} needs automatic optimization: under manual optimization "
@@ -158,7 +187,7 @@ class SpeedLimit(CallbackBase):
             )
         loaded, self._loaded = self._loaded, None
         # a broadcast under several processes: on every rank
-        folder = None if trainer.fast_dev_run or trainer.barebones else self.dirpath or _default_folder(trainer)
+        folder = None if trainer.fast_dev_run or trainer.barebones else self.dirpath or self._default_folder(trainer)
         self._folder = folder
         self._attach(trainer, pl_module)
         self.record = RunRecord(self._description(trainer, pl_module))
@@ -171,13 +200,24 @@ class SpeedLimit(CallbackBase):
             self._probe = Probe(self.probe_batches)
         self._announce = any(str(getattr(callback, "monitor", "")).startswith(PREFIX) for callback in trainer.callbacks)
 
+    def _default_folder(self, trainer: Any) -> Path:
+        """Beside what the first logger writes, a folder for each run; agreed on by all processes."""
+        try:
+            where = _lightning.run_folder(trainer)
+        except Exception as error:  # a logger of the user's own; the others must not wait in the broadcast
+            where = str(trainer.default_root_dir)
+            self._say(
+                f"SpeedLimit keeps its record in {where}, for the logger does not tell where it writes "
+                f"({type(error).__name__}: {error}); set dirpath="
+            )
+        return Path(trainer.strategy.broadcast(where)) / "speed_limit"
+
     def _attach(self, trainer: Any, pl_module: Any) -> None:
         """A meter on every optimizer that has step hooks; says which have not."""
         self._optimizers = list(trainer.optimizers)
         why = _lightning.unmeasurable(trainer, pl_module)
         if why is not None:
             self._say(f"SpeedLimit measures nothing in this run: {why}, which it does not support")
-        self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
             return
         # For "no optimizer" Lightning has one without groups.
         real = [o for o in self._optimizers if o.param_groups]
@@ -212,6 +252,7 @@ class SpeedLimit(CallbackBase):
             keep_raw_gradient=own_clipping or _lightning.clips_by_value(trainer),
             watch_clipping=not own_hook.startswith(lightnings),
             layer_of=(lambda p: names.get(id(p), "")) if self.per_layer else None,
+            process_group=_lightning.process_group(trainer),
         )
 
     def _description(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
@@ -228,6 +269,7 @@ class SpeedLimit(CallbackBase):
 
     # -- steps -----------------------------------------------------------------------------------------------
 
+    @_never_raising
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if any(a is not b for a, b in zip(self._optimizers, trainer.optimizers, strict=False)):
             self._say("the optimizers were replaced during the fit: SpeedLimit measures anew from here")
@@ -242,15 +284,16 @@ class SpeedLimit(CallbackBase):
             if self._probe.complete:
                 self._probe_start(trainer, pl_module)
 
+    @_never_raising
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         self._backwards += 1
         if self._backwards == 1:
             self._first_loss = loss.detach()
 
+    @_never_raising
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self._tried = True
         plain = _lightning.plain_optimizer(optimizer)
-            process_group=_lightning.process_group(trainer),
         if self._meter is None or not any(o is plain for o in self._meter.optimizers):
             return
         scale = _lightning.loss_scale(trainer, plain)
@@ -258,31 +301,37 @@ class SpeedLimit(CallbackBase):
             return  # seen after backward: what is here now may be clipped by the user
         self._meter.observe_gradients(plain, scale=scale)
 
+    @_never_raising
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if pl_module.automatic_optimization or self._meter is None:
             return
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             self._meter.observe_changed_gradients()
 
+    @_never_raising
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._announce and not self._announced:
+            self._announce_values(trainer, pl_module)
         if self._meter is None:
             return
         self._last_of_epoch = trainer.is_last_batch
         self._take_loss(trainer, pl_module, outputs)
         self._meter.end_step()
         tried, self._tried = self._tried, False
+        # Monitors look at the ends of validations, some before this hook's next call.
+        awaited = self._announce and (trainer.is_last_batch or _lightning.validates_next(trainer))
         if self._meter.steps == self._closed_steps:
             if tried:  # the loss scaler skipped the step: its loss, often infinite, belongs to none
                 self._loss_sum, self._loss_count = None, 0
+            if awaited and self._measured_at != self._meter.steps:
+                self._measure(trainer, pl_module)
             return
         step, self._closed_steps = self._closed_steps, self._meter.steps
         loss = self._window_loss(trainer)
         if loss is not None:
             self._meter.record_loss(loss, step=step)
-        if _lightning.should_log(trainer) or (self._announce and trainer.is_last_batch):
+        if _lightning.should_log(trainer) or awaited:
             self._measure(trainer, pl_module)
-        elif self._announce and self._measured_at < 0:
-            self._log(dict.fromkeys(LOGGED, math.nan), on_step=True)
         if self._announce and trainer.is_last_batch:  # monitors may look before the epoch's end, after validation
             self._measure_clouds(trainer, pl_module)
             self._log(self._clouds_shown, on_step=True, logger=False)
@@ -398,19 +447,38 @@ class SpeedLimit(CallbackBase):
         awaited = dict.fromkeys([*_neuron_clouds.SHOWN, *sorted(names & watched)], math.nan)
         self._log(awaited | self._clouds_shown, on_step=True, logger=False)
 
+    def _announce_values(self, trainer: Any, pl_module: Any) -> None:
+        """Monitors find their keys from the first batch on: NaN, or what a resumed run knows."""
+        self._announced = True
+        layers = {name.rpartition(".")[0] or "model" for name, _ in pl_module.named_parameters()}
+        known = [f"layers/{layer}/{value}" for layer in layers for value in LAYER_VALUES] if self.per_layer else []
+        watched = {str(getattr(callback, "monitor", "")).removeprefix(PREFIX) for callback in trainer.callbacks}
+        columns = self.record.columns if self.record is not None and len(self.record) else {}
+        last = {name: float(columns[name][-1]) for name in LOGGED if name in columns}
+        names = [*LOGGED, *sorted(watched.intersection(known))]
+        self._log(dict.fromkeys(names, math.nan) | last, on_step=True)
+
     def _log(self, values: dict[str, float], *, on_step: bool, logger: bool = True) -> None:
         """Through the module's `log`, so that monitors see it; 0-d host tensors: no upload, no read."""
         for name, value in values.items():
-            self.log(
-                PREFIX + name,
-                torch.tensor(value, dtype=torch.float64).float(),
-                on_step=on_step,
-                on_epoch=not on_step,
-                logger=logger,
-                prog_bar=self.prog_bar and name == "efficiency",
-                batch_size=1,
-            )
+            try:
+                self.log(
+                    PREFIX + name,
+                    torch.tensor(value, dtype=torch.float64).float(),
+                    on_step=on_step,
+                    on_epoch=not on_step,
+                    logger=logger and self._has_logger,
+                    prog_bar=self.prog_bar and name == "efficiency",
+                    batch_size=1,
+                )
+            except Exception as error:  # the module logs that name itself in another way, or has a `log` of its own
+                self._say(
+                    f"SpeedLimit could not log {PREFIX}{name} ({type(error).__name__}: {error}); "
+                    "it stays in callback.record",
+                    key="log",
+                )
 
+    @_never_raising
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self._meter is None:
             return
@@ -422,12 +490,14 @@ class SpeedLimit(CallbackBase):
         self._meter.expect_moves()
         self._write(trainer)
 
+    @_never_raising
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if self._meter is not None and not trainer.sanity_checking:
             self._meter.expect_moves()
 
     # -- end -------------------------------------------------------------------------------------------------
 
+    @_never_raising
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """θ is not read here: averaging callbacks may have overwritten it."""
         self._detach()
@@ -435,9 +505,12 @@ class SpeedLimit(CallbackBase):
         measured = self.record is not None and len(self.record) > 0
         if self.print_summary and measured and trainer.is_global_zero and not trainer.barebones:
             assert self.record is not None
-            print(f"\n{self.record.summary()}")
-            if self._folder is not None and "write" not in self._said:
-                print(f"\nRecord: {self._folder}")
+            try:
+                print(f"\n{self.record.summary()}")
+                if self._folder is not None and "write" not in self._said:
+                    print(f"\nRecord: {self._folder}")
+            except Exception as error:  # a pipe that is closed, an encoding that lacks a letter
+                self._say(f"SpeedLimit could not print its summary ({error}); callback.record.summary() has it")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         meter = self._meter
@@ -458,6 +531,13 @@ class SpeedLimit(CallbackBase):
         if self._meter is not None:
             self._meter.close()
 
+    def _stop_measuring(self, error: Exception) -> None:
+        """What the meter does about a fault in its own hooks: all is NaN with the reason, which is said once."""
+        if self._meter is None:
+            self._say(f"SpeedLimit failed: {type(error).__name__}: {error}. The training goes on", key="failed")
+        elif self._meter.stop(error):
+            self._measured_at = -1  # the row of this step is written anew, with the reason
+
     def _write(self, trainer: Any) -> None:
         """Save the record; a disk that will not take it is said once, and the training goes on."""
         self._written = time.monotonic()
@@ -465,7 +545,7 @@ class SpeedLimit(CallbackBase):
             return
         try:
             self.record.save(self._folder)
-        except OSError as error:
+        except Exception as error:  # mostly OSError; what half-written archives raise is not documented
             self._say(
                 f"SpeedLimit could not save its record in {self._folder}: {error}. It stays in "
                 "callback.record; set dirpath= to a folder that can be written",
@@ -483,6 +563,17 @@ class SpeedLimit(CallbackBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors: the meter's sums, with `save_state="exact"` its buffers, the record."""
+        try:
+            return self._state()
+        except Exception as error:  # a checkpoint is written within the training
+            self._say(
+                f"SpeedLimit could not put its state in a checkpoint ({type(error).__name__}: {error}); a run "
+                "resumed from it is measured anew from there",
+                key="state",
+            )
+            return {}
+
+    def _state(self) -> dict[str, Any]:
         meter, record = self._meter, self.record
         if meter is None or record is None or not meter.steps:
             return {}
@@ -504,6 +595,8 @@ class SpeedLimit(CallbackBase):
     def _start_of_run(self, meter: TrajectoryMeter) -> Any:
         """θ_0 in a file beside the record, written once; in the checkpoint where there is no such place."""
         mark = meter.start_mark()
+        if not self._writes:
+            return None  # its state is in no checkpoint
         if self._start_entry is not None and self._start_entry[0] == mark:
             return self._start_entry[1]
         entry: Any = meter.start()
@@ -522,24 +615,39 @@ class SpeedLimit(CallbackBase):
     def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any]) -> bool:
         """Go on where the checkpoint was taken; returns whether θ_0 is known."""
         assert self.record is not None
-        meter = self._meter
-        if meter is None:
+        if self._meter is None:
             return True
-        folders = [f for f in (self._folder, *_near(trainer.ckpt_path)) if f is not None]
-        start = _start_file.read(loaded.get("start"), folders)
+        fresh = self.record
         try:
-            restored = RunRecord.from_state_dict(_to_arrays(loaded["record"]))
-            meter.load_state_dict(loaded["meter"], start)
-        except (KeyError, ValueError) as error:
-            self._say(f"SpeedLimit starts anew at step {trainer.global_step}: {error}")
+            start_known = self._restore(trainer, pl_module, loaded, self._meter)
+        except Exception as error:  # a state of another version, of another class of this name, damaged
+            self._say(f"SpeedLimit starts anew at step {trainer.global_step}: {_told(error)}")
             self._detach()
             self._attach(trainer, pl_module)
+            self.record, self._probe, self._loss_sum, self._loss_count = fresh, None, None, 0
+            self._closed_steps, self._measured_at = 0, -1
+            self._clouds_at, self._clouds_shown = -1, {}
             self.record.run["since_step"] = trainer.global_step
             return True
-        restored.run.update(self.record.run)
-        self.record = restored
+        if loaded["last_of_epoch"]:  # Lightning skips this epoch's end
+            if self._measured_at != self._meter.steps:
+                self._measure(trainer, pl_module, on_step=False, log=False)
+            self._measure_clouds(trainer, pl_module)
+        if not start_known:
+            self._say(
+                "SpeedLimit resumed without the initial weights (save_state='light', or their file "
+                "start-….pt is not beside the checkpoint): displacement and efficiency are NaN in this run"
+            )
+        return start_known
+
+    def _restore(self, trainer: Any, pl_module: Any, loaded: dict[str, Any], meter: TrajectoryMeter) -> bool:
+        assert self.record is not None
+        folders = [f for f in (self._folder, *_near(trainer.ckpt_path)) if f is not None]
+        start = _start_file.read(loaded.get("start"), folders)
+        restored = RunRecord.from_state_dict(_to_arrays(loaded["record"]))
+        meter.load_state_dict(loaded["meter"], start)
         # Not what was closed: another callback may have written it before this one saw the end of the batch.
-        self._closed_steps, self._measured_at = meter.steps, loaded["measured_at"]
+        self._closed_steps, self._measured_at = meter.steps, int(loaded["measured_at"])
         loss, self._loss_count = loaded["loss"]
         self._loss_sum = None if loss is None else loss.to(pl_module.device)
         if "probe" in loaded and self.probe_batches:
@@ -548,21 +656,15 @@ class SpeedLimit(CallbackBase):
             self._probe.first = loaded["probe"]["first"].to(pl_module.device)
         if self.clouds is not None:
             self._clouds_at, self._clouds_shown = loaded.get("clouds", (-1, {}))
-        if loaded["last_of_epoch"]:  # Lightning skips this epoch's end
-            if self._measured_at != meter.steps:
-                self._measure(trainer, pl_module, on_step=False, log=False)
-            self._measure_clouds(trainer, pl_module)
-        if start is None:
-            self._say(
-                "SpeedLimit resumed without the initial weights (save_state='light', or their file "
-                "start-….pt is not beside the checkpoint): displacement and efficiency are NaN in this run"
-            )
+        self._last_of_epoch = bool(loaded["last_of_epoch"])
+        restored.run.update(self.record.run)
+        self.record = restored
         return start is not None
 
 
-def _default_folder(trainer: Any) -> Path | None:
-    where = trainer.log_dir
-    return None if where is None else Path(where) / "speed_limit"
+def _told(error: Exception) -> str:
+    """A message of the package's own as it is; of others, which often are one word, the kind as well."""
+    return str(error) if isinstance(error, ValueError) else f"the checkpoint's state has {error!r}"
 
 
 def _near(checkpoint: Any) -> list[Path]:
@@ -580,5 +682,3 @@ def _to_tensors(state: dict[str, Any]) -> dict[str, Any]:
 
 def _to_arrays(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"arrays": {k: v.cpu().numpy() for k, v in state["arrays"].items()}}
-        if not self._writes:
-            return None  # its state is in no checkpoint

@@ -19,6 +19,10 @@ class Mail:
         """share: how the number of the run follows from those of its processes."""
         self._entries.append((name, tensor.detach(), share))
 
+    def extend(self, other: Mail) -> None:
+        """All that the other one has collected."""
+        self._entries += other._entries
+
     def put_sum(self, name: str, total: RunningSum, share: Share = "own") -> None:
         """A running sum; its correction, where it carries one, travels along and is subtracted on the host."""
         for part in total.parts():

@@ -627,11 +627,11 @@ class TrajectoryMeter:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def _read(self, sketch: bool) -> tuple[dict[str, Tensor], RunTotals]:
+        collected = self._collected(sketch)
         mail = Mail()
         if self._ranks is not None:
             mail.put("header", header(self._failure is not None, self._facts(), self._device), "sum")
-        if self._failure is None:
-            self._collect(mail, sketch)
+        mail.extend(collected)
         if self._losses.tensor is not None:
             mail.put("losses", self._losses.tensor, "mean")
         if self._probe is not None:
@@ -652,6 +652,20 @@ class TrajectoryMeter:
     def _device(self) -> torch.device:
         found: Tensor = next(p for o in self.optimizers for g in o.param_groups for p in g["params"])
         return found.device
+
+    def _collected(self, sketch: bool) -> Mail:
+        """`_collect`; where other processes wait for this one in the collective, its faults end the measurement."""
+        mail = Mail()
+        if self._failure is not None:
+            return mail
+        try:
+            self._collect(mail, sketch)
+        except Exception as error:
+            if self._ranks is None:
+                raise
+            self.stop(error)
+            return Mail()
+        return mail
 
     def _collect(self, mail: Mail, sketch: bool) -> None:
         """Everything but the losses into the mail."""
