@@ -136,10 +136,10 @@ def test_a_probe_changes_nothing_either(tmp_path: Path, probe: int, options: dic
 
 
 class Nudge(pl.Callback):
-    """What must be noticed: one weight, one unit in the last place, once."""
+    """What must be noticed: one weight, one unit in the last place, once. (Earlier, later steps may round it away.)"""
 
     def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
-        if trainer.global_step == 20:
+        if trainer.global_step == STEPS:
             with torch.no_grad():
                 weight = module.body[0].weight
                 weight[0, 0] = torch.nextafter(weight[0, 0], weight[0, 0] + 1)
