@@ -91,16 +91,18 @@ def python_version(name: str, interpreter: str, requirements: str) -> str:
 
 
 def copied_tests(requirements: str, folder: Path) -> Path:
-    """The tests name one of Lightning's two packages; where only the other one is there, a copy names that."""
-    there = [NAMESPACES[package(r)] for r in pinned(requirements) if package(r) in NAMESPACES]
-    if len(there) == 2 or there == ["pytorch_lightning"]:
+    """The tests name Lightning's two packages; where only one of them is there, a copy names that."""
+    there = {NAMESPACES[package(r)] for r in pinned(requirements) if package(r) in NAMESPACES}
+    if len(there) == 2:
         return ROOT / "tests"
+    (name,) = there
+    (other,) = set(NAMESPACES.values()) - there
     tests = folder / "tests"
     shutil.rmtree(tests, ignore_errors=True)
     shutil.copytree(ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__", "matrix"))
     for file in tests.rglob("*.py"):
         if "namespace" not in file.name:  # these are about the names
-            file.write_text(re.sub(r"\bpytorch_lightning\b", there[0], file.read_text()))
+            file.write_text(re.sub(rf"\b{re.escape(other)}\b", name, file.read_text()))
     return tests
 
 
