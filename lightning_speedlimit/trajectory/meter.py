@@ -599,14 +599,17 @@ class TrajectoryMeter:
             action = torch.where(squares == 0, torch.zeros_like(squares), over)
         path = squares.sqrt()
         self._totals.add_(torch.stack([path, action]))
-        self._norms = {"squares": squares, "gradients": joint["norms"]}
+        norms = {"squares": squares, "gradients": joint["norms"]}
         if self.every > 1:
             self._sample(torch.stack([action, path, sums[WORK_ITO], sums[WORK_ACTION]]))
         if "valid" in joint:
             if self._skipped is None:
                 self._skipped = RunningSum(2, device=squares.device)
-            missed = ((joint["valid"].reshape(()) == 0) & (squares == 0)).to(squares.dtype)
+            skipped = (joint["valid"].reshape(()) == 0) & (squares == 0)
+            missed = skipped.to(squares.dtype)
             self._skipped.add_(torch.stack([missed, missed * rate]))
+            norms = {name: torch.where(skipped, self._norms.get(name, new), new) for name, new in norms.items()}
+        self._norms = norms
 
     def _sample(self, sample: Tensor) -> None:
         if self._spread is None:

@@ -172,11 +172,23 @@ class OptimizerTrace:
             self._clear_idle()
         for section in self.sections:
             self._follow_decay(section)
+        valid = self._valid()
         for bank, tiles in self._work:
             for tile in tiles:
+                waiting = None if valid is None else _kept(bank, tile)
                 tile.load("held", tile.tensors, bank.scratch)
+                if waiting is not None and valid is not None:
+                    torch.where(valid, tile.own("held"), waiting, out=tile.own("held"))
                 if tile.section.before is not None:
                     self._load_before(bank, tile)
+
+    def _valid(self) -> Tensor | None:
+        """False, on the device, where a fused optimizer found inf and leaves θ alone; None where it cannot.
+
+        The update that waits for the next gradient then goes on waiting in `held`.
+        """
+        found = getattr(self.optimizer, "found_inf", None)
+        return (found == 0).reshape(()) if isinstance(found, Tensor) else None
 
     def _load_before(self, bank: Bank, tile: Tile) -> None:
         formula = tile.section.formula
@@ -246,7 +258,8 @@ class OptimizerTrace:
             for bank, _ in self._work:
                 rows = torch.zeros_like(bank.sums.value)
                 rows[MET] = torch.stack(self._meeting(bank))
-                bank.sums.add_(rows)
+                valid = self._valid()
+                bank.sums.add_(rows if valid is None else torch.where(valid, rows, torch.zeros_like(rows)))
         if not self._empty:
             self._met = totals is not None
         self.observed = self._saved = self.in_step = False
@@ -272,8 +285,7 @@ class OptimizerTrace:
                 for bank in self.banks.values():
                     for tile in bank.tiles:
                         tile.forget("raw")
-        found = getattr(self.optimizer, "found_inf", None)
-        valid = (found == 0) if isinstance(found, Tensor) else None
+        valid = self._valid()
         for slot, gradient in zip(self.slots, self._grads, strict=True):
             if gradient is not None:
                 self._count(slot)
@@ -285,7 +297,7 @@ class OptimizerTrace:
             scales: list[Scalar] = [0.0] * bank.columns
             for tile in tiles:
                 for part in self._uniform(tile):
-                    scales[part.column] = self._finish_tile(bank, part, valid, cuts, custom)
+                    scales[part.column] = self._finish_or_wait(bank, part, valid, cuts, custom)
             self._commit(bank, scales, learning_rates, valid, totals)
         return totals
 
@@ -311,6 +323,18 @@ class OptimizerTrace:
                     spread = value.detach().to(section.device, section.dtype).expand(slot.parameter.shape)
                     found[slot.index] = spread, {}
         return found
+
+    def _finish_or_wait(
+        self, bank: Bank, tile: Tile, valid: Tensor | None, cuts: Cuts, custom: dict[int, tuple[Tensor, Cuts]]
+    ) -> Scalar:
+        """`_finish_tile`; of a step that is none u is 0, and the update before it stays in `held`."""
+        if valid is None:
+            return self._finish_tile(bank, tile, valid, cuts, custom)
+        held, waiting = tile.own("held"), _kept(bank, tile)
+        torch.where(valid, held, tile.parameters(bank.scratch), out=held)
+        inverse = self._finish_tile(bank, tile, valid, cuts, custom)
+        torch.where(valid, held, waiting, out=held)
+        return inverse
 
     def _finish_tile(
         self, bank: Bank, tile: Tile, valid: Tensor | None, cuts: Cuts, custom: dict[int, tuple[Tensor, Cuts]]
@@ -436,9 +460,14 @@ class OptimizerTrace:
             step = torch.where(valid, step, torch.zeros_like(step))
         bank.sums.add_(step)
         self._add_shared_mobility(bank, valid)
-        bank.last_ito, bank.last_rate, bank.last_theta = step[WORK_ITO], rates, theta
+        last = torch.stack([step[WORK_ITO], rates, theta])
+        if valid is not None:
+            last = torch.where(valid, last, torch.stack([bank.last_ito, bank.last_rate, bank.last_theta]))
+        bank.last_ito, bank.last_rate, bank.last_theta = last.unbind()
         totals["sums"] = _plus(totals.get("sums"), step.sum(1))
-        totals["norms"] = _plus(totals.get("norms"), self._norms(bank))
+        norms = self._norms(bank)
+        norms = norms if valid is None else torch.where(valid, norms, torch.zeros_like(norms))
+        totals["norms"] = _plus(totals.get("norms"), norms)
 
     def _work_of(self, bank: Bank, force: Tensor, coupled: Tensor | None) -> Tensor:
         """f·u from g·u: f = −(±g + wθ), the upper sign unless the loss is maximized."""
@@ -710,6 +739,11 @@ class OptimizerTrace:
         first = tile.slots[0]
         same = all(s.steps == first.steps and s.response == first.response for s in tile.slots)
         return [tile] if same else tile.parts
+
+
+def _kept(bank: Bank, tile: Tile) -> Tensor:
+    """A copy of `held`, until the next tile's."""
+    return tile.work(bank.scratch, "kept").copy_(tile.own("held"))
 
 
 def _unevenness(after: Tensor, before: Tensor) -> Tensor:
