@@ -1,0 +1,82 @@
+"""What loggers wrote, read back without Lightning and without the loggers: metric → [(step, value)].
+
+W&B's file is a LevelDB log of protocol buffers: blocks of 32 kB, records of a header (checksum 4, length 2, type 1)
+and data; types 1 a whole record, 2 its beginning, 3 its middle, 4 its end.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+Metrics = dict[str, list[tuple[int, float]]]
+
+_BLOCK = 32768
+
+
+def of_csv(folder: Path) -> Metrics:
+    """A CSVLogger's metrics.csv: rows that share a step are merged by name."""
+    found: Metrics = {}
+    (path,) = folder.rglob("metrics.csv")
+    with open(path, encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = int(row.pop("step"))
+            for name, value in row.items():
+                if value:
+                    found.setdefault(name, []).append((step, float(value)))
+    return found
+
+
+def of_tensorboard(folder: Path) -> Metrics:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (path,) = {event.parent for event in folder.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0})
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def of_mlflow(folder: Path) -> Metrics:
+    """MLflow's file store: one file for each metric, lines of time, value, step."""
+    found: Metrics = {}
+    (place,) = folder.rglob("metrics")
+    for path in place.rglob("*"):
+        if path.is_file():
+            lines = [line.split() for line in path.read_text().splitlines()]
+            found[path.relative_to(place).as_posix()] = [(int(step), float(value)) for _, value, step in lines]
+    return found
+
+
+def of_wandb(folder: Path) -> Metrics:
+    """W&B's offline file. x is `trainer/global_step`, under which Lightning logs everything."""
+    from wandb.proto import wandb_internal_pb2
+
+    found: Metrics = {}
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    for data in _leveldb(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") != "history":
+            continue
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for name, value in row.items():
+            if name != "trainer/global_step" and not name.startswith("_"):
+                found.setdefault(name, []).append((int(row["trainer/global_step"]), float(value)))
+    return found
+
+
+def _leveldb(content: bytes) -> Iterator[bytes]:
+    assert content[:4] == b":W&B"
+    position, whole = 7, b""
+    while position + 7 <= len(content):
+        if _BLOCK - position % _BLOCK < 7:  # what is left of a block is too short for a header
+            position += _BLOCK - position % _BLOCK
+            continue
+        length, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
+        if kind == 0:
+            return
+        whole += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield whole
+            whole = b""
