@@ -395,6 +395,7 @@ def test_layers_are_logged_on_request(tmp_path: Path) -> None:
         assert logged["work_ito"] == pytest.approx(work, rel=1e-6)
 
 
+@pytest.mark.mode("`fast_dev_run`", "caveat", "measured; no file is written: `callback.record` has it")
 def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     callback = quiet()
@@ -403,6 +404,9 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.mode(
+    "`barebones=True`", "caveat", "measured; nothing is logged, printed or saved: `callback.record` has it"
+)
 def test_barebones_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, recwarn: Any) -> None:
     monkeypatch.chdir(tmp_path)
     callback = quiet(print_summary=True)
@@ -425,6 +429,7 @@ def test_the_summary_is_printed_with_the_folder(tmp_path: Path, capsys: Any) -> 
 # --- sharing
 
 
+@pytest.mark.mode("a callback that was copied or pickled before the fit", "measured")
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["copy", "pickle"])
 def test_it_can_be_copied_before_a_fit(tmp_path: Path, copied: Any) -> None:
     callback = copied(quiet(clock="lr", probe_batches=1))
