@@ -30,11 +30,11 @@ The fast tests of the callback, the trajectory, the record and the closed forms,
 
 # A test's file → the group that its modes are listed in; the first match counts.
 GROUPS = {
-    "Strategies": r"ranks|strateg|ddp|fsdp|shard|parallel|deepspeed",
+    "Strategies and plain loops": r"ranks|strateg|ddp|fsdp|shard|parallel|deepspeed|fabric",
     "Precision": r"precision",
-    "Optimizers and steps": r"optim|styles|steps|midway|host_reads|neutrality|input|mobility|meter|probe|clouds",
-    "Life cycle": r"lifecycle|life|resume|state",
-    "Loggers": r"logger",
+    "Optimizers and steps": r"optim|style|steps|midway|host_reads|neutrality|input|mobility|meter|probe|clouds",
+    "Life cycle": r"lifecycle|failures|resume|state",
+    "Loggers and monitors": r"logger|monitor",
     "Namespaces and command line": r"namespace|cli",
 }
 WORDS = {"measured": "measured", "caveat": "measured, with a caveat", "refused": "refused"}

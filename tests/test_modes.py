@@ -74,7 +74,9 @@ def test_a_page_of_other_modes_would_be_noticed() -> None:
 
 def test_a_caveat_counts_and_refused_and_measured_is_a_contradiction() -> None:
     mode: dict[str, Any] = {"name": "DDP", "remark": "", "file": "test_ddp.py"}
-    (line,) = MAKE["lines"]([mode | {"outcome": "measured"}, mode | {"outcome": "caveat", "remark": "a"}])["Strategies"]
+    (line,) = MAKE["lines"]([mode | {"outcome": "measured"}, mode | {"outcome": "caveat", "remark": "a"}])[
+        "Strategies and plain loops"
+    ]
     assert (line.outcome, line.remarks) == ("caveat", ["a"])
     with pytest.raises(ValueError, match=r"'DDP' got .*'measured', 'refused'.* another name"):
         MAKE["page"]([mode | {"outcome": "measured"}, mode | {"outcome": "refused", "remark": "b"}], {})
