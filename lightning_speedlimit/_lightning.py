@@ -96,6 +96,19 @@ def run_folder(trainer: Any) -> str:
     return os.path.join(trainer.default_root_dir if save_dir is None else save_dir, *parts)
 
 
+def last_logged(trainer: Any, name: str) -> Tensor | None:
+    """What training logged last under this name, at a step: another tensor at each `log`, not read.
+
+    (`trainer.callback_metrics` keeps what validation logged, and reads the progress bar's metrics each time.)
+    """
+    for _, item in trainer._results.valid_items() if trainer._results else ():
+        if item.meta.on_step and name in (item.meta.name, item.meta.forked_name(True)):
+            value = item._forward_cache
+            if isinstance(value, Tensor) and value.numel() == 1:
+                return value
+    return None
+
+
 def loss_scale(trainer: Any, optimizer: Any) -> Tensor | None:
     """The loss scaler's scale where the gradients still carry it (fused optimizers), as a tensor: no sync.
 

@@ -147,6 +147,7 @@ class SpeedLimit(CallbackBase):
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         self._first_loss: Tensor | None = None  # of this batch's backwards
+        self._last_monitored: Tensor | None = None
         self._backwards = 0
         self._tried = False
         self._last_of_epoch = False
@@ -288,7 +289,7 @@ class SpeedLimit(CallbackBase):
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         self._backwards += 1
         if self._backwards == 1:
-            self._first_loss = loss.detach()
+            self._first_loss = loss.detach() if self.monitor is None else self._monitored(trainer)
 
     @_never_raising
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -327,7 +328,7 @@ class SpeedLimit(CallbackBase):
                 self._measure(trainer, pl_module)
             return
         step, self._closed_steps = self._closed_steps, self._meter.steps
-        loss = self._window_loss(trainer)
+        loss = self._window_loss()
         if loss is not None:
             self._meter.record_loss(loss, step=step)
         if _lightning.should_log(trainer) or awaited:
@@ -339,23 +340,29 @@ class SpeedLimit(CallbackBase):
     def _take_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
         """Add a batch's loss to its accumulation window; automatic optimization divided it by that."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if self.monitor is not None:
+            loss = self._monitored(trainer)
+            self._last_monitored = loss if loss is not None else self._last_monitored
         if pl_module.automatic_optimization and self._backwards > 1:
             loss = self._first_loss  # LBFGS evaluates it again and again; the first one is at θ_k
         self._first_loss, self._backwards = None, 0
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             return
-        loss = loss.detach()
-        if pl_module.automatic_optimization and trainer.accumulate_grad_batches > 1:
+        loss = loss.detach() if loss.dtype.itemsize > 2 else loss.detach().float()
+        if self.monitor is None and pl_module.automatic_optimization and trainer.accumulate_grad_batches > 1:
             loss = loss * trainer.accumulate_grad_batches
         self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
         self._loss_count += 1
 
-    def _window_loss(self, trainer: Any) -> Tensor | None:
+    def _monitored(self, trainer: Any) -> Tensor | None:
+        """What was logged as `monitor` in this batch; what an earlier one logged is no loss of this one."""
+        assert self.monitor is not None
+        found = _lightning.last_logged(trainer, self.monitor)
+        return None if found is self._last_monitored else found
+
+    def _window_loss(self) -> Tensor | None:
         total, count = self._loss_sum, self._loss_count
         self._loss_sum, self._loss_count = None, 0
-        if self.monitor is not None:
-            found = trainer.callback_metrics.get(self.monitor)
-            return found if isinstance(found, Tensor) and found.numel() == 1 else None
         return None if total is None else (total if count == 1 else total / count)
 
     def _probe_start(self, trainer: Any, pl_module: Any) -> None:

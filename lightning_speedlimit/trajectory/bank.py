@@ -127,7 +127,8 @@ class Bank:
 
 def _widened(sums: RunningSum, by: int, device: torch.device) -> RunningSum:
     """The same running sums with `by` more columns of zeros."""
-    old = sums.host()
-    wide = RunningSum(old.shape[0], old.shape[1] + by, device=device)
-    wide.load_(torch.cat([old, old.new_zeros(old.shape[0], by)], dim=1))
+    rows, columns = sums.value.shape
+    wide = RunningSum(rows, columns + by, device=device)
+    for old, new in zip(sums.parts(), wide.parts(), strict=True):
+        new[:, :columns] = old  # on the device: nothing is read
     return wide

@@ -551,7 +551,7 @@ class OptimizerTrace:
             self.moves_removed += 1
             self._moves_repeat |= self.steps <= _GUARDED_STEPS
         elif self.steps <= _GUARDED_STEPS:
-            self.silent = squared if self.silent is None else self.silent + squared.to(self.silent.device)
+            self.silent = _plus(self.silent, squared)
 
     # -- state -----------------------------------------------------------------------------------------------
 

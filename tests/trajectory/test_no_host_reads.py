@@ -1,47 +1,16 @@
-"""Between log steps nothing is read from a device on the host: seen on the CPU, in what torch is asked to do.
-
-`.tolist()` and `.numpy()` of a CPU tensor pass torch by: those are left to test_gpu.py.
-"""
+"""Between log steps nothing is read from a device on the host: seen on the CPU (tests/host_reads.py)."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from host_reads import HostReads, step_counters, watched
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.mail import Mail
-
-# What turns a tensor into a number, a truth value or a shape: each waits for the device.
-READS = {
-    "aten::_local_scalar_dense",
-    "aten::item",
-    "aten::is_nonzero",
-    "aten::equal",
-    "aten::nonzero",
-    "aten::masked_select",
-    "aten::unique_dim",
-    "aten::_unique2",
-}
-
-
-class HostReads(TorchDispatchMode):
-    """Notes each operation that reads a tensor on the host, and where that tensor lies."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        name = func._schema.name
-        masked = name == "aten::index" and any(t is not None and t.dtype == torch.bool for t in args[1])
-        if name in READS or masked:
-            self.found.append((name, args[0].data_ptr()))
-        return func(*args, **(kwargs or {}))
-
 
 Step = Callable[[], None]
 RECIPES: list[tuple[type[Optimizer], dict[str, Any]]] = [
@@ -87,20 +56,10 @@ def training(kind: type[Optimizer], options: dict[str, Any], **meter_options: An
 def reads(step: Step, steps: int = 4, warm_up: int = 0) -> list[tuple[str, int]]:
     for _ in range(warm_up):
         step()
-    with HostReads() as mode:
+    with watched() as found:
         for _ in range(steps):
             step()
-    return mode.found
-
-
-def step_counters(optimizer: Optimizer) -> set[int]:
-    """Where the optimizer's own counters on the CPU lie: `step`, `mu_product`."""
-    return {
-        value.data_ptr()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor) and value.numel() == 1 and value.dim() == 0 and value.device.type == "cpu"
-    }
+    return found
 
 
 METERS: list[dict[str, Any]] = [
@@ -192,8 +151,13 @@ def test_a_log_step_is_one_copy(
         lambda t: torch.equal(t, t),
         lambda t: t.nonzero(),
         lambda t: t[t > 0],
+        lambda t: t.tolist(),
+        lambda t: t.numpy(),
+        lambda t: t.cpu(),
+        lambda t: t.to("cpu"),
+        lambda t: torch.cuda.synchronize(),
     ],
-    ids=["item", "float", "bool", "equal", "nonzero", "mask"],
+    ids=["item", "float", "bool", "equal", "nonzero", "mask", "tolist", "numpy", "cpu", "to", "synchronize"],
 )
 def test_the_guard_can_fail(read: Callable[[Tensor], object]) -> None:
     step, optimizer, meter = training(SGD, {})
