@@ -153,6 +153,16 @@ def test_a_skipped_step_is_no_step(tmp_path: Path, kind: str, clip: float | None
 
 
 @pytest.mark.mode(SKIP, "measured")
+@pytest.mark.parametrize("kind", ["SGD", "SGD fused"])
+def test_the_infinite_loss_of_a_skipped_step_is_in_no_window(tmp_path: Path, kind: str) -> None:
+    callback = quiet(loss_window=50)
+    train(Style(lambda: Overflowing(kind), half(), dtype=F32), tmp_path, callback)
+    assert callback.record is not None
+    assert math.isfinite(last_row(callback)["loss_drop"])
+    assert "loss_drop" not in callback.record.reasons
+
+
+@pytest.mark.mode(SKIP, "measured")
 @pytest.mark.parametrize("kind", ["SGD", "SGD fused", "Adam", "Adam fused"])
 def test_a_run_in_which_every_step_is_skipped(tmp_path: Path, kind: str) -> None:
     class Never(Diarist):

@@ -178,37 +178,66 @@ class LossWindows:
         self._next = 0
         self._values: Tensor | None = None
 
-    def record(self, loss: Tensor, step: int) -> None:
-        """Keep the loss of a step; a second loss for the same step replaces the first."""
+    def record(self, loss: Tensor, step: int, *, again: bool = False) -> None:
+        """Keep the loss of a step. A second one for the same step replaces the first, or, `again`, joins the mean.
+
+        That is the mean of the finite ones; where none is finite, the last one.
+        """
         if self._values is None:
             dtype = torch.float32 if loss.device.type == "mps" else torch.float64
-            self._values = torch.full((2, self.size), float("nan"), dtype=dtype, device=loss.device)
+            self._values = torch.full((4, self.size), float("nan"), dtype=dtype, device=loss.device)
         if len(self.first_steps) < self.size or step in self.first_steps:
-            if step not in self.first_steps:
+            known = step in self.first_steps
+            if not known:
                 self.first_steps.append(step)
-            self._values[0, self.first_steps.index(step)] = loss
+            self._keep(0, self.first_steps.index(step), loss, again and known)
         if step in self.last_steps:
-            self._values[1, self.last_steps.index(step)] = loss
+            self._keep(1, self.last_steps.index(step), loss, again)
             return
         if len(self.last_steps) < self.size:
             self.last_steps.append(step)
         else:
             self.last_steps[self._next] = step
-        self._values[1, self._next] = loss
+        self._keep(1, self._next, loss, again=False)
         self._next = (self._next + 1) % self.size
+
+    def _keep(self, row: int, column: int, loss: Tensor, again: bool) -> None:
+        """The loss, and the number of finite losses that it is the mean of."""
+        assert self._values is not None
+        loss = loss.to(self._values, non_blocking=True)
+        finite = loss.isfinite()
+        if not again:
+            self._values[row, column], self._values[row + 2, column] = loss, finite
+            return
+        mean, count = self._values[row, column].clone(), self._values[row + 2, column].clone()
+        joined = torch.where(count > 0, mean + (loss - mean) / (count + 1), loss)
+        self._values[row, column] = torch.where(finite | (count == 0), joined, mean)
+        self._values[row + 2, column] = count + finite
+
+    def leave_out(self, step: int, skipped: Tensor) -> None:
+        """The step was none, where `skipped` is true: so is its loss. Nothing is read."""
+        for row, steps in ((0, self.first_steps), (1, self.last_steps)):
+            if step in steps and self._values is not None:
+                count = self._values[row + 2, steps.index(step)]
+                count.copy_(torch.where(skipped.to(count.device, non_blocking=True), -torch.ones_like(count), count))
 
     @property
     def tensor(self) -> Tensor | None:
-        """(2, size): first and last window, NaN where nothing was recorded; None before the first loss."""
+        """(4, size): first and last window, NaN where nothing was recorded; how many losses each is the mean of.
+
+        None before the first loss.
+        """
         return self._values
 
     def windows(self, host: Tensor) -> tuple[tuple[list[int], list[float]], tuple[list[int], list[float]]]:
-        """The two windows as (steps, losses), from a host copy of `tensor`."""
-        rows = host.reshape(2, self.size).tolist()
-        return (self.first_steps, rows[0][: len(self.first_steps)]), (
-            self.last_steps,
-            rows[1][: len(self.last_steps)],
-        )
+        """The two windows as (steps, losses), from a host copy of `tensor`; without the losses that are left out."""
+        rows = host.reshape(4, self.size).tolist()
+
+        def window(row: int, steps: list[int]) -> tuple[list[int], list[float]]:
+            kept = [(s, y) for s, y, n in zip(steps, rows[row], rows[row + 2], strict=False) if n >= 0]
+            return [s for s, _ in kept], [y for _, y in kept]
+
+        return window(0, self.first_steps), window(1, self.last_steps)
 
     def state_dict(self) -> dict[str, object]:
         values = None if self._values is None else self._values.detach().cpu().clone()
@@ -225,5 +254,7 @@ class LossWindows:
         self.last_steps = list(state["last"])  # type: ignore[call-overload]
         self._next = int(state["next"])  # type: ignore[call-overload]
         self._values = values.to(device).clone() if isinstance(values, Tensor) else None
+        if self._values is not None and len(self._values) == 2:  # of a version that kept no counts
+            self._values = torch.cat([self._values, torch.ones_like(self._values)])
         if self._values is not None:
             self.size = self._values.shape[1]

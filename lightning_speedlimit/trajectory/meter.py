@@ -149,6 +149,8 @@ class TrajectoryMeter:
         self._probe: tuple[Tensor, Tensor] | None = None
         self._moved: set[int] = set()
         self._rates: list[Scalar] = []  # of the joint step, as its optimizers used them
+        self._loss_step: int | None = None  # of the last loss, until an optimizer steps
+        self._left_out: tuple[int, Tensor] | None = None  # the last step, and whether a loss scaler skipped it
         self._failure: str | None = None
         self._latest: RunTotals | None = None
         self._joint: dict[str, Tensor] = {}
@@ -164,17 +166,25 @@ class TrajectoryMeter:
     def record_loss(self, loss: Tensor | float, *, step: int | None = None) -> None:
         """L at the current θ (before the step), in loss units: detached, kept on its device, no sync.
 
+        Called several times before one step (accumulated gradients), the mean counts. Within a step that evaluates
+        its closure again and again, the loss at θ_k counts and those after the first move do not.
+
         Args:
             loss: a scalar. step: the step it belongs to, where it is recorded later; None: the coming one. A
                 loss recorded after the last step belongs to θ_K.
         """
+        if step is None and self.in_step:
+            return
         value = (
             loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
         )
         at = self.steps if step is None else step
         if self._moved and step is None:
             at = self.steps + 1  # the joint step has moved: the loss belongs to what follows it
-        self._losses.record(value.real if value.is_complex() else value, at)
+        self._losses.record(value.real if value.is_complex() else value, at, again=at == self._loss_step)
+        self._loss_step = at
+        if self._left_out is not None and self._left_out[0] == at:
+            self._losses.leave_out(*self._left_out)
 
     def record_probe(self, first: Tensor, last: Tensor) -> None:
         """Losses of the same batches at θ_0 and now, (n,) each: from here on loss_drop is their mean difference."""
@@ -540,6 +550,7 @@ class TrajectoryMeter:
             return
         rates: list[Scalar] = [_rate(group.get("lr")) for group in optimizer.param_groups]
         totals = trace.finish(rates)
+        self._loss_step = None
         self._moved.add(id(optimizer))
         self._rates += rates
         if totals is not None:
@@ -609,6 +620,8 @@ class TrajectoryMeter:
             missed = skipped.to(squares.dtype)
             self._skipped.add_(torch.stack([missed, missed * rate]))
             norms = {name: torch.where(skipped, self._norms.get(name, new), new) for name, new in norms.items()}
+            self._left_out = self.steps, skipped
+            self._losses.leave_out(*self._left_out)
         self._norms = norms
 
     def _sample(self, sample: Tensor) -> None:

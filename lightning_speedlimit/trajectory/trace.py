@@ -131,8 +131,7 @@ class OptimizerTrace:
     @property
     def has_moved(self) -> bool:
         """Within a step: the update has begun to move weights."""
-        moved = any(s.parameter._version != s.version for s in self.slots)
-        return self.in_step and self.observed and moved
+        return self.in_step and self.observed and any(s.parameter._version != s.version for s in self.slots)
 
     def holds_observed(self) -> bool:
         """The gradients that were observed are still there: changed in place at most."""

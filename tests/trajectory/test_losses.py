@@ -205,6 +205,16 @@ def test_windows_are_saved_and_restored(stop: int) -> None:
         assert read(part) == read(whole)
 
 
+def test_windows_that_were_saved_without_counts_are_restored() -> None:
+    kept, restored = LossWindows(3), LossWindows(3)
+    for step in range(5):
+        kept.record(torch.tensor(float(step)), step)
+    state = kept.state_dict()
+    state["values"] = state["values"][:2]  # type: ignore[index]
+    restored.load_state_dict(state, CPU)
+    assert read(restored) == read(kept)
+
+
 # ---- through the meter ---------------------------------------------------------------------------------
 
 
@@ -240,13 +250,92 @@ def test_a_loss_after_the_last_step_belongs_to_the_last_weights() -> None:
     assert values["loss_drop"] == pytest.approx(0.3, rel=1e-10)
 
 
-def test_a_later_loss_of_the_same_step_replaces_the_first() -> None:
+@pytest.mark.mode("a plain loop with accumulated gradients", "measured")
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_several_losses_before_one_step_count_as_their_mean(parts: int) -> None:
     run = Recorded()
     for k in range(30):
-        run.loss(99.0)
+        for part in range(parts):  # spread by 3 about the line
+            run.loss(2.0 - 0.01 * k + 3.0 * (part - (parts - 1) / 2))
+        run.step()
+    for part in range(parts):
+        run.loss(1.7 + part - (parts - 1) / 2)
+    values = run.values()
+    assert values["loss_drop"] == pytest.approx(0.3, rel=1e-10)
+    assert values["loss"] == pytest.approx(1.7, rel=1e-10)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_batch_that_overflowed_is_not_in_the_mean(bad: float) -> None:
+    """A loss scaler skipped it: the next batch is at the same weights."""
+    run = Recorded()
+    for k in range(30):
+        if k in (0, 7, 29):
+            run.loss(bad)
         run.loss(2.0 - 0.01 * k)
         run.step()
     assert run.values()["loss_drop"] == pytest.approx(0.3, rel=1e-10)
+
+
+def test_a_closures_later_evaluations_are_at_other_weights() -> None:
+    """LBFGS evaluates the loss again as it moves; in the closure the first one is at θ_k."""
+    weight = nn.Parameter(torch.full((3,), 2.0, dtype=torch.float64))
+    optimizer = torch.optim.LBFGS([weight], lr=0.1, max_iter=4)
+    meter = TrajectoryMeter(optimizer, loss_window=2)
+    firsts: list[float] = []
+    for _ in range(5):
+        calls: list[float] = []
+
+        def closure(calls: list[float] = calls) -> Tensor:
+            optimizer.zero_grad()
+            loss = weight.square().sum()
+            loss.backward()
+            meter.record_loss(loss)
+            calls.append(float(loss.detach()))
+            return loss
+
+        optimizer.step(closure)
+        assert len(calls) > 2
+        firsts.append(calls[0])
+    drop = meter.compute()["loss_drop"]
+    meter.close()
+    assert drop == pytest.approx(firsts[0] - (2 * firsts[-1] - firsts[-2]), rel=1e-12)
+
+
+def test_a_loss_between_two_optimizers_is_replaced_by_the_next_steps() -> None:
+    """Recorded before each of two steps that make one: the first of them is at the joint step's start."""
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([w], lr=0.1) for w in weights]
+    meter = TrajectoryMeter(optimizers)
+    for k in range(30):
+        for offset, weight, optimizer in zip((0.0, 50.0), weights, optimizers, strict=True):
+            meter.record_loss(torch.tensor(2.0 - 0.01 * k + offset, dtype=torch.float64))
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+    meter.record_loss(torch.tensor(1.7, dtype=torch.float64))
+    values = meter.compute()
+    meter.close()
+    assert values["loss_drop"] == pytest.approx(0.3, rel=1e-10)
+
+
+@pytest.mark.parametrize("skipped", [{0}, {0, 1}, {4}, {11}])
+def test_a_fused_step_that_was_skipped_has_no_loss(skipped: set[int]) -> None:
+    """Its loss is often infinite; nothing is read to know it."""
+    weight = nn.Parameter(torch.full((3,), 2.0))
+    optimizer = torch.optim.SGD([weight], lr=0.01, fused=True)
+    meter = TrajectoryMeter(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for k in range(12):
+        optimizer.zero_grad()
+        meter.record_loss(math.inf if k in skipped else 2.0 - 0.01 * k)
+        loss = weight.square().sum() * (math.inf if k in skipped else 1.0)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    values = meter.compute()
+    meter.close()
+    assert values["loss_drop"] == pytest.approx(0.12, rel=1e-10)
+    assert values["elapsed"] == 12 - len(skipped)
 
 
 def test_steps_without_a_loss() -> None:
