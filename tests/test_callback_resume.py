@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from callback_cases import EXACT, Regressor, Resumable, batches, last_row, quiet, sgd, trainer
+from packaging.version import Version
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_speedlimit import RunRecord, SpeedLimit
@@ -37,17 +38,33 @@ def fit(folder: Path, callback: Any, optimizer: Any, *, ckpt: Any = None, at: in
     return model
 
 
+# Lightning 2.4 counted log steps anew from a checkpoint within an epoch, 2.5.6 does not: rows lie at other steps.
+SHIFTS_LOG_STEPS = Version(pl.__version__) < Version("2.5.6")
+
+
 def same(record: RunRecord | None, other: RunRecord | None) -> None:
     """Columns and sketches are bitwise equal: the sums go on where they were."""
     assert record is not None
     assert other is not None
     assert record.columns.keys() == other.columns.keys()
+    mine, its = both_have(record.columns["step"], other.columns["step"])
     for name, column in other.columns.items():
-        np.testing.assert_array_equal(record.columns[name], column, err_msg=name)
-    np.testing.assert_array_equal(record.sketch_steps, other.sketch_steps)
-    np.testing.assert_array_equal(record.sketches, other.sketches)
+        np.testing.assert_array_equal(record.columns[name][mine], column[its], err_msg=name)
+    mine, its = both_have(record.sketch_steps, other.sketch_steps)
+    np.testing.assert_array_equal(record.sketches[mine], other.sketches[its])
     assert record.reasons == other.reasons
     assert record.run == other.run
+
+
+def both_have(steps: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are of the same steps: all, but where Lightning shifts its log steps."""
+    if not SHIFTS_LOG_STEPS:
+        np.testing.assert_array_equal(steps, other, err_msg="step")
+    mine, its = np.isin(steps, other), np.isin(other, steps)
+    assert mine[-1]
+    assert its[-1]
+    assert mine.sum() >= 3
+    return mine, its
 
 
 @pytest.mark.parametrize("at", [5, 8, 15, 16])  # within the first and the second epoch, and at their ends

@@ -33,6 +33,11 @@ def assert_as_plain(found: dict[str, list[float]]) -> None:
         assert found[name][-1] == pytest.approx(value, rel=EXACT), name
 
 
+def at_the_end(found: dict[str, list[float]]) -> dict[str, str]:
+    """To the last bit, and NaN is like NaN. (Lightning 2.4 logs at other steps after a resume.)"""
+    return {name: repr(column[-1]) for name, column in found.items()}
+
+
 # --- only one is there
 
 
@@ -49,7 +54,7 @@ def test_one_alone(tmp_path: Path, package: str) -> None:
     assert seen["said"] == []
     for name in ("in a list", "alone", "whole", "resumed"):
         assert_as_plain(seen[name])
-    assert str(seen["resumed"]) == str(seen["whole"])  # NaN is like NaN
+    assert at_the_end(seen["resumed"]) == at_the_end(seen["whole"])
     assert seen["keys"] == ["SpeedLimit"]
     assert package in seen["in a list, versions"]
     assert seen["command line"] == ["lr", 2]
@@ -114,7 +119,7 @@ def test_a_checkpoint_of_the_other_package(tmp_path: Path, package: str) -> None
     whole, resumed = quiet(), quiet()
     fit(package, tmp_path, [whole, checkpoints(package, tmp_path)], enable_checkpointing=True)
     fit(other, tmp_path, [resumed], ckpt_path=tmp_path / "step=6.ckpt")
-    assert str(columns(resumed)) == str(columns(whole))  # NaN is like NaN
+    assert at_the_end(columns(resumed)) == at_the_end(columns(whole))
     assert_as_plain(columns(resumed))
 
 
