@@ -1,7 +1,8 @@
 """Runs a part of the tests in an environment of its own: `python run.py oldest --python python3.10`.
 
 An environment is a list of requirements, `<name>.txt`, whose first line says the Python: `# python 3.10`. It is made
-in .matrix/<name> when the list changes. The outcome is kept in results.json, for docs/modes.md.
+in .matrix/<name> when the list changes. Lines `# not tests/test_x.py::test_y` leave out tests of what those versions
+cannot do; why stands above. The outcome is kept in results.json, for docs/modes.md.
 
 What needs torch is installed without its dependencies (they are on the list): `lightning` would bring
 `pytorch_lightning`, and torch gigabytes of CUDA's libraries. Where torch does not load without these it gets
@@ -39,7 +40,7 @@ def main() -> int:
     tests = copied_tests(requirements, folder)
     chosen = options.tests or [str(p.relative_to(tests)) for pattern in TESTS for p in sorted(tests.glob(pattern))]
     began = time.monotonic()
-    code, counts = run_tests(python, tests, chosen)
+    code, counts = run_tests(python, tests, chosen, left_out(requirements))
     result = {**versions(python), **counts, "seconds": round(time.monotonic() - began)}
     print(f"\n{options.name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
     if not options.tests and code == 0:
@@ -51,6 +52,10 @@ def pinned(requirements: str) -> list[str]:
     return [line for line in requirements.splitlines() if line and not line.startswith("#")]
 
 
+def left_out(requirements: str) -> list[str]:
+    return re.findall(r"^# not (.+)", requirements, re.MULTILINE)
+
+
 def package(requirement: str) -> str:
     return re.split(r"[\[=<>]", requirement)[0]
 
@@ -59,7 +64,8 @@ def environment(name: str, interpreter: str, requirements: str, folder: Path) ->
     """The environment's own Python; made anew where the list or the interpreter is another one."""
     found = python_version(name, interpreter, requirements)
     stamp, python = folder / "stamp", folder / "venv" / "bin" / "python"
-    if stamp.is_file() and stamp.read_text() == found + requirements:
+    made_of = "\n".join([found, *pinned(requirements)])
+    if stamp.is_file() and stamp.read_text() == made_of:
         return python
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -72,7 +78,7 @@ def environment(name: str, interpreter: str, requirements: str, folder: Path) ->
     if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
         subprocess.run([sys.executable, HERE / "stand_ins.py", *folder.glob("venv/lib/*/site-packages/torch/lib")])
         subprocess.run([python, "-c", "import torch"], check=True)
-    stamp.write_text(found + requirements)
+    stamp.write_text(made_of)
     return python
 
 
@@ -100,17 +106,19 @@ def copied_tests(requirements: str, folder: Path) -> Path:
     tests = folder / "tests"
     shutil.rmtree(tests, ignore_errors=True)
     shutil.copytree(ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__", "matrix"))
+    shutil.copy(ROOT / "README.md", folder)  # a test compares it with what happens
     for file in tests.rglob("*.py"):
         if "namespace" not in file.name:  # these are about the names
             file.write_text(re.sub(rf"\b{re.escape(other)}\b", name, file.read_text()))
     return tests
 
 
-def run_tests(python: Path, tests: Path, chosen: list[str]) -> tuple[int, dict[str, int]]:
+def run_tests(python: Path, tests: Path, chosen: list[str], but: list[str]) -> tuple[int, dict[str, int]]:
     """Pytest's exit code and how many passed, …"""
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [python, "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not gpu", "-p", "no:cacheprovider"]
     command += ["-c", ROOT / "pyproject.toml", "--rootdir", tests.parent, *chosen]
+    command += [f"--deselect={test}" for test in but]
     process = subprocess.Popen(
         command, cwd=tests, env=os.environ | one_thread | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
     )
