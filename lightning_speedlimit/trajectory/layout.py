@@ -186,6 +186,10 @@ class Section:
         if self.formula is not None and self.formula.before is not None:
             self.before = self.zeros()
 
+    def theta(self, slot: Slot) -> Tensor:
+        """θ of one slot now, flat, in the section's dtype."""
+        return slot.flat(slot.parameter).to(self.dtype)
+
     def snapshot(self) -> Tensor:
         """θ now, flat."""
         copy = self.empty()

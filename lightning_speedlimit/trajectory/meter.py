@@ -443,6 +443,11 @@ class TrajectoryMeter:
         for trace, entry in zip(self._traces.values(), state["traces"], strict=True):
             trace.load_state_dict(entry)
         sections = [s for trace in self._traces.values() for s in trace.sections]
+        slots = [slot for section in sections for slot in section.slots]
+        if any(self._places.get(id(slot.parameter)) != slot.position for slot in slots):
+            # Some have left the optimizer: the others keep their places, and new ones come after them all.
+            self._places = {id(slot.parameter): slot.position for slot in slots}
+            self._next_place = max(slot.position + slot.numel for slot in slots)
         device = sections[0].device if sections else torch.device("cpu")
         self.steps, self.measured = state["steps"], state["measured"]
         self._elapsed, self._several_rates = state["elapsed"], state["several_rates"]

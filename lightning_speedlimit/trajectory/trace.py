@@ -29,6 +29,7 @@ from lightning_speedlimit.trajectory.layout import (
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 _KEPT = ("held", "mobility", "travelled", "response")  # what a resumed measurement cannot do without
+_GONE = -1  # the place of a parameter that has left the optimizer
 _GUARDED_STEPS = 2  # a copy of θ is kept over the first steps: moves that repeat at every step show there
 
 Scalar = float | Tensor
@@ -556,6 +557,7 @@ class OptimizerTrace:
 
     def state_dict(self, *, exact: bool) -> dict[str, Any]:
         """Plain types and tensors; `exact`: with m, u_k and what else has the size of the parameters, but θ_0."""
+        self._follow_groups()
         state: dict[str, Any] = {
             "optimizer": type(self.optimizer).__name__,
             "steps": self.steps,
@@ -578,10 +580,22 @@ class OptimizerTrace:
         return state
 
     def _section_state(self, section: Section, exact: bool) -> dict[str, Any]:
+        here = {id(p): i for i, p in enumerate(section.group["params"])}
+        gone = [s.index in self._gone for s in section.slots]
         return {
             "group": section.index,
             "layer": section.layer,
-            "parameters": [s.place for s in section.slots],
+            "parameters": [
+                _GONE if left else here[id(s.parameter)] for s, left in zip(section.slots, gone, strict=True)
+            ],
+            "double": section.dtype == torch.float64,
+            "positions": [s.position for s in section.slots],
+            # Of parameters that have left the optimizer, where they stayed; of a group that has, what it was set to.
+            "gone": [
+                section.theta(s).detach().cpu().clone() if left and exact else None
+                for s, left in zip(section.slots, gone, strict=True)
+            ],
+            "settings": _plain_settings(section.group) if all(gone) else None,
             "numel": [s.numel for s in section.slots],
             "slots": [[s.steps, s.response] for s in section.slots],
             "effective": section.effective,
@@ -618,16 +632,25 @@ class OptimizerTrace:
             self.uneven = torch.tensor(state["uneven"], dtype=torch.float64)
 
     def _load_section(self, entry: dict[str, Any]) -> None:
-        groups = self.optimizer.param_groups
-        held = groups[entry["group"]]["params"] if entry["group"] < len(groups) else []
-        parameters = [held[i] for i in entry["parameters"] if i < len(held)]
+        groups, settings = self.optimizer.param_groups, entry.get("settings")
+        held = groups[entry["group"]]["params"] if entry["group"] < len(groups) and settings is None else []
+        left = {i: value for i, value in enumerate(entry.get("gone", ())) if entry["parameters"][i] == _GONE}
+        home = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
+        parameters = [
+            _stand_in(left[i], entry, i, home) if i in left else held[place]
+            for i, place in enumerate(entry["parameters"])
+            if i in left or place < len(held)
+        ]
         sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
         if sizes != entry["numel"]:
             raise ValueError(
                 f"the saved measurement is of parameters with {entry['numel']} elements, got {sizes}: "
                 "resume with the model and the optimizer that it was saved from"
             )
-        section = self.add_section(entry["group"], entry["layer"], parameters)
+        section = self.add_section(entry["group"], entry["layer"], parameters, settings)
+        self._gone |= {section.slots[i].index for i in left}
+        for slot, position in zip(section.slots, entry.get("positions", ()), strict=False):
+            slot.position = position
         section.effective = entry["effective"]
         for slot, (steps, response) in zip(section.slots, entry["slots"], strict=True):
             slot.steps, slot.response = steps, response
@@ -665,9 +688,11 @@ class OptimizerTrace:
             if index is not None:
                 section.index, section.group = index, groups[index]
 
-    def add_section(self, group_index: int, layer: str, parameters: list[Tensor]) -> Section:
-        """Take in parameters of one group, device and dtype, with θ_0 = θ now."""
-        group = self.optimizer.param_groups[group_index]
+    def add_section(
+        self, group_index: int, layer: str, parameters: list[Tensor], settings: dict[str, Any] | None = None
+    ) -> Section:
+        """Take in parameters of one group, device and dtype, with θ_0 = θ now; `settings`: of a group that has left."""
+        group = self.optimizer.param_groups[group_index] if settings is None else {**settings, "params": []}
         dtype, device = compute_dtype(parameters[0]), parameters[0].device
         bank = self.banks.setdefault((dtype, device), Bank(dtype, device, tile_size(device)))
         section = Section(self.optimizer, group, layer, dtype, device, index=group_index)
@@ -676,7 +701,7 @@ class OptimizerTrace:
             slot = section.add(parameter, len(self.slots), self._place(parameter), bank.size)
             step = self.optimizer.state.get(parameter, {}).get("step", 0)
             slot.steps = int(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else 0
-            slot.place = places[id(parameter)]
+            slot.place = places.get(id(parameter), _GONE)
             self.slots.append(slot)
             self._seen[id(parameter)] = slot
             self._section_of.append(section)
@@ -752,6 +777,18 @@ def _unevenness(after: Tensor, before: Tensor) -> Tensor:
     low = torch.where(some, share, torch.full_like(share, torch.inf)).min()
     high = torch.where(some, share, torch.zeros_like(share)).max()
     return torch.where(high > 0, 1.0 - low / high, torch.zeros_like(high)).to(sum_dtype(after.device))
+
+
+def _stand_in(theta: Tensor | None, entry: dict[str, Any], index: int, device: torch.device) -> Tensor:
+    """For a parameter that had left the optimizer when the measurement was saved: it stays where it was."""
+    dtype = torch.float64 if entry["double"] else torch.float32
+    return torch.zeros(entry["numel"][index], dtype=dtype, device=device) if theta is None else theta.to(device).clone()
+
+
+def _plain_settings(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's options as numbers and strings."""
+    numbers = {k: float(v) if isinstance(v, Tensor) and v.numel() == 1 else v for k, v in group.items()}
+    return {k: v for k, v in numbers.items() if isinstance(v, (bool, int, float, str, tuple, type(None)))}
 
 
 def _touched(slot: Slot) -> bool:
