@@ -403,8 +403,8 @@ class SpeedLimit(CallbackBase):
             return
         self._use_probe(trainer, pl_module)
         values, sketch = meter.measure(sketch=True)
-        self._measured_at = meter.steps
         record.append(meter.steps, values, self._reasons(meter))
+        self._measured_at = meter.steps  # not before: Ctrl-C may come within the row, which is then written anew
         if sketch is not None and (record.wants_sketch() or not on_step):
             record.add_sketch(meter.steps, sketch.numpy())
         if log:

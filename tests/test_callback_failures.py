@@ -26,6 +26,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from lightning_speedlimit import RunRecord, _record_files
 from lightning_speedlimit import callback as callback_module
 from lightning_speedlimit.trajectory import TrajectoryMeter, meter
+from lightning_speedlimit.trajectory.trace import OptimizerTrace
 
 Make = Callable[[], Regressor]
 
@@ -155,7 +156,7 @@ def test_an_exception_and_a_resume_are_as_if_nothing_had_been(tmp_path: Path) ->
         model = Failing(adam)
         model.fails = fails
         keep = ModelCheckpoint(folder, every_n_train_steps=5, save_top_k=-1, filename="{step}")
-        fit = trainer(folder, keep, *callbacks, enable_checkpointing=True, max_epochs=3, log_every_n_steps=3)
+        fit = trainer(folder, keep, *callbacks, enable_checkpointing=True, max_epochs=3)
         fit.fit(model, Resumable(batches(8)), ckpt_path=ckpt)
         return model
 
@@ -297,6 +298,60 @@ def test_a_checkpoint_that_was_only_tested_is_not_resumed(tmp_path: Path) -> Non
     assert last_row(callback)["displacement"] == pytest.approx(moved, rel=EXACT)
 
 
+# --- Ctrl-C within the measurement's own code
+
+
+class Interrupt(BaseException):
+    """What Ctrl-C raises wherever Python is, and no `except Exception` sees."""
+
+
+def half_a_row(record: RunRecord, step: int, values: Any, reasons: Any = None) -> None:
+    RunRecord._real_append(record, step, {"path_length": math.nan})  # type: ignore[attr-defined]
+    raise Interrupt
+
+
+def interrupted(*args: Any, **kwargs: Any) -> Any:
+    raise Interrupt
+
+
+PLACES: dict[str, tuple[Any, str, int]] = {  # and the last step that is whole: rows are written every second step
+    "the sums of a step": (TrajectoryMeter, "_close_sums", 4),
+    "the clock": (TrajectoryMeter, "_advance_clock", 4),
+    "the update": (OptimizerTrace, "finish", 4),
+    "before the update": (OptimizerTrace, "before_update", 4),
+    "the gradients": (OptimizerTrace, "observe", 4),
+    "moves outside of step": (OptimizerTrace, "check_moves", 4),
+    "a row": (RunRecord, "append", 6),
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_ctrl_c_within_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """In step 5 or at its reading: no row holds half of a step. A row that was cut is written anew."""
+    whole, callback, model = quiet(), quiet(), Regressor()
+    trainer(tmp_path / "whole", whole, log_every_n_steps=2).fit(Regressor(), loader(batches(9)))
+    place, name, last = PLACES[where]
+    real = getattr(place, name)
+    if place is RunRecord:
+        monkeypatch.setattr(RunRecord, "_real_append", real, raising=False)
+    armed = [True]
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        if len(model.tape.losses) < 6 - (last == 4) or not armed:
+            return real(*args, **kwargs)
+        armed.clear()
+        return (half_a_row if place is RunRecord else interrupted)(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, deadly)
+    with pytest.raises(Interrupt):
+        trainer(tmp_path / "cut", callback, log_every_n_steps=2).fit(model, loader(batches(9)))
+    assert whole.record is not None
+    assert callback.record is not None
+    assert callback.record.columns["step"][-1] == last
+    same_rows(callback.record.columns, whole.record.columns, last // 2)
+    assert len(RunRecord.load(tmp_path / "cut" / "speed_limit")) == last // 2
+
+
 # --- a process that is ended
 
 
@@ -320,13 +375,19 @@ def end(folder: Path, signals: list[str]) -> list[RunRecord]:
 def rows_are_the_runs(records: list[RunRecord], folder: Path) -> None:
     """Each is, bitwise, the beginning of the run that nobody ended: no half-written row, none skipped."""
     longest = max(len(record) for record in records)
-    model = Regressor()
-    whole = fit_as_the_ended(folder / "whole", model, max_steps=longest).record
+    whole = fit_as_the_ended(folder / "whole", Regressor(), max_steps=longest).record
     assert len(whole) == longest
     for record in records:
         assert len(record) >= 1
-        same_rows(record.columns, whole.columns, len(record))
+        columns = record.columns
+        same_rows({n: c[:-1] for n, c in columns.items()}, whole.columns, len(record) - 1)
+        for name in MOTION:
+            assert columns[name][-1] == whole.columns[name][len(record) - 1], name
         np.testing.assert_array_equal(record.sketches, whole.sketches[: len(record)])
+
+
+# What the last row knows though the batch of its step, and with it its loss, has not come to its end.
+MOTION = ("step", "displacement", "path_length", "action", "work_ito", "work_anti_ito", "grad_norm", "elapsed")
 
 
 @pytest.mark.mode("Ctrl-C (SIGINT) and SIGTERM", "measured", "the record ends with the last completed step")
@@ -487,6 +548,7 @@ FAULTS = {
     "the loss": (TrajectoryMeter, "record_loss"),
     "the gradients": (TrajectoryMeter, "observe_gradients"),
     "the summary": (RunRecord, "summary"),
+    "the file": (RunRecord, "save"),
 }
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from callback_cases import Batch, Regressor, Resumable, batches, last_row, loader, quiet, trainer
 from logger_files import Metrics, of_csv, of_mlflow, of_tensorboard, of_wandb
+from packaging.version import Version
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -108,6 +110,8 @@ def test_several_optimizers_count_several_global_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at", [5, 8])
 def test_a_resumed_runs_files_go_on(tmp_path: Path, at: int) -> None:
     """Steps and values of the two parts are, row by row, those of the uninterrupted run."""
+    if Version(pl.__version__) < Version("2.5.6"):
+        pytest.skip("this Lightning counts log steps anew from a checkpoint")
 
     def run(folder: Path, ckpt: Any = None, **options: Any) -> Metrics:
         keep = ModelCheckpoint(tmp_path, every_n_train_steps=at, save_top_k=-1, filename="{step}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -46,6 +47,9 @@ def _never_raising(method: _Method) -> _Method:
         except Exception as error:
             meter._fail(error)
             return None
+        except BaseException:  # Ctrl-C, perhaps with half of a step in the sums
+            meter._interrupted = True
+            raise
 
     return cast(_Method, guarded)
 
@@ -152,6 +156,7 @@ class TrajectoryMeter:
         self._loss_step: int | None = None  # of the last loss, until an optimizer steps
         self._left_out: tuple[int, Tensor] | None = None  # the last step, and whether a loss scaler skipped it
         self._failure: str | None = None
+        self._interrupted = False
         self._latest: RunTotals | None = None
         self._joint: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
@@ -234,14 +239,15 @@ class TrajectoryMeter:
         if self._failure is not None:
             self.steps, self._moved = self.steps + 1, set()
             return
-        rate = self._joint_rate()
-        measured = "sums" in self._joint
-        if measured:
-            self._close_sums(rate)
-        self.measured += measured or self._measuring()  # a step without gradients has been measured: 0
-        self.steps += 1
-        self._advance_clock(rate)
-        self._moved, self._joint, self._rates = set(), {}, []
+        with self._changing():
+            rate = self._joint_rate()
+            measured = "sums" in self._joint
+            if measured:
+                self._close_sums(rate)
+            self.measured += measured or self._measuring()  # a step without gradients has been measured: 0
+            self.steps += 1
+            self._advance_clock(rate)
+            self._moved, self._joint, self._rates = set(), {}, []
 
     def compute(self) -> dict[str, float]:
         """All numbers of the run up to now, by their names; NaN where undefined, with `reasons`. One sync.
@@ -420,8 +426,19 @@ class TrajectoryMeter:
 
     @property
     def in_step(self) -> bool:
-        """An optimizer's step has begun to move weights and not ended."""
-        return any(trace.has_moved for trace in self._traces.values())
+        """An optimizer's step has begun to move weights and not ended, or Ctrl-C came while it was being added."""
+        return self._interrupted or any(trace.has_moved for trace in self._traces.values())
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Sums are changing: what is no `Exception` (Ctrl-C) may leave them with half of a step."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            self._interrupted = True
+            raise
 
     def load_state_dict(self, state: dict[str, Any], start: list[Tensor] | None = None) -> None:
         """Go on with a measurement: call it on a new meter, before the first step.
@@ -690,9 +707,10 @@ class TrajectoryMeter:
 
     def _collect(self, mail: Mail, sketch: bool) -> None:
         """Everything but the losses into the mail."""
-        for trace in self._traces.values():
-            if not trace.in_step:
-                trace.check_moves()
+        with self._changing():
+            for trace in self._traces.values():
+                if not trace.in_step:
+                    trace.check_moves()
         factor = self._factor
         buckets: Tensor | None = None
         for t, trace in enumerate(self._traces.values()):
