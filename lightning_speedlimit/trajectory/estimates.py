@@ -77,6 +77,7 @@ class RunTotals:
     lost: tuple[str, ...] = ()  # what cannot be known since the measurement was resumed without it
     no_formula: tuple[str, ...] = ()
     sampling_se: dict[str, float] = field(default_factory=dict)
+    coarse_mobility: bool = False  # so many additions to float32 numbers that their rounding shows
     no_loss: str = ""  # why there is none, where it is not for want of recording
 
 
@@ -248,6 +249,13 @@ class Estimates:
         is half of u·H·u.
         """
         values, reasons = self.values, self.reasons
+        for name in ("efficiency", "efficiency_lower", "efficiency_action"):
+            if self.run.coarse_mobility:
+                reasons.setdefault(
+                    name,
+                    "the accumulated mobility is float32: after 2·10⁶ steps each addition may be off by an eighth of "
+                    "itself, after 1.7·10⁷ it may stop growing and the efficiency is too large",
+                )
         if math.isfinite(values["efficiency"]) and any(s.kind == "effective" for s in self.run.sections):
             names = ", ".join(self.run.no_formula) or "clipping by value"
             reasons.setdefault(

@@ -745,6 +745,7 @@ class TrajectoryMeter:
         if self.clock == "lr" and self._several_rates:
             action = math.nan
         norms = host["gradients"].sqrt().tolist() if "gradients" in host else [math.nan, math.nan]
+        sections = [s for trace in self._traces.values() for s in trace.sections]
         return RunTotals(
             sections=[] if self._failure is not None else self._sections_from(host, factor),
             steps=steps,
@@ -752,8 +753,9 @@ class TrajectoryMeter:
             elapsed=clock,
             path_length=path,
             action=action,
-            loss=self._loss_from(host, self.steps) if agreed else None,
-            no_loss="" if agreed else _DISAGREED,
+            loss=self._loss_from(host, self.steps) if agreed and len(self._signs_of_loss()) == 1 else None,
+            no_loss=_DISAGREED if not agreed else "" if len(self._signs_of_loss()) == 1 else _BOTH_WAYS,
+            coarse_mobility=self.measured > _COARSE and any(s.diagonal and s.dtype == torch.float32 for s in sections),
             gradient_norm=norms[0],
             clipped_norm=norms[1],
             step_norm=float(host["squares"].sqrt()) if "squares" in host else math.nan,
@@ -782,8 +784,13 @@ class TrajectoryMeter:
             found = losses.drop(*self._losses.windows(host["losses"]), steps)
         else:
             return None
-        sign = -1.0 if any(g.get("maximize", False) for o in self.optimizers for g in o.param_groups) else 1.0
-        return losses.LossDrop(sign * found.value, found.standard_error, found.first, found.last)
+        return losses.LossDrop(self._signs_of_loss().pop() * found.value, found.standard_error, found.first, found.last)
+
+    def _signs_of_loss(self) -> set[float]:
+        """−1 where the loss is maximized: of the groups that were measured, of all before the first is."""
+        groups = [s.group for trace in self._traces.values() for s in trace.sections]
+        groups = groups or [g for o in self.optimizers for g in o.param_groups]
+        return {-1.0 if g.get("maximize", False) else 1.0 for g in groups} or {1.0}
 
     def _sections_from(self, host: dict[str, Tensor], factor: float) -> list[SectionTotals]:
         found: list[SectionTotals] = []
@@ -826,6 +833,11 @@ class TrajectoryMeter:
 
 
 _SUMS = ("_totals", "_skipped", "_rate_sum", "_spread")
+_COARSE = 2**21  # additions to a float32 sum of equal terms, after which each may be off by an eighth of itself
+_BOTH_WAYS = (
+    "some parameter groups descend the loss and others climb it (maximize=True): its difference is no entropy "
+    'production; entropy_production="ito" counts the work of each, or measure them with a meter for each'
+)
 _DISAGREED = (
     "the processes have not taken the same steps, or not each of them has a loss for each (numbers of batches that "
     "differ?): there is no mean over them"
