@@ -67,6 +67,7 @@ class Reload(pl.Callback):
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}], ids=["SGD", "momentum"])
+@pytest.mark.mode("optimizer.load_state_dict during the run", "measured")
 def test_the_optimizers_own_state_is_loaded(tmp_path: Path, options: dict[str, Any]) -> None:
     rows, trained, steps = [], [], []
     for callbacks, load in (([], True), ([quiet()], True), ([quiet()], False)):
@@ -254,6 +255,7 @@ class Inherited(torch.optim.AdamW):
         return super().step(closure)
 
 
+@pytest.mark.mode("an optimizer whose step calls its parent's", "measured")
 def test_a_step_that_calls_its_parents_counts_once(tmp_path: Path) -> None:
     torch.optim.AdamW([nn.Parameter(torch.ones(1))])  # torch hooks a class's step when its first object is made
     thetas = []
@@ -319,6 +321,7 @@ FROM_RAW = ("work_ito", "work_anti_ito", "work_stratonovich", "signal_fraction",
 
 
 @pytest.mark.parametrize("algorithm", ["value", "norm"])
+@pytest.mark.mode("manual optimization, own clipping", "measured")
 def test_clipping_under_manual_optimization(tmp_path: Path, algorithm: str) -> None:
     model, callback = Manual(algorithm), quiet()
     trainer(tmp_path, callback).fit(model, loader(batches(10)))
@@ -331,6 +334,7 @@ def test_clipping_under_manual_optimization(tmp_path: Path, algorithm: str) -> N
 
 
 @pytest.mark.parametrize("algorithm", ["value", "module by module", "norm"])
+@pytest.mark.mode("clipping in an own on_before_optimizer_step", "caveat", "unless by one factor, works are NaN")
 def test_clipping_in_the_modules_own_hook(tmp_path: Path, algorithm: str) -> None:
     """No copy of the raw gradients is kept for that hook, as most only log there: works are then those of clipping
     by one factor, and NaN where the norms of the parameters tell that it was another."""
@@ -353,6 +357,7 @@ class Configured(Regressor):
         nn.utils.clip_grad_value_(self.parameters(), 0.05)
 
 
+@pytest.mark.mode("an own configure_gradient_clipping", "measured")
 def test_clipping_where_the_reason_says_to(tmp_path: Path) -> None:
     model, callback = Configured(), quiet()
     trainer(tmp_path, callback).fit(model, loader(batches(10)))

@@ -51,6 +51,7 @@ def test_arguments_out_of_range(settings: dict[str, Any], message: str) -> None:
 # --- what cannot be measured
 
 
+@pytest.mark.mode("all parameters frozen", "refused", "SpeedLimit got optimizers whose parameters are all frozen")
 def test_a_frozen_model(tmp_path: Path) -> None:
     model = Regressor()
     model.requires_grad_(False)
@@ -99,6 +100,9 @@ class Bared(Regressor):
         return Bare(list(self.parameters()))
 
 
+@pytest.mark.mode(
+    "an optimizer without step hooks", "refused", "SpeedLimit can't measure Bare: got an optimizer without step hooks"
+)
 def test_an_optimizer_without_hooks(tmp_path: Path) -> None:
     model, callback = Bared(), quiet()
     with pytest.warns(UserWarning, match=r"can't measure Bare.*derive it from that") as said:
@@ -136,6 +140,7 @@ def test_of_two_optimizers_the_one_with_hooks_is_measured(tmp_path: Path) -> Non
         assert last_row(callback)[name] == pytest.approx(wanted[name], rel=EXACT), name
 
 
+@pytest.mark.mode("no optimizer", "refused", "SpeedLimit measures nothing: configure_optimizers returned no optimizer")
 def test_no_optimizer(tmp_path: Path) -> None:
     class Idle(Regressor):
         def configure_optimizers(self) -> Any:
@@ -180,6 +185,7 @@ def test_an_optimizer_without_a_learning_rate(tmp_path: Path, rate: dict[str, An
 # --- numbers that are not finite
 
 
+@pytest.mark.mode("a loss that is not finite", "caveat", "recorded as such; what rests on it is NaN, with the reason")
 def test_a_nan_loss_is_recorded_as_such(tmp_path: Path) -> None:
     """The loss of step 3 alone: its gradient is whole, and so is all that does not rest on the loss."""
 
@@ -199,6 +205,9 @@ def test_a_nan_loss_is_recorded_as_such(tmp_path: Path) -> None:
         assert got[name] == pytest.approx(wanted[name], rel=EXACT), name
 
 
+@pytest.mark.mode(
+    "a gradient that is not finite", "caveat", "recorded as such; what rests on it is NaN, with the reason"
+)
 def test_a_gradient_that_is_not_finite_does_not_stop_the_training(tmp_path: Path) -> None:
     class Spoilt(Regressor):
         def on_after_backward(self) -> None:

@@ -108,6 +108,7 @@ class Clamp(pl.Callback):
 
 
 @pytest.mark.parametrize("clamp_first", [True, False])
+@pytest.mark.mode("weights clamped after every step", "measured")
 def test_clamping_from_the_start_is_taken_out(tmp_path: Path, clamp_first: bool) -> None:
     """D is then ‖Σ u_k‖, whichever callback comes first."""
     model, callback, clamp = Regressor(), quiet(), Clamp(0)
@@ -120,6 +121,7 @@ def test_clamping_from_the_start_is_taken_out(tmp_path: Path, clamp_first: bool)
     assert abs(float((steps[-1].after - steps[0].before).norm()) / sums[-1] - 1) > 0.05  # clamping does matter
 
 
+@pytest.mark.mode("weights moved outside of step, from a later step on", "caveat", "displacement is NaN from there on")
 def test_clamping_that_starts_later_makes_the_displacement_unknown(tmp_path: Path) -> None:
     model, callback = Regressor(), quiet()
     trainer(tmp_path, Clamp(10), callback).fit(model, loader(batches(14)))
@@ -163,6 +165,7 @@ class Validated(Regressor):
 
 @pytest.mark.parametrize("callback_first", [True, False])
 @pytest.mark.parametrize("mover", [Swap, Shrink])
+@pytest.mark.mode("weights swapped or moved in validations", "measured")
 def test_weights_moved_in_validation(tmp_path: Path, mover: type[pl.Callback], callback_first: bool) -> None:
     model, callback, other = Validated(), quiet(), mover()
     order = [callback, other] if callback_first else [other, callback]
@@ -184,6 +187,7 @@ AVERAGING = {
 
 @pytest.mark.parametrize("callback_first", [True, False])
 @pytest.mark.parametrize("name", AVERAGING)
+@pytest.mark.mode("WeightAveraging, EMAWeightAveraging, StochasticWeightAveraging", "measured")
 def test_lightnings_averaging_callbacks(tmp_path: Path, name: str, callback_first: bool) -> None:
     """They swap weights in validation and at the end of the fit: D is of the weights that were trained."""
     if not hasattr(pl.callbacks, "EMAWeightAveraging"):

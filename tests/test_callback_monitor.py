@@ -37,6 +37,7 @@ def drop(losses: list[float]) -> float:
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("how", [{"on_step": True}, {"on_step": True, "on_epoch": True, "prog_bar": True}], ids=str)
+@pytest.mark.mode("monitor=, with or without accumulation", "measured")
 def test_the_mean_over_the_batches_of_a_step(tmp_path: Path, how: dict[str, Any], accumulate: int) -> None:
     """7 batches: with windows of 3 the last one is short."""
     model, callback = Logging(how), quiet(monitor="mine")
@@ -55,6 +56,9 @@ STALE = {"validation alone": {}, "the ends of epochs": {"on_step": False, "on_ep
 
 
 @pytest.mark.parametrize("name", STALE)
+@pytest.mark.mode(
+    "monitor= of a metric that only validations or epoch ends log", "caveat", "loss_drop is NaN, with the reason"
+)
 def test_what_no_step_logs_is_no_loss(tmp_path: Path, name: str) -> None:
     """A value of the last validation would be repeated as the loss of every step that follows."""
     model, callback = Logging(STALE[name]), quiet(monitor="mine")

@@ -130,6 +130,11 @@ def test_a_probe_that_cannot_be_evaluated_is_said_once(tmp_path: Path, fails: st
         assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - (2 * losses[-1] - losses[-2]), rel=EXACT)
 
 
+@pytest.mark.mode(
+    "probe_batches under manual optimization",
+    "refused",
+    "raises ValueError: probe_batches=… needs automatic optimization",
+)
 def test_manual_optimization_is_refused(tmp_path: Path) -> None:
     model = Regressor()
     model.automatic_optimization = False

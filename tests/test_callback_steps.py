@@ -124,6 +124,7 @@ def test_the_lr_clock_adds_the_rates_that_were_used(tmp_path: Path, interval: st
     agree(got, plain(model.tape.steps, model.tape.losses, clock="lr"))
 
 
+@pytest.mark.mode("several learning rates with clock='lr'", "caveat", "what is divided by τ is NaN")
 def test_two_learning_rates_leave_the_lr_clock_undefined(tmp_path: Path) -> None:
     def two_groups(parameters: list[nn.Parameter]) -> Optimizer:
         return torch.optim.SGD([{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "lr": 0.02}])
@@ -209,6 +210,7 @@ def joint(model: Pair) -> dict[str, float]:
 
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("style", ["zero before", "zero after", "toggled"])
+@pytest.mark.mode("manual optimization, several optimizers", "measured")
 def test_two_optimizers_take_joint_steps(tmp_path: Path, style: str, clip: float | None) -> None:
     """Also with gradients that another optimizer's backward left, and clipped between backward and step."""
     model, callback = Pair(style, clip), quiet()
@@ -317,6 +319,7 @@ def test_lbfgs_takes_the_loss_before_its_step(tmp_path: Path) -> None:
     assert got["loss_drop"] == pytest.approx(losses[0] - (2 * losses[-1] - losses[-2]), rel=EXACT)
 
 
+@pytest.mark.mode("measure_every_n_steps > 1", "caveat", "estimates, with standard errors; bounds hold up to these")
 def test_sampled_steps_scale_to_the_whole_run(tmp_path: Path) -> None:
     """One step in five: the sums estimate those of all steps; D is measured, not estimated."""
     model, callback = Regressor(sgd(lr=0.01)), quiet(measure_every_n_steps=5)

@@ -125,6 +125,9 @@ def test_clamping_one_parameter_only(kind: type[Optimizer], options: dict[str, A
 
 
 @kinds
+@pytest.mark.mode(
+    "weights edited through .data", "caveat", "noticed in the first two steps and in validations; elsewhere not seen"
+)
 def test_moving_through_data_from_the_start_is_noticed(kind: type[Optimizer], options: dict[str, Any]) -> None:
     run = Run(kind, options)
     for _ in range(6):
