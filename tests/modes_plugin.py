@@ -63,7 +63,7 @@ def declared(item: pytest.Item) -> list[Mode]:
     found = []
     for marker in item.iter_markers("mode"):
         try:
-            mode = _mode(*marker.args, **marker.kwargs, file=Path(item.path).name)
+            mode = _mode(*marker.args, **marker.kwargs, file=item.nodeid.partition("::")[0])
         except (TypeError, ValueError) as error:
             raise pytest.UsageError(f"{item.nodeid}: {error}; wanted mode(name, outcome, remark)") from error
         found.append(mode)
