@@ -72,7 +72,7 @@ class Bank:
         member = torch.zeros(self.columns, len(self.sections), dtype=torch.float64)
         for tile in self.tiles:
             for part in (tile, *tile.parts):
-                member[part.column, place[id(tile.section)]] = 1.0
+                member[part.column, place[id(tile.section)]] = tile.section.share
         self.member = upload(member.to(sum_dtype(self.device)), self.device)
         self.mark_kinds()
 

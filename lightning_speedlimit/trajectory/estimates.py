@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lightning_speedlimit.trajectory.losses import LossDrop
@@ -36,6 +36,17 @@ class SectionTotals:
         if squares == 0.0:
             return 0.0
         return ratio(self.free_displacement_squared * work, steps * squares) if work > 0 else NAN
+
+    def plus(self, other: SectionTotals) -> SectionTotals:
+        """Both as one section: of one group and layer, met by the same gradients."""
+        sums = {name: value + other.sums[name] for name, value in self.sums.items()}
+        return replace(
+            self,
+            sums=sums | {"noise_weight": self.sums["noise_weight"]},
+            displacement_squared=self.displacement_squared + other.displacement_squared,
+            free_displacement_squared=self.free_displacement_squared + other.free_displacement_squared,
+            weighted=self.weighted + other.weighted,
+        )
 
     @property
     def work_action(self) -> float:
@@ -79,6 +90,7 @@ class RunTotals:
     sampling_se: dict[str, float] = field(default_factory=dict)
     coarse_mobility: bool = False  # so many additions to float32 numbers that their rounding shows
     no_loss: str = ""  # why there is none, where it is not for want of recording
+    no_path: str = ""  # why the path length is unknown
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -124,6 +136,9 @@ class Estimates:
             "step_norm": run.step_norm,
             "learning_rate": run.learning_rate,
         }
+        if run.no_path:
+            for name in ("path_length", "straightness", "steadiness"):
+                self.reasons[name] = run.no_path
         if path == 0.0:
             for name in ("straightness", "steadiness", "kinematic_efficiency", "speed_limit_time"):
                 self.reasons[name] = "the weights have not moved"

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.mobility import Formula
+from lightning_speedlimit.trajectory.shards import is_distributed, local
 
 _CPU_TILE = 1 << 17  # a handful of scratch buffers of 512 KiB stay in the cache
 _DEVICE_TILE = 1 << 24  # few launches matter more there
@@ -44,19 +45,24 @@ class Slot:
         self.index = index  # in the optimizer's trace
         self.offset = offset  # in the section's flat tensors
         self.position = position  # in the whole run's parameter vector
-        self.shape = real(parameter.detach()).shape
+        self.shape = real(self.local.detach()).shape  # here and below: of what this process holds of it
         self.numel = self.shape.numel()
+        self.first: int | None = 0  # its first coordinate in the whole parameter; None: they lie scattered there
         self.cuts: list[int] = []
         self.version = parameter._version
-        self.address = parameter.data_ptr()
+        self.address = self.local.data_ptr()
         self.place = 0  # in its group's list of parameters
         self.response: float | None = None
         self.steps = 0  # that it took part in
         self._views: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
 
+    @property
+    def local(self) -> Tensor:
+        return local(self.parameter)
+
     def flat(self, tensor: Tensor) -> Tensor:
         """A 1-D view (a copy where there is none) in the parameter's memory order; sparse: summed and dense."""
-        values, model = dense(tensor), real(self.parameter.detach())
+        values, model = dense(tensor), real(self.local.detach())
         if model.is_contiguous():
             return values.reshape(-1)
         if values.stride() != model.stride():
@@ -67,7 +73,7 @@ class Slot:
 
     def ordered(self, flat: Tensor) -> Tensor:
         """A copy of a flat tensor in the parameter's shape and order (complex: pairs of real numbers)."""
-        model = real(self.parameter.detach())
+        model = real(self.local.detach())
         out = torch.empty_like(model, dtype=flat.dtype)
         if out.stride() != model.stride() or model.is_contiguous():
             return flat.reshape(self.shape).clone()
@@ -84,7 +90,7 @@ class Slot:
     @property
     def alone(self) -> bool:
         """Never gathered with others: its memory order is not the one that gathering writes."""
-        return not self.parameter.is_contiguous()
+        return not self.local.is_contiguous()
 
     def pieces(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """The flat tensor cut into the slot's stretches."""
@@ -111,6 +117,7 @@ class Section:
     """Slots whose sums are kept together, and their flat tensors, each of `numel` elements.
 
     start: θ at the start of the measurement.
+    share: 1 over the number of processes that hold the same coordinates.
     held: θ_k before and during a step; u_k (without decoupled decay) after it, until the next gradient has met it.
     mobility: m_i where it differs between coordinates.
     travelled: Σ u without decoupled decay, where there is one (where steps are sampled: Σ lr w θ_k).
@@ -125,6 +132,7 @@ class Section:
     dtype: torch.dtype
     device: torch.device
     index: int = 0  # of the group among the optimizer's
+    share: float = 1.0
     formula: Formula | None = None
     coupled: float = 0.0
     decoupled: float = 0.0
@@ -166,7 +174,7 @@ class Section:
     def add(self, parameter: Tensor, index: int, position: int, tile: int) -> Slot:
         slot = Slot(parameter, index, self.numel, position)
         whole, rest = divmod(slot.numel, tile)
-        slot.cuts = [tile] * whole + ([rest] if rest else [])
+        slot.cuts = [tile] * whole + ([rest] if rest or not whole else [])
         self.slots.append(slot)
         self.numel += slot.numel
         return slot
@@ -222,10 +230,16 @@ class Tile:
     def __init__(self, section: Section, slots: list[Slot], low: int, high: int, piece: int | None, column: int):
         self.section, self.slots, self.low, self.high, self.piece = section, slots, low, high, piece
         self.column = column  # in the bank's matrices of sums
-        self.tensors: list[Tensor] = [slot.parameter for slot in slots]
+        self._tensors: list[Tensor] = [slot.parameter for slot in slots]
+        self._sharded = any(map(is_distributed, self._tensors))
         self.parts: list[Tile] = []  # one tile per slot, for steps in which the slots differ
         self._slot_views: dict[str, tuple[int, list[Tensor]]] = {}
         self._flat_views: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The slots' parameters: of each what this process holds."""
+        return [local(t) for t in self._tensors] if self._sharded else self._tensors
 
     def own(self, name: str) -> Tensor:
         """The tile's stretch of a flat tensor of the section."""
@@ -297,7 +311,7 @@ class Tile:
 
 def dense(tensor: Tensor) -> Tensor:
     """Detached, strided (sparse gradients are coalesced: their raw values count duplicates apart), real."""
-    tensor = tensor.detach()
+    tensor = local(tensor).detach()
     if tensor.layout != torch.strided:
         tensor = tensor.coalesce().to_dense() if tensor.layout == torch.sparse_coo else tensor.to_dense()
     return real(tensor)
@@ -356,7 +370,7 @@ def dot(a: Tensor, b: Tensor, scratch: Scratch, out: Tensor) -> None:
 def state_entry(section: Section, slot: Slot, name: str) -> Tensor | None:
     """An optimizer's state tensor of one parameter; None before its first step."""
     state: Mapping[str, Any] = section.optimizer.state.get(slot.parameter, {})
-    entry = state.get(name)
+    entry = state.get(name, slot.local if slot.numel == 0 else None)
     return entry if isinstance(entry, Tensor) else None
 
 

@@ -28,11 +28,12 @@ class Mail:
         for part in total.parts():
             self.put(name, part, share)
 
-    def deliver(self, ranks: Ranks | None = None) -> dict[str, Tensor]:
+    def deliver(self, ranks: Ranks | None = None, room: int = 0) -> dict[str, Tensor]:
         """float64 host tensors by name; of two entries of one name the second is subtracted from the first.
 
         Args:
             ranks: the processes to put together; None: this one alone. All of them must call it.
+            room: see `Ranks.total`.
         """
         if not self._entries:
             return {}
@@ -43,7 +44,7 @@ class Mail:
         flat = torch.cat([t.to(home, sum_dtype(home), non_blocking=True).reshape(-1) for _, t, _ in entries])
         if ranks is not None:
             shared = sum(t.numel() for _, t, share in entries if share != "own")
-            flat = torch.cat([ranks.total(flat[:shared]), flat[shared:]])
+            flat = torch.cat([ranks.total(flat[:shared], room), flat[shared:]])
         pieces = torch.split(flat.cpu().double(), [t.numel() for _, t, _ in entries])
         found: dict[str, Tensor] = {}
         for (name, tensor, share), piece in zip(entries, pieces, strict=True):

@@ -19,7 +19,8 @@ from lightning_speedlimit.trajectory.bank import SUMS, WORK_ACTION, WORK_ITO, Ba
 from lightning_speedlimit.trajectory.estimates import Estimates, Estimator, RunTotals, SectionTotals
 from lightning_speedlimit.trajectory.layout import Section, Slot
 from lightning_speedlimit.trajectory.mail import Mail
-from lightning_speedlimit.trajectory.ranks import Ranks, alike, header
+from lightning_speedlimit.trajectory.ranks import MOST, Pending, Ranks, Share, alike, header
+from lightning_speedlimit.trajectory.shards import are_sharded, group_of
 from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs
 from lightning_speedlimit.trajectory.sums import RunningSum, upload
 from lightning_speedlimit.trajectory.survey import survey
@@ -112,7 +113,10 @@ class TrajectoryMeter:
         seed: int = 0,
     ) -> None:
         self.optimizers = _checked_optimizers(optimizers)
-        self._ranks = None if process_group is None else Ranks(process_group)
+        parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
+        group = group_of(parameters, process_group)
+        self._ranks = None if group is None else Ranks(group)
+        self.sharded = are_sharded(parameters)
         check_choice("clock", clock, get_args(Clock))
         check_choice("entropy_production", entropy_production, get_args(Estimator))
         check_choice("momentum_mobility", momentum_mobility, get_args(mobility.MomentumMobility))
@@ -133,6 +137,7 @@ class TrajectoryMeter:
                 sampled=self.every > 1,
                 place=self._place,
                 layer_of=layer_of,
+                processes=self._ranks.size if self.sharded and self._ranks is not None else 0,
             )
             for optimizer in self.optimizers
         }
@@ -146,6 +151,7 @@ class TrajectoryMeter:
 
     def _reset_sums(self) -> None:
         self.steps = 0  # K, skipped ones included
+        self._read_at = 0
         self.measured = 0
         self._elapsed = 0.0
         self._several_rates = False
@@ -165,6 +171,7 @@ class TrajectoryMeter:
         self._rate_sum: RunningSum | None = None  # τ of learning rates that live on the device
         self._spread: RunningSum | None = None  # Σ (x_j − x_{j−1})² over measured steps
         self._last_sample: Tensor | None = None
+        self._pending = Pending() if self.sharded else None  # what is not linear in the shards
 
     # -- what a training loop calls --------------------------------------------------------------------------
 
@@ -178,7 +185,7 @@ class TrajectoryMeter:
             loss: a scalar. step: the step it belongs to, where it is recorded later; None: the coming one. A
                 loss recorded after the last step belongs to θ_K.
         """
-        if step is None and self.in_step:
+        if step is None and self.in_step and self._failure is None:
             return
         value = (
             loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
@@ -557,6 +564,7 @@ class TrajectoryMeter:
         self._finish(optimizer)
         if self._failure is None or self._ranks is None:
             return
+        self._loss_step = None
         if len(self._traces) == 1:
             self.steps, self._moved = step + 1, set()
             return
@@ -633,7 +641,10 @@ class TrajectoryMeter:
         path = squares.sqrt()
         self._totals.add_(torch.stack([path, action]))
         norms = {"squares": squares, "gradients": joint["norms"]}
-        if self.every > 1:
+        if self._pending is not None:
+            step = torch.stack([squares, action, sums[WORK_ITO], sums[WORK_ACTION]])
+            self._pending.append(step, joint["norms"])
+        elif self.every > 1:
             self._sample(torch.stack([action, path, sums[WORK_ITO], sums[WORK_ACTION]]))
         if "valid" in joint:
             if self._skipped is None:
@@ -674,17 +685,33 @@ class TrajectoryMeter:
             mail.put("losses", self._losses.tensor, "mean")
         if self._probe is not None:
             mail.put("probe", torch.stack(self._probe), "mean")
-        host = mail.deliver(self._ranks)
+        host = mail.deliver(self._ranks, self._room(sketch))
+        self._read_at = self.steps
         agreed = self._ranks is None or alike(host["header"], self._ranks.size)
+        if self._pending is not None:
+            self._add_shards(host, agreed)
         if self._ranks is not None and agreed and self._losses.tensor is not None:
             self._losses.tensor.copy_(upload(host["losses"], self._losses.tensor.device))
         return host, self._totals_from(host, self._factor, agreed)
+
+    def _room(self, sketch: bool) -> int:
+        """No process has more numbers to tell; from what one that has failed knows, too."""
+        losses = 2 * self._losses.size + (0 if self._probe is None else 2 * self._probe[0].numel())
+        if self._pending is None:
+            return 3 + losses
+        parameters = sum(len(group["params"]) for o in self.optimizers for group in o.param_groups)
+        each = len(SUMS) + 5  # a section's sums and its bank's sight, a slot's survey and mobility
+        steps = min(self.steps - self._read_at, MOST)
+        few = 5 + 2 * len(self.optimizers)  # totals and norms, silent and uneven
+        return 3 + losses + each * parameters + few + Pending.WIDTH * steps + (BUCKETS if sketch else 0)
 
     def _facts(self) -> object:
         """What all processes must know alike, for their losses to be of the same steps."""
         known = self._losses
         probe = None if self._probe is None else self._probe[0].numel()
-        return self.steps, known.first_steps, known.last_steps, known.tensor is None, probe
+        sections = [(s.index, s.layer, s.share, len(s.slots)) for t in self._traces.values() for s in t.sections]
+        shards = (sections, self._pending.count) if self._pending is not None else None
+        return self.steps, known.first_steps, known.last_steps, known.tensor is None, probe, shards
 
     @property
     def _device(self) -> torch.device:
@@ -712,29 +739,83 @@ class TrajectoryMeter:
                 if not trace.in_step:
                     trace.check_moves()
         factor = self._factor
+        share: Share = "own" if self._pending is None else "sum"
+        sketch = sketch and self.no_sketch is None
         buckets: Tensor | None = None
         for t, trace in enumerate(self._traces.values()):
             for b, bank in enumerate(trace.banks.values()):
-                mail.put_sum(f"sums {t} {b}", bank.sums)
-                mail.put_sum(f"mobility {t} {b}", bank.slot_mobility)
+                mail.put_sum(f"sums {t} {b}", bank.sums, share)
+                self._put_mobility(mail, f"mobility {t} {b}", bank, trace)
                 for s, section in enumerate(bank.sections):
                     found = survey(section, factor, self._signs if sketch else None, trace.sampled)
-                    mail.put(f"survey {t} {b} {s}", torch.stack([found.displacement, found.free, found.weighted]))
+                    values = torch.stack([found.displacement, found.free, found.weighted]) * section.share
+                    mail.put(f"survey {t} {b} {s}", values, share)
                     if found.sketch is not None:
-                        buckets = found.sketch if buckets is None else buckets + found.sketch.to(buckets.device)
+                        part = found.sketch * section.share
+                        buckets = part if buckets is None else buckets + part.to(buckets.device)
             if trace.silent is not None:
-                mail.put(f"silent {t}", trace.silent)
+                mail.put(f"silent {t}", trace.silent, share)
             if trace.uneven is not None:
-                mail.put(f"uneven {t}", trace.uneven)
+                uneven = trace.uneven if self._pending is None else (trace.uneven > _UNEVEN).to(trace.uneven.dtype)
+                mail.put(f"uneven {t}", uneven, share)
         for name in _SUMS:
             if getattr(self, name) is not None:
-                mail.put_sum(name, getattr(self, name))
+                mail.put_sum(name, getattr(self, name), share if name == "_totals" else "own")
         for name, value in self._norms.items():
-            mail.put(name, value)
+            mail.put(name, value, share)
+        if self._pending is not None and self._pending.rows is not None:
+            mail.put("pending", self._pending.rows, "sum")
         if buckets is not None:
-            mail.put("sketch", buckets)
+            mail.put("sketch", buckets, share)
         if isinstance(self._rate_value, Tensor):
             mail.put("rate", self._rate_value)
+
+    def _put_mobility(self, mail: Mail, name: str, bank: Bank, trace: OptimizerTrace) -> None:
+        """m where coordinates share it: of shards, that of the processes which could tell the clip factor.
+
+        A process whose shards had no gradient in some step cannot; it counts where there is no other.
+        """
+        if self._pending is None:
+            mail.put_sum(name, bank.slot_mobility)
+            return
+        value = bank.slot_mobility.value
+        sight = torch.ones_like(value[0, :1]) if trace.blind is None else (trace.blind.reshape(1) == 0).to(value.dtype)
+        sight = sight.clamp_min(1e-12).to(value.device)
+        mail.put(name, value * sight, "sum")
+        mail.put(f"sight {name}", sight, "sum")
+
+    def _add_shards(self, host: dict[str, Tensor], agreed: bool) -> None:
+        """What the shards' sums do not say by themselves: ℓ and the spread of steps, from each step's ‖u‖²."""
+        assert self._pending is not None
+        assert self._ranks is not None
+        failed = float(host["header"][0]) > 0
+        if self._failure is None and (failed or not agreed):
+            self._failure = "another process could not measure" if failed else _NOT_ALIKE
+            warnings.warn(f"{self._failure}. The training goes on", stacklevel=4)
+        if self._failure is not None:
+            return
+        for name in [n for n in host if n.startswith("sums")]:
+            host[name][SUMS.index("noise_weight")] /= self._ranks.size  # each process has the whole of it
+            host[name][SUMS.index("path_length")] = math.nan  # ‖u‖ of a layer is no sum over shards
+        for name in [n for n in host if n.startswith("mobility")]:
+            host[name] = host[name] / host[f"sight {name}"]
+        self._pending.fold(host.get("pending"), sampled=self.every > 1)
+        if "_totals" in host:
+            host["_totals"][0] = self._pending.path_length
+        if self._pending.spread is not None:
+            host["_spread"] = self._pending.spread
+
+    @property
+    def no_sketch(self) -> str | None:
+        """Why there is no sketch; None where there is one."""
+        for trace in self._traces.values():
+            for slot in trace.slots:
+                if slot.first is None:
+                    return (
+                        "no sketch: a shard's coordinates lie scattered in the whole parameter (tensor parallel by "
+                        "columns, or FSDP's flat parameters)"
+                    )
+        return None
 
     def _totals_from(self, host: dict[str, Tensor], factor: float, agreed: bool) -> RunTotals:
         skipped = (host["_skipped"] * factor).tolist() if "_skipped" in host else [0.0, 0.0]
@@ -747,7 +828,7 @@ class TrajectoryMeter:
         norms = host["gradients"].sqrt().tolist() if "gradients" in host else [math.nan, math.nan]
         sections = [s for trace in self._traces.values() for s in trace.sections]
         return RunTotals(
-            sections=[] if self._failure is not None else self._sections_from(host, factor),
+            sections=[] if self._failure is not None else self._whole_sections(host, factor),
             steps=steps,
             measured=self.measured,
             elapsed=clock,
@@ -761,8 +842,10 @@ class TrajectoryMeter:
             step_norm=float(host["squares"].sqrt()) if "squares" in host else math.nan,
             learning_rate=float(host["rate"]) if "rate" in host else float(self._rate_value),
             unknown_moves=sum(trace.moves for trace in self._traces.values()),
+            no_path=self._pending.why if self._pending is not None else "",
             silent_moves=any(float(host[name]) > 0 for name in host if name.startswith("silent")),
-            uneven_clipping=any(float(host[name]) > _UNEVEN for name in host if name.startswith("uneven")),
+            uneven_clipping=any(float(host[name]) > _UNEVEN for name in host if name.startswith("uneven"))
+            or (self._pending is not None and self._pending.uneven),
             lost=self._lost,
             no_formula=tuple(
                 sorted(
@@ -785,6 +868,18 @@ class TrajectoryMeter:
         else:
             return None
         return losses.LossDrop(self._signs_of_loss().pop() * found.value, found.standard_error, found.first, found.last)
+
+    def _whole_sections(self, host: dict[str, Tensor], factor: float) -> list[SectionTotals]:
+        """Sections that are kept apart only because they are shared out otherwise, put together again."""
+        found = self._sections_from(host, factor)
+        if self._pending is None:
+            return found
+        keys = [(t, s.index, s.dtype, s.device) for t, trace in self._traces.items() for s in _in_banks(trace)]
+        whole: dict[object, SectionTotals] = {}
+        for key, part in zip(keys, found, strict=True):
+            known = (*key, part.layer, part.kind, part.sums["noise_weight"])
+            whole[known] = whole[known].plus(part) if known in whole else part
+        return list(whole.values())
 
     def _signs_of_loss(self) -> set[float]:
         """−1 where the loss is maximized: of the groups that were measured, of all before the first is."""
@@ -842,6 +937,9 @@ _DISAGREED = (
     "the processes have not taken the same steps, or not each of them has a loss for each (numbers of batches that "
     "differ?): there is no mean over them"
 )
+_NOT_ALIKE = (
+    "the processes do not hold the same parameters, or have not taken the same steps: their shards do not add up"
+)
 _UNEVEN = 2e-3  # ratio of squares: float32 sums of the same numbers differ by 1e-6, half precision by its ulp
 LAYER_VALUES = (
     "displacement",
@@ -854,6 +952,10 @@ LAYER_VALUES = (
     "signal_fraction",
     "work_ito",
 )
+
+
+def _in_banks(trace: OptimizerTrace) -> list[Section]:
+    return [section for bank in trace.banks.values() for section in bank.sections]
 
 
 def _kind(section: Section) -> Literal["scalar", "diagonal", "effective"]:

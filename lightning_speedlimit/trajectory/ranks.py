@@ -6,6 +6,7 @@ the mean over the processes (losses of their batches), and those of which it is 
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 Share = Literal["own", "mean", "sum"]
 
-_LEAST = 1024  # numbers in a collective: 8 KB, and room for a process that has a few more to tell than others
+_LEAST = 1024  # numbers in a collective: 8 KB
 _MARKS = 1 << 20  # a mark's square times any number of processes is exact in float64
 
-HEADER = 3  # failed, mark, mark²
+MOST = 1 << 16  # steps between two readings: 3 MB
+_SPREAD_OF_CLIPPING = 1e-7  # variance of a ratio of squares over shards: float32 sums leave 1e-13
 
 
 class Ranks:
@@ -33,13 +35,14 @@ class Ranks:
         self.group = group
         self.size: int = dist.get_world_size(group)
 
-    def total(self, flat: Tensor) -> Tensor:
+    def total(self, flat: Tensor, room: int) -> Tensor:
         """Σ over the processes of a vector: one all_reduce, whatever has to be told.
 
-        It is filled up to a power of two: a process whose measurement has failed has less to tell, and two vectors
-        of different lengths would stop the training.
+        Args:
+            room: numbers that every process has room for. One whose measurement has failed has less to tell, and
+                two vectors of different lengths would end the training.
         """
-        size = max(_LEAST, 1 << (flat.numel() - 1).bit_length())
+        size = max(_LEAST, 1 << (max(room, flat.numel()) - 1).bit_length())
         filled = torch.cat([flat, flat.new_zeros(size - flat.numel())])
         dist.all_reduce(filled, group=self.group)
         return filled[: flat.numel()]
@@ -59,3 +62,56 @@ def header(failed: bool, facts: object, device: torch.device) -> Tensor:
 def alike(total: Tensor, size: int) -> bool:
     """All marks were the same: size Σ x² = (Σ x)², which holds for equal numbers alone."""
     return size * float(total[2]) == float(total[1]) ** 2
+
+
+class Pending:
+    """Each step's shares of what is not linear in them, from one reading to the next; then the sums over the steps.
+
+    A row: ‖u‖², action, work_ito, work_action, ‖g‖², ‖g_clipped‖² and ‖g_clipped‖⁴/‖g‖² of this process's shards.
+    """
+
+    WIDTH = 7
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rows: Tensor | None = None
+        self.path_length = 0.0  # Σ ‖u‖ of the whole
+        self.spread: Tensor | None = None  # Σ (x_j − x_{j−1})² of action, ‖u‖, work_ito and work_action
+        self._last: Tensor | None = None
+        self.uneven = False  # the shards were not clipped by one factor
+        self.why = ""  # path_length is NaN
+
+    def append(self, step: Tensor, norms: Tensor) -> None:
+        """step: the first four entries; norms: ‖g‖² before and after clipping."""
+        if self.count == MOST:
+            self.path_length = math.nan
+            self.why = f"more than {MOST} steps were taken between two readings of shards: read more often"
+            return
+        if self._rows is None or self.count == len(self._rows):
+            more = step.new_zeros(max(64, self.count), self.WIDTH)
+            self._rows = more if self._rows is None else torch.cat([self._rows, more])
+        raw, clipped = norms.unbind()
+        ratio = torch.where(raw > 0, clipped * clipped / raw, torch.zeros_like(raw))
+        self._rows[self.count] = torch.cat([step, norms, ratio.reshape(1)])
+        self.count += 1
+
+    @property
+    def rows(self) -> Tensor | None:
+        return None if self._rows is None or not self.count else self._rows[: self.count]
+
+    def fold(self, total: Tensor | None, *, sampled: bool) -> None:
+        """Take in the steps' sums over all processes, on the host."""
+        self.count = 0
+        if total is None:
+            return
+        squares, action, ito, work_action, raw, clipped, ratio = total.unbind(1)
+        self.path_length += float(squares.sqrt().sum())
+        # Σ_r (c_r² − c²)² ‖g_r‖² = Σ_r ‖g'_r‖⁴/‖g_r‖² − ‖g'‖⁴/‖g‖² is 0 where one factor c clips every shard.
+        apart = ratio * raw - clipped * clipped
+        self.uneven |= bool((apart > _SPREAD_OF_CLIPPING * clipped * clipped).any())
+        if sampled:
+            steps = torch.stack([action, squares.sqrt(), ito, work_action], 1)
+            known = steps if self._last is None else torch.cat([self._last, steps])
+            new = ((known[1:] - known[:-1]) ** 2).sum(0)
+            self.spread = new if self.spread is None else self.spread + new
+            self._last = known[-1:]

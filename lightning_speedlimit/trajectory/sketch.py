@@ -11,6 +11,7 @@ What is left: one column of a matrix exactly 4093 wide (or a multiple) has 64 bu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -29,18 +30,24 @@ class Signs:
     """One fixed random sign per coordinate, kept as bits: 1/32 of the parameters' memory.
 
     Drawn on the CPU whatever the device, so that sketches of one model compare across machines.
+
+    Args:
+        count: coordinates of the parameter. offset: its place in the parameter vector.
+        part: (low, high), the coordinates that will be asked for, low a multiple of 32; None: all.
     """
 
-    def __init__(self, count: int, offset: int, device: torch.device) -> None:
+    def __init__(self, count: int, offset: int, device: torch.device, part: tuple[int, int] | None = None) -> None:
         generator = torch.Generator().manual_seed(_SIGN_SEED + offset)
         words = torch.empty(-(-count // _WORD), dtype=torch.int32)
         words.random_(-(2**31), 2**31 - 1, generator=generator)
-        self._words = words.to(device)
+        low, high = part or (0, count)
+        self._first = low // _WORD
+        self._words = words[self._first : -(-high // _WORD)].to(device, copy=True)
         self._shifts = torch.arange(_WORD, dtype=torch.int32, device=device)
 
     def apply(self, values: Tensor, start: int) -> Tensor:
         """s_i · values_i in float32 for the coordinates [start, start + len); start a multiple of 32."""
-        first = start // _WORD
+        first = start // _WORD - self._first
         words = self._words[first : first + -(-values.numel() // _WORD)]
         bits = torch.bitwise_left_shift(words[:, None], self._shifts[None, :]).view(-1)[: values.numel()]
         flipped = values.to(torch.float32, copy=True).view(torch.int32)
@@ -64,6 +71,22 @@ def _sources(device: torch.device) -> Tensor:
 def piece_size(device: torch.device) -> int:
     """In how long pieces to walk through a parameter: whole stretches, and a multiple of 32 for the signs."""
     return BUCKETS * (ROTATIONS // 2 if device.type == "cpu" else ROTATIONS * 64)  # half a MiB stays in the cache
+
+
+def pieces_of_shard(first: int, count: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(low, high, start) of the pieces of the coordinates [first, first + count) of a parameter.
+
+    [low, high) is counted from `first`; start ≤ first + low is the whole stretch's coordinate, a multiple of 32,
+    that the piece is to be filled up from. Pieces end where rounds of 64 stretches do, or begin within one.
+    """
+    half = BUCKETS * (ROTATIONS // 2)  # of a round: whole stretches, and a multiple of 32
+    low = 0
+    while low < count:
+        start = (first + low) // half * half
+        end = start + (size if start % (2 * half) == 0 or size <= half else half)
+        high = min(count, end - first)
+        yield low, high, start
+        low = high
 
 
 class Stretches:

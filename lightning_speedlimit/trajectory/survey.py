@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.layout import Section, Slot
-from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs, Stretches, piece_size
+from lightning_speedlimit.trajectory.sketch import BUCKETS, Signs, Stretches, piece_size, pieces_of_shard
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 
@@ -54,15 +54,20 @@ def _slot(
     parameter = slot.flat(slot.parameter)
     zero = torch.zeros((), dtype=sum_dtype(section.device), device=section.device)
     displacement, free, weighted = zero, zero, zero
-    stretches = None if buckets is None else Stretches(slot.numel, section.device)
-    for low in range(0, slot.numel, size):
-        here = slice(slot.offset + low, slot.offset + min(low + size, slot.numel))
-        moved = parameter[low : low + size].to(section.dtype) - section.start[here]
+    first = slot.first or 0
+    whole = slot.parameter.numel() * (2 if slot.parameter.is_complex() else 1)
+    stretches = None if buckets is None or slot.first is None else Stretches(whole, section.device)
+    for low, high, start in pieces_of_shard(first, slot.numel, size):
+        here = slice(slot.offset + low, slot.offset + high)
+        moved = parameter[low:high].to(section.dtype) - section.start[here]
         displacement = displacement + _square(moved)
         if stretches is not None and signs is not None:
             if slot.position not in signs:
-                signs[slot.position] = Signs(slot.numel, slot.position, section.device)
-            stretches.add(signs[slot.position].apply(moved, low), low)
+                part = start, first + slot.numel
+                signs[slot.position] = Signs(whole, slot.position, section.device, part)
+            before = first + low - start  # coordinates of the stretch that another process holds
+            aligned = moved if before == 0 else torch.cat([moved.new_zeros(before), moved])
+            stretches.add(signs[slot.position].apply(aligned, start), start)
         if section.travelled is not None:
             moved = moved + factor * section.travelled[here] if sampled else section.travelled[here]
         free = free + _square(moved)

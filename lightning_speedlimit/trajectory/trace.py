@@ -26,6 +26,7 @@ from lightning_speedlimit.trajectory.layout import (
     stretch,
     tile_size,
 )
+from lightning_speedlimit.trajectory.shards import first_coordinate, gradient_of, is_flat, local, replication
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 _KEPT = ("held", "mobility", "travelled", "response")  # what a resumed measurement cannot do without
@@ -46,6 +47,7 @@ class OptimizerTrace:
         sampled: not every step is measured; `travelled` then holds Σ lr w θ_k over the measured ones.
         place: hands out the position of a new parameter in the whole run's parameter vector.
         layer_of: the name under which a parameter's sums are kept apart, or None.
+        processes: that hold shards of the parameters; 0: this one holds them whole.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class OptimizerTrace:
         sampled: bool,
         place: Callable[[Tensor], int],
         layer_of: Callable[[Tensor], str] | None,
+        processes: int = 0,
     ) -> None:
         self.optimizer = optimizer
         self.slots: list[Slot] = []
@@ -82,6 +85,8 @@ class OptimizerTrace:
         self._repeats = isinstance(optimizer, torch.optim.LBFGS)
         self._unknown = not type(optimizer).__module__.startswith("torch.optim")
         self._place, self._layer_of = place, layer_of
+        self._processes = processes
+        self.blind: Tensor | None = None  # steps in which the shards had no gradient to tell the clip factor by
         self._seen: dict[int, Slot | None] = {}
         self._section_of: list[Section] = []
         self._gone: set[int] = set()  # slots whose parameter has left the optimizer
@@ -115,7 +120,7 @@ class OptimizerTrace:
         self._follow_groups()
         self._discover()
         self._saved, self._arrived, self._scale, self._clip = False, False, scale, None
-        self._grads = [None if slot.index in self._gone else slot.parameter.grad for slot in self.slots]
+        self._grads = [None if slot.index in self._gone else gradient_of(slot.parameter) for slot in self.slots]
         self._marks = _marks(self._grads)
         self._empty = all(g is None for g in self._grads)
         self._meeting_now = self._met and not self._empty
@@ -137,7 +142,7 @@ class OptimizerTrace:
     def holds_observed(self) -> bool:
         """The gradients that were observed are still there: changed in place at most."""
         here = (s for s in zip(self.slots, self._grads, strict=False) if s[0].index not in self._gone)
-        same = all(slot.parameter.grad is gradient for slot, gradient in here)
+        same = all(gradient_of(slot.parameter) is seen for slot, seen in here)
         return self.observed and bool(self._grads) and same
 
     def repeated(self) -> bool:
@@ -218,8 +223,8 @@ class OptimizerTrace:
         if self._arrived or not self._work:
             return
         self._arrived = True
-        if _marks(self._grads) == self._marks:
-            return
+        if not self._processes and _marks(self._grads) == self._marks:
+            return  # what is done to a DTensor may leave no mark, and a shard of no element has none to show
         self._marks = _marks(self._grads)
         cuts: Cuts = {}
         clipped: Tensor | None = None
@@ -241,6 +246,8 @@ class OptimizerTrace:
         if uneven is not None and not self.keeps_raw:
             self.uneven = uneven if self.uneven is None else torch.maximum(self.uneven, uneven)
         self._clip = torch.where(raw > 0, (clipped / raw).sqrt(), torch.ones_like(raw))
+        if self._processes:
+            self.blind = _plus(self.blind, (raw <= 0).to(raw.dtype))
 
     # -- after the update ------------------------------------------------------------------------------------
 
@@ -268,7 +275,7 @@ class OptimizerTrace:
         for slot, gradient in zip(self.slots, gradients, strict=False):
             # moved without a gradient: no update that could be followed
             self.moves += gradient is None and slot.parameter._version != slot.version
-            slot.version, slot.address = slot.parameter._version, slot.parameter.data_ptr()
+            slot.version, slot.address = slot.parameter._version, slot.local.data_ptr()
         if self.steps <= _GUARDED_STEPS or self._moves_repeat:
             self.guard()
         else:
@@ -277,7 +284,7 @@ class OptimizerTrace:
         return totals
 
     def _measure(self, learning_rates: list[Scalar]) -> dict[str, Tensor]:
-        if self._unknown and _marks(self._grads) == self._marks:
+        if self._unknown and not self._processes and _marks(self._grads) == self._marks:
             self._unknown = False
             if not self.keeps_raw:
                 for section in self.sections:
@@ -320,7 +327,8 @@ class OptimizerTrace:
                     value = function(self.optimizer, section.group, slot.parameter)
                     if not isinstance(value, Tensor):
                         value = torch.full((), value, dtype=section.dtype, device=section.device)
-                    spread = value.detach().to(section.device, section.dtype).expand(slot.parameter.shape)
+                    shape = slot.shape if self._processes else slot.parameter.shape
+                    spread = local(value).detach().to(section.device, section.dtype).expand(shape)
                     found[slot.index] = spread, {}
         return found
 
@@ -401,8 +409,11 @@ class OptimizerTrace:
         """m += μ where u ≠ 0, and Σ u²·out; returns 1/numerator."""
         section, held = tile.section, tile.own("held")
         assert section.formula is not None
+        if tile.high == tile.low:
+            return 0.0  # shards of no element: the optimizer may have no state for them
         out = tile.work(bank.scratch, "denominator")
-        state = self.optimizer.state.get(tile.slots[0].parameter, {})
+        some = next(slot for slot in tile.slots if slot.numel)
+        state = self.optimizer.state.get(some.parameter, {})
         numerator = section.formula.evaluate(section.group, state, stretch(tile, bank.scratch, custom), out)
         if self._clip is not None:
             out.div_(self._clip)
@@ -506,7 +517,8 @@ class OptimizerTrace:
 
     def _norms(self, bank: Bank) -> Tensor:
         """‖g‖² before and after clipping."""
-        raw = bank.before[0].sum(dtype=bank.member.dtype)
+        squares = bank.before[0]
+        raw = bank.sections_of(squares).sum() if self._processes else squares.sum(dtype=bank.member.dtype)
         if self._scale is not None:
             raw = raw / self._scale**2
         return torch.stack([raw, raw if self._clip is None else raw * self._clip**2])
@@ -532,7 +544,7 @@ class OptimizerTrace:
             elif changed:
                 self.moves += 1
             for slot in changed:
-                slot.version, slot.address = slot.parameter._version, slot.parameter.data_ptr()
+                slot.version, slot.address = slot.parameter._version, slot.local.data_ptr()
 
     def _take_out(self, section: Section, noticed: bool) -> None:
         """start ← start + (θ now − θ guarded): the displacement then counts the steps' motion alone."""
@@ -662,16 +674,18 @@ class OptimizerTrace:
 
     def _discover(self) -> None:
         """Parameters that have a gradient for the first time: no optimizer has moved them yet, so θ is θ_0."""
-        new: dict[tuple[int, str, torch.dtype, torch.device], list[Tensor]] = {}
+        new: dict[tuple[int, str, torch.dtype, torch.device, int], list[Tensor]] = {}
         for index, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
-                if parameter.grad is None or id(parameter) in self._seen or parameter.numel() == 0:
+                empty = parameter.numel() == 0 and not is_flat(parameter)
+                if gradient_of(parameter) is None or id(parameter) in self._seen or empty:
                     continue
                 layer = self._layer_of(parameter) if self._layer_of else ""
-                key = index, layer, compute_dtype(parameter), parameter.device
+                copies = replication(parameter, self._processes) if self._processes else 1
+                key = index, layer, compute_dtype(parameter), parameter.device, copies
                 new.setdefault(key, []).append(parameter)
                 self._seen[id(parameter)] = None
-        for (index, layer, _, _), parameters in new.items():
+        for (index, layer, *_), parameters in new.items():
             self.add_section(index, layer, parameters)
 
     def _follow_groups(self) -> None:
@@ -695,13 +709,15 @@ class OptimizerTrace:
         group = self.optimizer.param_groups[group_index] if settings is None else {**settings, "params": []}
         dtype, device = compute_dtype(parameters[0]), parameters[0].device
         bank = self.banks.setdefault((dtype, device), Bank(dtype, device, tile_size(device)))
-        section = Section(self.optimizer, group, layer, dtype, device, index=group_index)
+        share = 1.0 / replication(parameters[0], self._processes) if self._processes else 1.0
+        section = Section(self.optimizer, group, layer, dtype, device, index=group_index, share=share)
         places = {id(p): i for i, p in enumerate(group["params"])}
         for parameter in parameters:
             slot = section.add(parameter, len(self.slots), self._place(parameter), bank.size)
             step = self.optimizer.state.get(parameter, {}).get("step", 0)
             slot.steps = int(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else 0
             slot.place = places.get(id(parameter), _GONE)
+            slot.first = first_coordinate(parameter) if self._processes else 0
             self.slots.append(slot)
             self._seen[id(parameter)] = slot
             self._section_of.append(section)
@@ -793,7 +809,7 @@ def _plain_settings(group: dict[str, Any]) -> dict[str, Any]:
 
 def _touched(slot: Slot) -> bool:
     """Its weights were written to, or replaced by another tensor's, since its last step."""
-    return slot.parameter._version != slot.version or slot.parameter.data_ptr() != slot.address
+    return slot.parameter._version != slot.version or slot.local.data_ptr() != slot.address
 
 
 def _marks(gradients: list[Tensor | None]) -> list[tuple[int, int]]:

@@ -26,17 +26,18 @@ Part = tuple[Tensor, Tensor]
 
 
 class Net(nn.Module):
-    """8 → 11 → 3: rows that two processes share unevenly, and a head of which one may have 2 rows and one 1."""
+    """8 → 11 → 3, times a number: rows that two processes share unevenly, and of the number one has none."""
 
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, width: int = 11, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.first = nn.Linear(8, 11)
-        self.second = nn.Linear(11, 3)
+        self.first = nn.Linear(8, width)
+        self.second = nn.Linear(width, 3)
+        self.scale = nn.Parameter(torch.tensor([1.5]))
         self.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.tanh(self.first(x)))
+        return self.scale * self.second(torch.tanh(self.first(x)))
 
 
 def parts(number: int, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Part, Part]]:
@@ -137,9 +138,9 @@ def train(
     return found
 
 
-def alone(case: Case, **options: Any) -> dict[str, Any]:
+def alone(case: Case, *, width: int = 11, **options: Any) -> dict[str, Any]:
     """The one process that trains on everything."""
-    model = Net()
+    model = Net(width)
     return train(model, case, lambda both: sum(loss_of(model, part) for part in both) / 2, **options)
 
 

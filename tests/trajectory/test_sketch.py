@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_speedlimit.trajectory import TrajectoryMeter, sketch, survey
-from lightning_speedlimit.trajectory.sketch import Signs, Stretches, piece_size, rotations
+from lightning_speedlimit.trajectory.sketch import ROTATIONS, Signs, Stretches, piece_size, pieces_of_shard, rotations
 
 BUCKETS = 4093
 CPU = torch.device("cpu")
@@ -531,3 +532,26 @@ def test_signs_do_not_depend_on_the_global_generator() -> None:
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(2)
     assert torch.equal(first, signs(3))
+
+
+@pytest.mark.parametrize("device_pieces", [False, True])
+@pytest.mark.parametrize("cuts", [[7], [4093 * 32], [4093 * 32 + 5, 4093 * 64 - 1], [4093 * 64 * 2 + 13, 700_000]])
+def test_sketches_of_parts_add_up(cuts: list[int], device_pieces: bool) -> None:
+    """However a parameter's coordinates are cut in parts, the parts' buckets add up to those of the whole."""
+    count, place = 900_001, 12_345
+    size = BUCKETS * (ROTATIONS * 2 if device_pieces else ROTATIONS // 2)  # longer than a round, as on a GPU
+    values = torch.randn(count, generator=torch.Generator().manual_seed(2))
+
+    def buckets(first: int, last: int) -> Tensor:
+        found, stretches = torch.zeros(BUCKETS, dtype=torch.float64), Stretches(count, CPU)
+        for low, high, start in pieces_of_shard(first, last - first, size):
+            signs = Signs(count, place, CPU, (start, first + high))
+            piece = torch.cat([torch.zeros(first + low - start), values[first + low : first + high]])
+            stretches.add(signs.apply(piece, start), start)
+        stretches.add_to(found, place)
+        return found
+
+    ends = [0, *cuts, count]
+    parts = sum(buckets(a, b) for a, b in pairwise(ends))
+    torch.testing.assert_close(parts, buckets(0, count), rtol=1e-12, atol=1e-9)
+    assert not torch.allclose(buckets(0, cuts[0]) + buckets(0, count - cuts[0]), buckets(0, count))  # places matter

@@ -1,0 +1,154 @@
+"""What each of two processes does where it holds a part of each parameter; apart, so that it imports little."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ranks_cases import CASES, Case, Collectives, Net, loss_of, parts, processes, sgd, train
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.trace import OptimizerTrace
+
+
+def fsdp2(*shape: int) -> nn.Module:
+    """Two dimensions: replicas of shards."""
+    model = Net()
+    names = ("replica", "shard")[-len(shape) :]
+    fully_shard(model, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
+    return model
+
+
+def fsdp1(**options: Any) -> nn.Module:
+    return FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), **options)
+
+
+def tensor_parallel() -> nn.Module:
+    """The first weight cut by rows, the second by columns; its bias and the number are whole on both processes."""
+    plan = {"first": ColwiseParallel(), "second": RowwiseParallel()}
+    return parallelize_module(Net(12), init_device_mesh("cpu", (2,)), plan)
+
+
+def clip_by_hand(model: nn.Module) -> Callable[[float], None]:
+    """By the norm of the whole gradient, written without DTensor or FSDP."""
+
+    def clip(limit: float) -> None:
+        mine = [p.grad for p in model.parameters() if p.grad is not None]
+        square = sum((g.square().sum() for g in mine), torch.zeros((), dtype=torch.float64))
+        dist.all_reduce(square)
+        for g in mine:
+            g.mul_(torch.clamp(limit / (square.sqrt() + 1e-6), max=1.0))
+
+    return clip
+
+
+def clip_each_by_its_own(model: nn.Module) -> Callable[[float], None]:
+    """A mistake that is easily made: each process clips by the norm of its shard."""
+
+    def clip(limit: float) -> None:
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.numel()], limit)
+
+    return clip
+
+
+WAYS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "FSDP2": (lambda: fsdp2(2), {}),
+    "FSDP2, replicas": (lambda: fsdp2(2, 1), {}),
+    "FSDP2, replicas of shards": (lambda: fsdp2(1, 2), {}),
+    "tensor parallel": (tensor_parallel, {}),
+    "FSDP, flat parameters": (fsdp1, {}),
+    "FSDP, original parameters": (lambda: fsdp1(use_orig_params=True), {}),
+}
+
+
+def under(way: str, rank: int, case: Case, **options: Any) -> dict[str, Any]:
+    make, given = WAYS[way]
+    model = make()
+    whole = way == "tensor parallel"  # both processes see all batches
+
+    def losses(both: Any) -> Any:
+        return sum(loss_of(model, part) for part in both) / 2 if whole else loss_of(model, both[rank])
+
+    if way.startswith("FSDP,"):
+        given = given | {"process_group": dist.group.WORLD}
+        options = {"clip": clip_by_hand(model)} | options
+    return train(model, case, losses, **(given | options))
+
+
+def cases_of(way: str) -> dict[str, Case]:
+    if way == "tensor parallel":  # torch clips no mixture of whole and sharded gradients
+        return {title: case for title, case in CASES.items() if case.clip is None}
+    if way == "FSDP, flat parameters":  # has one parameter, not two groups
+        return {title: case for title, case in CASES.items() if "groups" not in title}
+    return CASES
+
+
+def sent(way: str, rank: int, *, measured: bool) -> int:
+    with Collectives() as mode:
+        under(way, rank, CASES["SGD"], measured=measured)
+    return mode.count
+
+
+def silent_norm(rank: int) -> tuple[float, float, float]:
+    """What `g.norm()` of a sharded gradient says where it is read, the true norm, and ours."""
+    model = fsdp2(2)
+    optimizer = sgd(model.parameters())
+    meter = TrajectoryMeter(optimizer)
+    loss_of(model, next(parts(1))[rank]).backward()
+    gradients = [p.grad for p in model.parameters()]
+    local = torch.stack([g.norm().to_local() if isinstance(g, DTensor) else g.norm() for g in gradients]).norm()
+    whole = torch.stack([g.full_tensor().norm() for g in gradients]).norm()  # type: ignore[union-attr]
+    optimizer.step()
+    return float(local), float(whole), meter.compute()["grad_norm"]
+
+
+def one_fails(rank: int) -> dict[str, Any]:
+    """On the second process, at its sixth step."""
+    plain = OptimizerTrace.finish
+
+    def failing(trace: OptimizerTrace, rates: Any) -> Any:
+        if rank == 1 and trace.steps == 5:
+            raise RuntimeError("no memory left")
+        return plain(trace, rates)
+
+    OptimizerTrace.finish = failing  # type: ignore[method-assign]
+    try:
+        return under("FSDP2", rank, CASES["SGD"])
+    finally:
+        OptimizerTrace.finish = plain  # type: ignore[method-assign]
+
+
+def without_group() -> str:
+    try:
+        TrajectoryMeter(sgd(fsdp1().parameters()))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def work_of_a_rank(rank: int, folder: str) -> None:
+    warnings.simplefilter("ignore")
+    with processes(rank, folder):
+        found: dict[str, Any] = {
+            f"{way}: {title}": under(way, rank, case) for way in WAYS for title, case in cases_of(way).items()
+        }
+        found["sent"] = {way: (sent(way, rank, measured=True), sent(way, rank, measured=False)) for way in WAYS}
+        found["norms"] = silent_norm(rank)
+        found["one fails"] = one_fails(rank)
+        found["without group"] = without_group()
+        model = fsdp1(use_orig_params=True)
+        own = Case(CASES["SGD"].optimizer, clip=0.2)
+        found["clipped apart"] = train(
+            model,
+            own,
+            lambda both: loss_of(model, both[rank]),
+            clip=clip_each_by_its_own(model),
+            process_group=dist.group.WORLD,
+        )
+        torch.save(found, f"{folder}/{rank}.pt")
