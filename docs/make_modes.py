@@ -72,19 +72,20 @@ def group_of(file: str) -> str:
 
 
 def lines(modes: Iterable[dict[str, str]]) -> dict[str, list[Line]]:
-    """The page's tables, in its order."""
-    found: dict[str, dict[str, Line]] = {group: {} for group in GROUPS}
+    """The page's tables, in its order; a mode that tests of several groups show is in the first of these."""
+    named: dict[str, Line] = {}
+    groups: dict[str, set[str]] = {}
     for mode in modes:
-        line = found[group_of(mode["file"])].setdefault(mode["name"], Line(mode["name"]))
+        line = named.setdefault(mode["name"], Line(mode["name"]))
+        groups.setdefault(mode["name"], set()).add(group_of(mode["file"]))
         line.outcomes.add(mode["outcome"])
         if mode["remark"] and mode["remark"] not in line.remarks:
             line.remarks.append(mode["remark"])
+    found: dict[str, list[Line]] = {group: [] for group in GROUPS}
     order = list(WORDS)
-    return {
-        group: sorted(named.values(), key=lambda line: (order.index(line.outcome), line.name.lower()))
-        for group, named in found.items()
-        if named
-    }
+    for line in sorted(named.values(), key=lambda line: (order.index(line.outcome), line.name.lower())):
+        found[next(group for group in GROUPS if group in groups[line.name])].append(line)
+    return {group: listed for group, listed in found.items() if listed}
 
 
 def cell(text: str) -> str:

@@ -399,7 +399,7 @@ def test_layers_are_logged_on_request(tmp_path: Path) -> None:
         assert logged["work_ito"] == pytest.approx(work, rel=1e-6)
 
 
-@pytest.mark.mode("`fast_dev_run`", "caveat", "measured; no file is written: `callback.record` has it")
+@pytest.mark.mode("`fast_dev_run`", "caveat", "no file is written: `callback.record` has it")
 def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     callback = quiet()
@@ -408,9 +408,7 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.mode(
-    "`barebones=True`", "caveat", "measured; nothing is logged, printed or saved: `callback.record` has it"
-)
+@pytest.mark.mode("`barebones=True`", "caveat", "nothing is logged, printed or saved: `callback.record` has it")
 def test_barebones_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, recwarn: Any) -> None:
     monkeypatch.chdir(tmp_path)
     callback = quiet(print_summary=True)

@@ -72,6 +72,14 @@ def test_a_page_of_other_modes_would_be_noticed() -> None:
     assert "| Rings | measured |  |" in MAKE["page"]([other], {})
 
 
+def test_a_mode_is_in_one_group() -> None:
+    mode = {"name": "clamped", "outcome": "measured", "remark": ""}
+    found = MAKE["lines"]([mode | {"file": "test_resume.py"}, mode | {"file": "test_steps.py"}])
+    assert {group: [line.name for line in lines] for group, lines in found.items()} == {
+        "Optimizers and steps": ["clamped"]
+    }
+
+
 def test_a_caveat_counts_and_refused_and_measured_is_a_contradiction() -> None:
     mode: dict[str, Any] = {"name": "DDP", "remark": "", "file": "test_ddp.py"}
     (line,) = MAKE["lines"]([mode | {"outcome": "measured"}, mode | {"outcome": "caveat", "remark": "a"}])[
