@@ -50,13 +50,15 @@ def run(kind: type[Optimizer], options: dict[str, Any], skipped: set[int], *, fu
     return values
 
 
-@recipes
-@pytest.mark.parametrize("skipped", [set(), {0}, {5}, {5, 6}, {STEPS - 1}], ids=str)
+SKIPPED: list[set[int]] = [set(), {0}, {5}, {5, 6}, {STEPS - 1}]
+# torch leaves the momentum of a fused SGD uninitialized where its first step is skipped.
+CASES = [(*recipe, s) for recipe in RECIPES for s in SKIPPED if not (0 in s and "momentum" in recipe[1])]
+
+
+@pytest.mark.parametrize(("kind", "options", "skipped"), CASES)
 def test_a_fused_step_that_is_skipped_leaves_no_trace(
     kind: type[Optimizer], options: dict[str, Any], skipped: set[int]
 ) -> None:
-    if 0 in skipped and options.get("momentum"):
-        pytest.skip("torch leaves the momentum of a fused SGD uninitialized where its first step is skipped")
     fused, other = (run(kind, options, skipped, fused=flag) for flag in (True, False))
     for name, value in other.items():
         if name.startswith(FROM_LOSSES) and name != "efficiency_action":
