@@ -57,8 +57,8 @@ def should_log(trainer: Any) -> bool:
 def process_group(trainer: Any) -> Any:
     """The processes of torch.distributed that train together; None where there is one, or another launcher's."""
     dist = torch.distributed
-    together = trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
-    return dist.group.WORLD if together else None
+    together = trainer.world_size > 1 or "FSDP" in type(trainer.strategy).__name__
+    return dist.group.WORLD if together and dist.is_available() and dist.is_initialized() else None
 
 
 def stepped_batches(trainer: Any) -> int:
@@ -147,8 +147,9 @@ def unmeasurable(trainer: Any, module: Any) -> str | None:
     name = type(trainer.strategy).__name__
     if "DeepSpeed" in name:
         return "DeepSpeed keeps gradients and weights in its engine"
-    if "FSDP" in name or any(hasattr(p, "to_local") for p in module.parameters()):
-        return f"{name} shards the parameters"
+    sharding = getattr(getattr(trainer.strategy, "sharding_strategy", None), "name", "")
+    if "FSDP" in name and (sharding.startswith("HYBRID") or sharding == "NO_SHARD"):
+        return f"{name} with {sharding} keeps replicas, and its flat parameters do not tell of what"
     return None
 
 

@@ -198,7 +198,7 @@ class SpeedLimit(CallbackBase):
         elif trainer.global_step:
             self.record.run["since_step"] = trainer.global_step
         if self.probe_batches and self._probe is None and start_known:
-            self._probe = Probe(self.probe_batches)
+            self._probe = None if self._meter is not None and self._meter.sharded else Probe(self.probe_batches)
         self._announce = any(str(getattr(callback, "monitor", "")).startswith(PREFIX) for callback in trainer.callbacks)
 
     def _default_folder(self, trainer: Any) -> Path:
@@ -255,6 +255,12 @@ class SpeedLimit(CallbackBase):
             layer_of=(lambda p: names.get(id(p), "")) if self.per_layer else None,
             process_group=_lightning.process_group(trainer),
         )
+        if self._meter.sharded:
+            self._say(
+                f"SpeedLimit under {type(trainer.strategy).__name__}: each process holds a part of the parameters. "
+                "Nothing is saved in checkpoints (a resumed run is measured from there); probe_batches and clouds are "
+                "left out"
+            )
 
     def _description(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         settings = {
@@ -403,6 +409,8 @@ class SpeedLimit(CallbackBase):
             return
         self._use_probe(trainer, pl_module)
         values, sketch = meter.measure(sketch=True)
+        if meter.no_sketch is not None:
+            self._say(f"SpeedLimit keeps {meter.no_sketch}", key="sketch")
         record.append(meter.steps, values, self._reasons(meter))
         self._measured_at = meter.steps  # not before: Ctrl-C may come within the row, which is then written anew
         if sketch is not None and (record.wants_sketch() or not on_step):
@@ -431,6 +439,8 @@ class SpeedLimit(CallbackBase):
             return
         self._clouds_at = meter.steps
         try:
+            if meter.sharded:
+                raise NotImplementedError("each process holds a part of them")
             found = _neuron_clouds.measure(pl_module, meter, self._optimizers)
         except Exception as error:  # the training goes on
             why = f"the neurons could not be compared: {type(error).__name__}: {error}"
@@ -582,8 +592,8 @@ class SpeedLimit(CallbackBase):
 
     def _state(self) -> dict[str, Any]:
         meter, record = self._meter, self.record
-        if meter is None or record is None or not meter.steps:
-            return {}
+        if meter is None or record is None or not meter.steps or meter.sharded:
+            return {}  # of shards: the checkpoint would hold the sums of one process
         exact = self.save_state == "exact"
         state: dict[str, Any] = {
             "meter": meter.state_dict(exact=exact),

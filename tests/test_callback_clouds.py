@@ -1021,17 +1021,6 @@ def test_too_many_neurons_leave_an_interval(tmp_path: Path, monkeypatch: pytest.
     assert re.search(r"free to swap names; at least \d", text)
 
 
-def test_sharded_parameters(tmp_path: Path) -> None:
-    """Nothing is measured then, clouds neither; it is said once."""
-    model, callback = Regressor(), clouds()
-    model.first.weight.to_local = lambda: model.first.weight  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="shards the parameters") as said:
-        trainer(tmp_path, callback, max_epochs=2).fit(model, loader(batches(4)))
-    assert sum("SpeedLimit" in str(w.message) for w in said) == 1
-    assert callback.record is not None
-    assert len(callback.record) == 0
-
-
 # --- resuming
 
 PER_EPOCH = 8

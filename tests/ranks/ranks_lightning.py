@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from ranks_cases import Collectives, Net, loss_of, parts
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_speedlimit import RunRecord, SpeedLimit
 
@@ -126,6 +128,42 @@ def ddp(start: str = "popen") -> DDPStrategy:
     return DDPStrategy(process_group_backend="gloo", start_method=start)  # type: ignore[arg-type]
 
 
+class Sharded(Module):
+    """What ModelParallelStrategy asks of a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net(12)
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh
+        assert mesh is not None
+        if mesh["data_parallel"].size() > 1:
+            fully_shard(self.net, mesh=mesh["data_parallel"])
+            return
+        plan = {"first": ColwiseParallel(), "second": RowwiseParallel()}
+        parallelize_module(self.net, mesh["tensor_parallel"], plan)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        mesh = self.device_mesh
+        if mesh is not None and mesh["data_parallel"].size() == 1:  # both processes see all batches
+            loss = sum((loss_of(self.net, part) for part in batch), torch.zeros(())) / len(batch)
+            self.log("train_loss", loss.detach())
+            return loss
+        return super().training_step(batch, batch_idx)
+
+
+def try_sharded(folder: Path, way: str) -> None:
+    sizes = {"data_parallel_size": 1, "tensor_parallel_size": 1, way: 2}
+    strategy = ModelParallelStrategy(**sizes, process_group_backend="gloo", save_distributed_checkpoint=False)
+    callback = speed_limit(clouds="neurons", probe_batches=2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(folder, callback, Sharded(), devices=2, strategy=strategy)
+    text = [str(w.message) for w in said if "SpeedLimit" in str(w.message)]
+    (folder / f"said-{os.environ['RANK']}.json").write_text(json.dumps(text))
+
+
 def launched(rank: int, folder: str, port: int) -> None:
     """What torchrun's environment tells a process, and several fits in it."""
     warnings.simplefilter("ignore")
@@ -152,6 +190,8 @@ def launched(rank: int, folder: str, port: int) -> None:
     two("without", False)
     two("stopped", model=Module(stops_at=(8, 6)), min_epochs=2, max_epochs=4)
     two("resumed", ckpt_path=root / "plain" / "epoch=0.ckpt")
+    try_sharded(root / "fully sharded", "data_parallel_size")
+    try_sharded(root / "tensor parallel", "tensor_parallel_size")
     try:
         two("fails", model=Module(fails_at=9))
     except Exception as error:

@@ -7,12 +7,17 @@ import pickle
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
-from ranks_lightning import BATCHES, EPOCHS, LOG_EVERY, ddp, fit, launched, speed_limit
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from ranks_cases import Net
+from ranks_lightning import BATCHES, EPOCHS, LOG_EVERY, Module, ddp, fit, launched, speed_limit
 from torch.multiprocessing.spawn import spawn
 
 from lightning_speedlimit import RunRecord, SpeedLimit
@@ -42,14 +47,15 @@ def witness(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
-def assert_rows_of_one_process(folder: Path, alone: Path, callback: SpeedLimit) -> None:
+def assert_rows_of_one_process(folder: Path, alone: Path, callback: SpeedLimit, width: int = 11) -> None:
     """Every column of the record, and the values that the logger wrote last."""
-    fit(alone, callback)
+    model = Module()
+    model.net = Net(width)
+    fit(alone, callback, model)
     wanted = callback.record
     assert wanted is not None
     got = RunRecord.load(folder / "run" / "speed_limit")
     assert got.columns["step"].tolist() == ROWS
-    assert got.columns.keys() == wanted.columns.keys()
     for name, column in wanted.columns.items():
         assert got.columns[name].tolist() == pytest.approx(column.tolist(), rel=SAME, abs=1e-12, nan_ok=True), name
     assert math.isfinite(got.columns["loss_drop"][-1])
@@ -81,7 +87,8 @@ def test_one_collective_a_row_and_one_writer(root: Path, name: str) -> None:
         seen, without = witness(root / name, rank), witness(root / "without", rank)
         assert seen["rows"] == ROWS
         assert without["sent"] > 0
-        assert seen["sent"] - without["sent"] == len(ROWS)
+        # The comparison of an epoch's neurons is a reading of its own.
+        assert seen["sent"] - without["sent"] == len(ROWS) + (EPOCHS if name == "clouds" else 0)
         assert (seen["saves"] > 0) == (rank == 0)
 
 
@@ -131,6 +138,76 @@ def test_a_script_that_lightning_launches(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
     subprocess.run([sys.executable, str(script), str(tmp_path / "two")], check=True, env=environment, timeout=180)
     assert_rows_of_one_process(tmp_path / "two", tmp_path / "one", speed_limit())
+
+
+SHARDED = (
+    "SpeedLimit under ModelParallelStrategy: each process holds a part of the parameters. Nothing is saved in "
+    "checkpoints (a resumed run is measured from there); probe_batches and clouds are left out"
+)
+
+
+@pytest.mark.mode("FSDP2, ModelParallelStrategy", "caveat", SHARDED)
+@pytest.mark.mode("tensor parallel, ModelParallelStrategy", "caveat", SHARDED + "; no sketch")
+@pytest.mark.parametrize(("name", "sketches"), [("fully sharded", True), ("tensor parallel", False)])
+def test_sharded_parameters(root: Path, tmp_path: Path, name: str, sketches: bool) -> None:
+    assert_rows_of_one_process(root / name, tmp_path, speed_limit(), width=12)
+    record = RunRecord.load(root / name / "run" / "speed_limit")
+    assert (len(record.sketches) > 0) == sketches
+    assert math.isnan(record.columns["wasserstein2"][-1])
+    said = [json.loads((root / name / f"said-{rank}.json").read_text()) for rank in range(2)]
+    assert said[0][0] == SHARDED
+    assert any(text.startswith("SpeedLimit keeps no sketch") for text in said[0]) == (not sketches)
+    assert len(said[0]) == len(set(said[0]))
+    assert said[1] == []  # one process speaks
+    saved = torch.load(root / name / "epoch=0.ckpt", weights_only=True)
+    assert "SpeedLimit" not in saved["callbacks"]
+    for rank in range(2):
+        assert (witness(root / name, rank)["saves"] > 0) == (rank == 0)
+
+
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """Of that name; DeepSpeed itself need not be installed."""
+
+
+REFUSED = (
+    "SpeedLimit measures nothing in this run: DeepSpeed keeps gradients and weights in its engine, which it does not "
+    "support"
+)
+
+
+@pytest.mark.mode("DeepSpeed", "refused", REFUSED)
+def test_deepspeed_is_refused_by_name(tmp_path: Path) -> None:
+    callback, model = speed_limit(), Module()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(tmp_path, callback, model, strategy=DeepSpeedStrategy("cpu"), accelerator="auto", max_epochs=1)
+    assert [str(w.message) for w in said if "SpeedLimit" in str(w.message)] == [REFUSED]
+    assert callback.record is not None
+    assert len(callback.record) == 0
+    assert model.trainer.global_step == BATCHES
+
+
+class FSDPStrategy(SingleDeviceStrategy):
+    """Of that name; Lightning's own asks for a GPU."""
+
+    def __init__(self, sharding: str) -> None:
+        super().__init__("cpu")
+        self.sharding_strategy = type("Sharding", (), {"name": sharding})()
+
+
+@pytest.mark.mode(
+    "FSDP with replicas (HYBRID_SHARD, NO_SHARD)", "refused", "SpeedLimit measures nothing in this run: …"
+)
+@pytest.mark.parametrize("sharding", ["HYBRID_SHARD", "NO_SHARD"])
+def test_replicas_of_flat_shards_are_refused(tmp_path: Path, sharding: str) -> None:
+    with pytest.warns(UserWarning, match=f"measures nothing in this run: FSDPStrategy with {sharding} keeps replicas"):
+        fit(tmp_path, True, strategy=FSDPStrategy(sharding), accelerator="auto", max_epochs=1)
+
+
+def test_lightnings_fsdp_asks_for_a_gpu() -> None:
+    """So its flat parameters are shown with torch's own loop, in test_ranks_shards."""
+    with pytest.raises(Exception, match="requires a GPU accelerator"):
+        pl.Trainer(strategy="fsdp", accelerator="cpu", devices=2)
 
 
 def test_a_callback_can_be_sent_to_another_process() -> None:
