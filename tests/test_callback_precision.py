@@ -16,6 +16,8 @@ from style_cases import ALL, KINEMATIC, WORKS, Diarist, Style, compare, disagree
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
+from lightning_speedlimit.trajectory import TrajectoryMeter
+
 F32 = torch.float32
 # Gradients and updates of half precision are read as they are; float32 sums of dozens of them carry 6e-8 each.
 SINGLE = 1e-5
@@ -202,6 +204,52 @@ def test_clipping_with_a_fused_optimizer_is_refused_by_lightning(tmp_path: Path)
             fit.fit(model, loader(batches(2, dtype=F32)))
         hooks = fit.optimizers[0]._optimizer_step_post_hooks
         assert len(hooks) == 1  # the diary's
+
+
+class Silent(Diarist):
+    """No loss in two batches of each epoch of eight."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        if batch_idx in (2, 5):
+            return None
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "SGD fused", "Adam", "Adam fused"])
+def test_without_a_loss_a_scaler_takes_no_step(tmp_path: Path, kind: str) -> None:
+    silent = Style(lambda: Silent(MAKE[kind], F32), half(), dtype=F32, rel=SINGLE)
+    model, callback, differing = compare(silent, tmp_path)
+    assert differing == []
+    assert disagreements(silent, model, callback) == {}
+    assert last_row(callback)["elapsed"] == len(model.diary.entries) == 12
+
+
+@pytest.mark.mode(
+    "LBFGS with a loss scaler", "refused", "Lightning refuses it: AMP and the LBFGS optimizer are not compatible."
+)
+def test_lbfgs_with_a_scaler_is_refused_by_lightning(tmp_path: Path) -> None:
+    """The loss that its later evaluations would be replaced by is the scaled one: no such run reaches that."""
+    model = Diarist(lambda p: torch.optim.LBFGS(p, lr=0.1), F32)
+    fit = trainer(tmp_path, quiet(), plugins=[amp()()])
+    with pytest.raises(Exception, match="AMP and the LBFGS optimizer are not compatible"):
+        fit.fit(model, loader(batches(2, dtype=F32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norms_beyond_what_half_precision_holds(dtype: torch.dtype) -> None:
+    """Σ g² = 4·10⁷ over 1000 gradients of 200, where float16 ends at 65504."""
+    weight = nn.Parameter(torch.zeros(1000, dtype=dtype))
+    optimizer = SGD([weight], lr=2.0**-10)
+    meter = TrajectoryMeter(optimizer)
+    for _ in range(2):
+        weight.grad = torch.full_like(weight, 200.0)
+        optimizer.step()
+    values = meter.compute()
+    meter.close()
+    moved = weight.detach().double()
+    assert values["grad_norm"] == pytest.approx(200 * 1000**0.5, rel=SINGLE)
+    assert values["displacement"] == pytest.approx(float(moved.norm()), rel=SINGLE)
+    assert values["work_ito"] == pytest.approx(-200.0 * float(moved.sum()), rel=SINGLE)
 
 
 # --- two optimizers under a loss scaler

@@ -109,6 +109,14 @@ class Tied(Diarist):
         return super().forward(x).sum(1, keepdim=True)
 
 
+class Normed(Diarist):
+    """Buffers that move and are no parameters, and random numbers in every step."""
+
+    def build(self) -> None:
+        self.first = nn.Linear(4, 5)
+        self.second = nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(5, 1))
+
+
 class Sparse(Diarist):
     """Some rows of the embedding occur several times in a batch, most of them not at all."""
 
@@ -298,6 +306,7 @@ STYLES: list[tuple[str, Style, list[Any]]] = [
     ("lazy", Style(Lazy), [mode("lazy modules")]),
     ("lazy, adam", Style(lambda: Lazy(adam())), [mode("lazy modules")]),
     ("tied", Style(lambda: Tied(adam())), [mode("tied parameters")]),
+    ("buffers", Style(lambda: Normed(adam())), [mode("buffers that move, dropout")]),
     ("sparse", Style(Sparse), [mode("sparse gradients", "caveat", IDLE)]),
     (
         "sparse adam",
