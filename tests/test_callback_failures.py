@@ -22,6 +22,7 @@ from callback_cases import EXACT, Regressor, Resumable, batches, flat, last_row,
 from ended_trainings import fit as fit_as_the_ended
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
+from test_callback_loggers import Both
 
 from lightning_speedlimit import RunRecord, _record_files
 from lightning_speedlimit import callback as callback_module
@@ -314,42 +315,51 @@ def interrupted(*args: Any, **kwargs: Any) -> Any:
     raise Interrupt
 
 
-PLACES: dict[str, tuple[Any, str, int]] = {  # and the last step that is whole: rows are written every second step
-    "the sums of a step": (TrajectoryMeter, "_close_sums", 4),
-    "the clock": (TrajectoryMeter, "_advance_clock", 4),
-    "the update": (OptimizerTrace, "finish", 4),
-    "before the update": (OptimizerTrace, "before_update", 4),
-    "the gradients": (OptimizerTrace, "observe", 4),
-    "moves outside of step": (OptimizerTrace, "check_moves", 4),
-    "a row": (RunRecord, "append", 6),
+PLACES: dict[str, tuple[Any, str]] = {
+    "the sums of a step": (TrajectoryMeter, "_close_sums"),
+    "the clock": (TrajectoryMeter, "_advance_clock"),
+    "after the sums of a joint step": (TrajectoryMeter, "_close_sums"),
+    "the update": (OptimizerTrace, "finish"),
+    "after the update": (OptimizerTrace, "finish"),
+    "before the update": (OptimizerTrace, "before_update"),
+    "the gradients": (OptimizerTrace, "observe"),
+    "after the gradients": (OptimizerTrace, "observe"),
+    "moves outside of step": (OptimizerTrace, "check_moves"),
+    "a row": (RunRecord, "append"),
 }
 
 
 @pytest.mark.parametrize("where", PLACES)
 def test_ctrl_c_within_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """In step 5 or at its reading: no row holds half of a step. A row that was cut is written anew."""
-    whole, callback, model = quiet(), quiet(), Regressor()
-    trainer(tmp_path / "whole", whole, log_every_n_steps=2).fit(Regressor(), loader(batches(9)))
-    place, name, last = PLACES[where]
+    """In step 5 or at the reading of step 6: every row is, bitwise, one of the run that nobody interrupted."""
+    make = Both if "joint" in where else Regressor  # whose optimizers' steps are joined by the callback
+    whole, callback, model = quiet(), quiet(), make()
+    trainer(tmp_path / "whole", whole).fit(make(), loader(batches(9)))
+    place, name = PLACES[where]
     real = getattr(place, name)
     if place is RunRecord:
         monkeypatch.setattr(RunRecord, "_real_append", real, raising=False)
     armed = [True]
 
     def deadly(*args: Any, **kwargs: Any) -> Any:
-        if len(model.tape.losses) < 6 - (last == 4) or not armed:
+        if len(model.tape.losses) < 5 or not armed:
             return real(*args, **kwargs)
         armed.clear()
+        if where.startswith("after"):
+            real(*args, **kwargs)
         return (half_a_row if place is RunRecord else interrupted)(*args, **kwargs)
 
     monkeypatch.setattr(place, name, deadly)
     with pytest.raises(Interrupt):
-        trainer(tmp_path / "cut", callback, log_every_n_steps=2).fit(model, loader(batches(9)))
+        trainer(tmp_path / "cut", callback, log_every_n_steps=3).fit(model, loader(batches(9)))
     assert whole.record is not None
     assert callback.record is not None
-    assert callback.record.columns["step"][-1] == last
-    same_rows(callback.record.columns, whole.record.columns, last // 2)
-    assert len(RunRecord.load(tmp_path / "cut" / "speed_limit")) == last // 2
+    columns = callback.record.columns
+    steps = columns["step"].tolist()
+    assert steps in ([[3, 6]] if place is RunRecord else [[3], [3, 4]])
+    for column, values in whole.record.columns.items():
+        np.testing.assert_array_equal(columns[column], values[[step - 1 for step in steps]], err_msg=column)
+    assert len(RunRecord.load(tmp_path / "cut" / "speed_limit")) == len(steps)
 
 
 # --- a process that is ended
@@ -590,6 +600,8 @@ def test_a_fault_of_the_measurement_never_reaches_the_training(
     assert said(found, "no memory, say") == 1
     assert torch.equal(weights(model), weights(without))
     assert len(model.tape.steps) == 12
+    if where == "the file":  # the measurement goes on
+        assert math.isfinite(last_row(callback)["path_length"])
 
 
 def test_after_a_fault_values_are_nan_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,6 +621,18 @@ def test_after_a_fault_values_are_nan_with_the_reason(tmp_path: Path, monkeypatc
     assert np.isfinite(columns["path_length"][:4]).all()
     assert np.isnan(columns["path_length"][4:]).all()
     assert "stopped at step 5" in callback.record.reasons["path_length"]
+
+
+def test_a_fault_after_a_row_shows_in_that_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of an epoch, when its last step has been measured: no table shows that as the end of the run."""
+    monkeypatch.setattr(TrajectoryMeter, "expect_moves", fail)
+    callback = quiet()
+    with pytest.warns(UserWarning, match="the measurement stopped at step 6"):
+        trainer(tmp_path, callback, max_epochs=2).fit(Regressor(), loader(batches(6)))
+    assert last_row(callback)["step"] == 6
+    assert math.isnan(last_row(callback)["path_length"])
+    assert callback.record is not None
+    assert "stopped at step 6" in callback.record.reasons["path_length"]
 
 
 def test_a_reading_that_fails_does_not_keep_other_processes_waiting(
