@@ -116,7 +116,7 @@ class TrajectoryMeter:
         parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
         group = group_of(parameters, process_group)
         self._ranks = None if group is None else Ranks(group)
-        self.sharded = are_sharded(parameters)
+        self.sharded = are_sharded(parameters) and self._ranks is not None
         check_choice("clock", clock, get_args(Clock))
         check_choice("entropy_production", entropy_production, get_args(Estimator))
         check_choice("momentum_mobility", momentum_mobility, get_args(mobility.MomentumMobility))
@@ -142,6 +142,8 @@ class TrajectoryMeter:
             for optimizer in self.optimizers
         }
         self._settings = {"clock": clock, "every": self.every, "momentum_mobility": momentum_mobility}
+        if self.sharded and self._ranks is not None:
+            self._settings["processes"] = self._ranks.size
         self._losses = losses.LossWindows(loss_window)
         self._handles: list[Any] = []
         self._signs: dict[int, Signs] = {}
@@ -398,7 +400,9 @@ class TrajectoryMeter:
         return True
 
     def state_dict(self, *, exact: bool = True) -> dict[str, Any]:
-        """Plain types and tensors. `exact`: with m and u_k (the size of the parameters); θ_0 apart, see `start`.
+        """Plain types and tensors; of shards, each process's own.
+
+        `exact`: with m and u_k (the size of the parameters); θ_0 apart, see `start`.
 
         A measurement that is resumed without θ_0, m and u_k keeps its sums (ℓ, A, the works, the losses); what
         needs θ_0 or m is NaN from there on, and says so.
@@ -420,7 +424,7 @@ class TrajectoryMeter:
             "exact": exact,
             "lost": list(self._lost),
             "failure": self._failure,
-        }
+        } | ({} if self._pending is None else {"shards": self._pending.state_dict()})
 
     def start(self) -> list[Tensor]:
         """θ_0 of every section, flat, on the host: beside `state_dict`, what resuming exactly needs."""
@@ -485,6 +489,9 @@ class TrajectoryMeter:
         self._last_sample = None if sample is None else sample.to(device)
         self._losses.load_state_dict(state["losses"], device)
         self._failure = state["failure"]
+        if self._pending is not None:
+            self._pending.load_state_dict(state["shards"], device)
+        self._read_at = self.steps - (0 if self._pending is None else self._pending.count)
         lost = set(state["lost"])
         if not state["exact"]:
             lost.add("the accumulated mobility")

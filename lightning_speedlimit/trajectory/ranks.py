@@ -115,3 +115,21 @@ class Pending:
             new = ((known[1:] - known[:-1]) ** 2).sum(0)
             self.spread = new if self.spread is None else self.spread + new
             self._last = known[-1:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors."""
+        return {
+            "rows": None if self.rows is None else self.rows.detach().cpu().clone(),
+            "path_length": self.path_length,
+            "spread": self.spread,
+            "last": self._last,
+            "uneven": self.uneven,
+            "why": self.why,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        rows = state["rows"]
+        self._rows = None if rows is None else rows.to(device)
+        self.count = 0 if rows is None else len(rows)
+        self.path_length, self.spread, self._last = state["path_length"], state["spread"], state["last"]
+        self.uneven, self.why = state["uneven"], state["why"]

@@ -653,7 +653,7 @@ class OptimizerTrace:
             for i, place in enumerate(entry["parameters"])
             if i in left or place < len(held)
         ]
-        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
+        sizes = [local(p).numel() * (2 if p.is_complex() else 1) for p in parameters]
         if sizes != entry["numel"]:
             raise ValueError(
                 f"the saved measurement is of parameters with {entry['numel']} elements, got {sizes}: "

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ranks_cases import CASES, Case, Collectives, Net, loss_of, parts, processes, sgd, train
+from ranks_cases import CASES, READ_AT, STEPS, Case, Collectives, Net, loss_of, parts, processes, sgd, train
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
@@ -81,6 +81,9 @@ def under(way: str, rank: int, case: Case, **options: Any) -> dict[str, Any]:
     return train(model, case, losses, **(given | options))
 
 
+RESUMED = ("SGD", "Adam, two groups", "every third step")
+
+
 def cases_of(way: str) -> dict[str, Case]:
     if way == "tensor parallel":  # torch clips no mixture of whole and sharded gradients
         return {title: case for title, case in CASES.items() if case.clip is None}
@@ -124,6 +127,38 @@ def one_fails(rank: int) -> dict[str, Any]:
         OptimizerTrace.finish = plain  # type: ignore[method-assign]
 
 
+def resumed(rank: int, case: Case) -> dict[str, float]:
+    """The meter is taken off in mid-run, between readings, and another goes on with what it knew."""
+    model = fsdp2(2)
+    optimizer = case.optimizer(model.parameters())
+    meter = TrajectoryMeter(optimizer, **case.options)
+    for k, both in enumerate(parts(STEPS), start=1):
+        optimizer.zero_grad()
+        loss = loss_of(model, both[rank])
+        loss.backward()
+        meter.record_loss(loss)
+        optimizer.step()
+        if k == READ_AT[1]:
+            meter.compute()
+        if k == READ_AT[1] + 3:
+            state, start = meter.state_dict(), meter.start()
+            meter.close()
+            meter = TrajectoryMeter(optimizer, **case.options)
+            meter.load_state_dict(state, start)
+    return meter.compute()
+
+
+def summands(rank: int) -> tuple[float, dict[str, str]]:
+    """A gradient whose processes hold summands of it."""
+    mesh = init_device_mesh("cpu", (2,))
+    weight = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()]))
+    optimizer = sgd([weight])
+    meter = TrajectoryMeter(optimizer)
+    weight.grad = DTensor.from_local(torch.full((4,), rank + 1.0), mesh, [Partial()])
+    optimizer.step()
+    return meter.compute()["path_length"], meter.reasons
+
+
 def without_group() -> str:
     try:
         TrajectoryMeter(sgd(fsdp1().parameters()))
@@ -142,6 +177,8 @@ def work_of_a_rank(rank: int, folder: str) -> None:
         found["norms"] = silent_norm(rank)
         found["one fails"] = one_fails(rank)
         found["without group"] = without_group()
+        found["resumed"] = {title: resumed(rank, CASES[title]) for title in RESUMED}
+        found["summands"] = summands(rank)
         model = fsdp1(use_orig_params=True)
         own = Case(CASES["SGD"].optimizer, clip=0.2)
         found["clipped apart"] = train(

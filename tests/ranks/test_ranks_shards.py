@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks_cases import CASES, READ_AT, Case, alone
-from ranks_shards import WAYS, cases_of, work_of_a_rank
+from ranks_shards import RESUMED, WAYS, cases_of, work_of_a_rank
 from torch.multiprocessing.spawn import spawn
+
+from lightning_speedlimit.trajectory import ranks as process_ranks
 
 SAME = 1e-9  # float64; gradients are added in another order, and extrapolated losses lose some digits
 
@@ -97,6 +99,37 @@ def test_clipping_each_shard_by_its_own_norm_is_seen(ranks: list[dict[str, Any]]
         assert math.isnan(values["work_ito"])
         assert reasons["work_ito"].startswith("gradients were changed by more than one factor")
         assert math.isfinite(values["path_length"])
+
+
+@pytest.mark.parametrize("title", RESUMED)
+def test_resumed_between_readings(ranks: list[dict[str, Any]], title: str) -> None:
+    """Each process with its own state."""
+    one = alone(CASES[title])["readings"][-1]
+    for found in ranks:
+        for name, value in one.items():
+            assert found["resumed"][title][name] == pytest.approx(value, rel=SAME, abs=1e-12, nan_ok=True), name
+
+
+@pytest.mark.mode("DTensor gradients that are Partial", "refused", "a gradient is laid out as …")
+def test_summands_of_a_gradient_are_refused(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        value, reasons = found["summands"]
+        assert math.isnan(value)
+        assert "a gradient is laid out as (Partial(sum),) and its parameter as (Replicate(),)" in reasons["path_length"]
+
+
+def test_too_many_steps_between_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_ranks, "MOST", 70)
+    pending = process_ranks.Pending()
+    for k in range(71):
+        step = torch.tensor([float(k * k), 0.0, 0.0, 0.0], dtype=torch.float64)
+        pending.append(step, torch.ones(2, dtype=torch.float64))
+        if k == 69:
+            assert math.isfinite(pending.path_length)
+            assert pending.rows is not None
+            assert len(pending.rows) == 70
+    assert math.isnan(pending.path_length)
+    assert pending.why == "more than 70 steps were taken between two readings of shards: read more often"
 
 
 def test_flat_parameters_need_a_group(ranks: list[dict[str, Any]]) -> None:
