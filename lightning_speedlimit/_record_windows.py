@@ -49,7 +49,7 @@ class Trajectory:
     def __init__(
         self, step: Steps, columns: Mapping[str, Values], sketch_steps: Steps, sketches: npt.NDArray[np.float32]
     ) -> None:
-        known = np.isin(sketch_steps, step)
+        known = np.isin(sketch_steps, step) & (sketch_steps > 0)  # a row of step 0 is the start
         self.steps: Steps = np.concatenate([[0], sketch_steps[known]]).astype(np.int64)
         self._sketches = np.concatenate([np.zeros((1, sketches.shape[1]), np.float32), sketches[known]])
         rows = np.searchsorted(step, sketch_steps[known])
@@ -59,6 +59,7 @@ class Trajectory:
             name: np.concatenate([[0.0], columns.get(name, missing)[rows]]) for name in (*NEEDED, "loss_drop_se")
         }
 
+    @np.errstate(all="ignore")  # a run that diverged has inf − inf; it comes out as NaN
     def windows(self, first: npt.ArrayLike, last: npt.ArrayLike) -> Windows:
         """For arrays of steps that fit each other; see `Windows`."""
         s, t = (np.asarray(steps, dtype=np.int64) for steps in (first, last))
@@ -77,11 +78,10 @@ class Trajectory:
         error = np.hypot(self._columns["loss_drop_se"][i], self._columns["loss_drop_se"][j])
         # NaN errors are of losses that are known, as on a probe.
         error = np.where(np.isnan(error), 0.0, error)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            kinematic = _defined(squared / (between("elapsed") * between("action")))
-            conversion = _defined(drop / work)
-            efficiency = np.where(drop >= 2 * error, _defined(kinematic / conversion), np.nan)
-            relative = np.where(known, error, np.nan) / drop
+        kinematic = _defined(squared / (between("elapsed") * between("action")))
+        conversion = _defined(drop / work)
+        efficiency = np.where(drop >= 2 * error, _defined(kinematic / conversion), np.nan)
+        relative = np.where(known, error, np.nan) / drop
         return Windows(
             first_step=s,
             last_step=t,
@@ -92,6 +92,14 @@ class Trajectory:
             displacement=np.sqrt(squared),
             loss_drop=drop,
         )
+
+    @np.errstate(all="ignore")
+    def speed_limit_times(self, first: npt.ArrayLike, last: npt.ArrayLike) -> Values:
+        """τ_SL(s, t) = η(s, t)·(τ_t − τ_s), clock; NaN where η is undefined."""
+        elapsed = self._columns["elapsed"]
+        found = self.windows(first, last)
+        i, j = self._places(found.first_step), self._places(found.last_step)
+        return np.asarray(found.efficiency * (elapsed[j] - elapsed[i]), dtype=np.float64)
 
     def _places(self, steps: Steps) -> Any:
         """Where each step is among `self.steps`; −1: nowhere."""

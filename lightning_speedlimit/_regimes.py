@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,16 @@ _FLOOR = 0.05  # in ln η: what one power law may miss without being another reg
 _PLATEAU = 2  # windows of a regime at least that lie wholly in it
 _SLOPE = 4  # windows at least that a slope is told from
 _BENDS = 5  # of a curve at least, to see its noise
+_CLEAR = 0.25  # relative standard error of η at most; of windows that just pass 2 errors chance made η too low
 _OFF = 0.12  # in ln(steps): how far from its edge a recorded step may be
 
 
 @dataclass(frozen=True)
 class Regime:
-    """A stretch of a run with an efficiency of its own, clearly other than its neighbours'."""
+    """A stretch of a run whose windows (t, 4t) differ clearly from its neighbours'.
+
+    As wholes two neighbours may have like efficiencies, and one that joins them far less: two unlike motions.
+    """
 
     first_step: int
     """Step that it starts from: 0, or the last step of the regime before."""
@@ -39,9 +44,14 @@ def regimes(trajectory: Trajectory) -> list[Regime]:
     steps = trajectory.steps
     if len(steps) < 2:
         return []
-    bounds = [0, *_coarse(trajectory), int(steps[-1])]
-    for k in range(1, len(bounds) - 1):
-        bounds[k] = _sharpened(trajectory, bounds[k - 1], bounds[k], bounds[k + 1])
+    near, last = _coarse(trajectory), int(steps[-1])
+    # Halfway to the next boundary one's search ends. Near each is a recorded step: a window ends there.
+    middles = [0.0, *(math.sqrt(a * b) for a, b in pairwise(near)), math.inf]
+    bounds = [0]
+    for k, end in enumerate([*near, last][1:]):
+        within = steps[(steps > max(bounds[k], middles[k])) & (steps < min(end, middles[k + 1]))]
+        bounds.append(_sharpened(trajectory, bounds[k], near[k], end, within))
+    bounds.append(last)
     efficiency = trajectory.windows(bounds[:-1], bounds[1:]).efficiency
     return [Regime(s, t, float(e)) for s, t, e in zip(bounds, bounds[1:], efficiency, strict=False)]
 
@@ -65,14 +75,15 @@ def log_spaced(steps: Steps) -> Steps:
 
 
 def _log_efficiency(trajectory: Trajectory, edges: Steps, width: int) -> tuple[Values, Values]:
-    """ln η of the windows from each edge to the `width`-th after it, and its standard error; NaN where undefined."""
+    """ln η of the windows from each edge to the `width`-th after it, and its standard error; NaN where not clear."""
     first, last = edges[:-width], edges[width:]
     known = (first >= 0) & (last > first)
     found = trajectory.windows(first[known], last[known])
+    efficiency = np.where(found.efficiency > 0, found.efficiency, math.nan)
+    relative = found.efficiency_se / efficiency
     levels, error = np.full((2, len(first)), np.nan)
-    with np.errstate(invalid="ignore"):
-        levels[known] = np.log(found.efficiency)
-        error[known] = found.efficiency_se / found.efficiency
+    levels[known] = np.where(relative <= _CLEAR, np.log(efficiency), math.nan)
+    error[known] = relative
     return levels, error
 
 
@@ -144,15 +155,18 @@ def _fitted(levels: Values, sigma: Values, which: Any, *, slope: bool) -> Values
     return np.asarray(design @ found, dtype=np.float64)
 
 
-def _sharpened(trajectory: Trajectory, first: int, near: int, last: int) -> int:
-    """The recorded step within a factor of 2 of `near` that divides the run best; the nearest where there is none.
+def _sharpened(trajectory: Trajectory, first: int, near: int, last: int, steps: Steps) -> int:
+    """Which of these steps divides the stretch best; the nearest to `near` where none has two sides that are defined.
 
-    Best is the greatest τ_SL(first, b) + τ_SL(b, last), τ_SL = η · (its steps): a window that joins unlike motions
-    loses some of it.
+    Best is the greatest τ_SL(first, b) + τ_SL(b, last): a window that joins unlike motions loses some of it. Within
+    a factor of 2 of `near`; within one window of it, a factor of 4, where the sides differ by more than there: in the
+    first and the last stretch a boundary can lie beyond every edge with windows on both of its sides.
     """
-    within = trajectory.steps[(trajectory.steps > first) & (trajectory.steps < last)]
-    off = np.abs(np.log(within / near))
-    steps = within[off <= max(math.log(2), off.min())]
-    before = trajectory.windows(first, steps).efficiency * (steps - first)
-    after = trajectory.windows(steps, last).efficiency * (last - steps)
-    return int(steps[np.argmax(np.nan_to_num(before) + np.nan_to_num(after))])
+    off = np.abs(np.log(steps / near))
+    times = trajectory.speed_limit_times(first, steps) + trajectory.speed_limit_times(steps, last)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sides = (np.log(trajectory.windows(*side).efficiency) for side in ((first, steps), (steps, last)))
+        apart = np.abs(np.subtract(*sides))
+    reached = (off <= math.log(2)) | (off <= OVERLAP * math.log(SPACING)) & (apart > apart[off.argmin()])
+    times = np.where(reached, times, math.nan)
+    return int(steps[off.argmin() if np.isnan(times).all() else np.nanargmax(times)])

@@ -212,13 +212,15 @@ class RunRecord:
         return self._trajectory().windows(first_step, last_step)
 
     def regimes(self) -> list[Regime]:
-        """The stretches of the run whose efficiencies clearly differ, in order and without gaps.
+        """The stretches of the run that differ clearly in how efficient their windows are, in order, without gaps.
 
-        ln η over windows (t, 4t) is divided where two levels describe it clearly better than one power law, by at
-        least a factor of 1.2, and the boundary is placed where the two sides' speed-limit times add up to most.
-        What is noise is told by the losses' standard errors and by the scatter between neighbouring windows: a
-        regime is rather missed than invented. Each lasts at least from some step t to 6t, so that log steps have
-        to be fine enough: a run logged every 50 steps shows nothing of its first 50.
+        ln η over windows (t, 4t) is divided where two levels, or two power laws, describe it clearly better than one
+        power law and differ by at least a factor of 1.2 in the mean, and the boundary is placed where the two sides'
+        speed-limit times add up to most. What is noise is told by the losses' standard errors and by the scatter
+        between neighbouring windows: a regime is rather missed than invented. A loss of unknown error counts as exact.
+        Each is told from two windows at least, from some step t to 6t, so that log steps have to be fine enough: a
+        run logged every 50 steps shows nothing of its first 50. A smooth bend that no one power law describes, as of
+        a run that goes on when it has converged, is divided too; where in it is then a matter of definition.
 
         Returns:
             at most four; one where there is one regime, or too few steps to tell; none where nothing is recorded.

@@ -48,6 +48,10 @@ def steps_to(last: int, ratio: float = 1.02) -> npt.NDArray[np.int64]:
     return np.unique(np.concatenate([raw, [last]])).astype(np.int64)
 
 
+def every_50(last: int) -> npt.NDArray[np.int64]:
+    return np.arange(50, last + 1, 50)
+
+
 def path(velocity: Callable[[int], Values], steps: int) -> Values:
     return np.concatenate([np.zeros((1, 41)), np.cumsum([velocity(k) for k in range(steps)], axis=0)])
 
@@ -214,6 +218,51 @@ def test_losses_with_large_errors_prove_no_boundary(share: float, found: int) ->
     drop = np.where(k < 200, k / 1.5, 200 / 1.5 + (k - 200))
     record = recorded(path(straight, 5000), steps_to(5000), 3 * drop, loss_drop_se=3 * share * drop)
     assert len(record.regimes()) == found
+
+
+@pytest.mark.parametrize(("turn", "logged"), [(5, steps_to(10000)), (5000, steps_to(10000)), (200, every_50(10000))])
+def test_a_boundary_close_to_an_end_is_where_it_is(turn: int, logged: npt.NDArray[np.int64]) -> None:
+    """Efficiency 0.1, then 1. No edge of a window that lies wholly on one side is within a factor of 2 of it."""
+    k = np.arange(10001.0)
+    drop = np.where(k < turn, 10 * k, 9 * turn + k)
+    first, second = recorded(path(straight, 10000), logged, 3 * drop).regimes()
+    assert abs(first.last_step - turn) <= 0.02 * turn
+    assert (first.efficiency, second.efficiency) == pytest.approx((0.1, 1), rel=0.1)
+
+
+def test_boundaries_on_the_clock_lr() -> None:
+    """A rate of 1 until step 300 with efficiency 1, then of 0.01 with 0.1: τ_SL is in units of the clock."""
+    tau = np.minimum(np.arange(10001.0), 300) + 0.01 * np.maximum(np.arange(10001.0) - 300, 0)
+    record = RunRecord({"clock": "lr"})
+    for k in range(1, 10001, 20):
+        drop = min(tau[k], 300) + 10 * max(tau[k] - 300, 0)
+        record.append(k, {"elapsed": tau[k], "action": tau[k], "work_ito": tau[k], "loss_drop": drop})
+        record.add_sketch(k, np.pad(tau[k : k + 1], (0, SKETCH_SIZE - 1)))
+    first, second = record.regimes()
+    assert first.last_step == 301
+    assert (first.efficiency, second.efficiency) == pytest.approx((1, 0.1), rel=0.01)
+
+
+def test_a_loss_that_is_lost_at_the_end_moves_no_boundary() -> None:
+    """NaN from step 3000 on: what lies after any boundary has no efficiency; the boundary stays near step 60."""
+    k = np.arange(10001.0)
+    drop = np.where(k < 60, 5 * k, 240 + k)
+    drop[3000:] = math.nan
+    first, second = recorded(path(straight, 10000), steps_to(10000), 3 * drop).regimes()
+    assert abs(math.log(first.last_step / 60)) <= math.log(SPACING)
+    assert math.isnan(second.efficiency)
+
+
+def test_noisy_losses_of_a_constant_efficiency_make_no_boundary() -> None:
+    """Drops k ± 20: of the early windows those are defined whose drop chance made too large, and η too small."""
+    logged, rng = steps_to(10000, 1.05), np.random.default_rng(0)
+    # Sketches cost most of the time, and are the same: one record, its drops replaced.
+    state = recorded(path(straight, 10000), logged, loss_drop_se=np.full(10001, 20.0)).state_dict()
+    invented = 0
+    for _ in range(100):
+        state["arrays"]["values"][state["columns"].index("loss_drop")] = logged + 20 * rng.normal(size=len(logged))
+        invented += len(RunRecord.from_state_dict(state).regimes()) > 1
+    assert invented <= 4  # 1 % expected; 20 without _CLEAR
 
 
 @pytest.mark.parametrize("motion", [straight, whirl])
@@ -387,6 +436,41 @@ def test_nothing_recorded_has_no_regime_and_little_has_one() -> None:
     (only,) = recorded(path(straight, 9), np.array([3, 6, 9])).regimes()
     assert only == Regime(0, 9, only.efficiency)
     assert only.efficiency == pytest.approx(1, rel=1e-5)
+
+
+def test_a_row_of_step_0_is_the_start() -> None:
+    plain = recorded(switching((whirl, 130), (straight, 4000)), steps_to(4000))
+    with_start = recorded(switching((whirl, 130), (straight, 4000)), np.concatenate([[0], steps_to(4000)]))
+    assert with_start.regimes() == plain.regimes()
+    assert with_start.windows(0, 4000).efficiency == plain.windows(0, 4000).efficiency
+    assert recorded(path(straight, 1), np.array([0])).regimes() == []
+
+
+VALUES = st.one_of(st.floats(width=32), st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e308, -1e308, 5e-324]))
+
+
+@given(
+    gaps=st.lists(st.sampled_from([1, 2, 10, 50, 1000, 10**15]), min_size=1, max_size=30),
+    start=st.sampled_from([0, 1, 50]),
+    motion=st.lists(VALUES, min_size=31, max_size=31),
+    values=st.lists(st.one_of(st.none(), st.lists(VALUES, min_size=31, max_size=31)), min_size=5, max_size=5),
+)
+@pytest.mark.filterwarnings("error")
+def test_any_record_has_regimes_without_gaps_and_warns_of_nothing(
+    gaps: list[int], start: int, motion: list[float], values: list[list[float] | None]
+) -> None:
+    """As of a run that diverged; columns that are missing, NaN, infinite, or fall."""
+    steps = np.cumsum([start, *gaps]).tolist()
+    names = ("elapsed", "action", "work_ito", "loss_drop", "loss_drop_se")
+    record = RunRecord({"clock": "steps"})
+    for i, step in enumerate(steps):
+        record.append(step, {name: v[i] for name, v in zip(names, values, strict=True) if v is not None})
+        with np.errstate(over="ignore"):
+            record.add_sketch(step, np.pad(np.array(motion[i : i + 1], np.float32), (0, SKETCH_SIZE - 1)))
+    found = record.regimes()
+    assert [r.first_step for r in found] == [0, *(r.last_step for r in found[:-1])]
+    assert all(r.first_step < r.last_step for r in found)
+    assert found[-1].last_step == steps[-1]
 
 
 def test_a_loss_that_does_not_fall_has_one_regime_of_unknown_efficiency() -> None:
