@@ -15,7 +15,10 @@ from lightning_speedlimit.trajectory import ranks as process_ranks
 
 SAME = 1e-9  # float64; gradients are added in another order, and extrapolated losses lose some digits
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
+    pytest.mark.slow,  # test_ranks_lightning has a short case of FSDP2 and of tensor parallel
+]
 
 
 @pytest.fixture(scope="module")
