@@ -67,6 +67,7 @@ def both_have(steps: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
     return mine, its
 
 
+@pytest.mark.mode('resumed within an epoch or at its end, `save_state="exact"`', "measured", "bitwise as uninterrupted")
 @pytest.mark.parametrize("at", [5, 8, 15, 16])  # within the first and the second epoch, and at their ends
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_exact_state_resumes_bitwise(tmp_path: Path, name: str, at: int) -> None:
@@ -150,6 +151,11 @@ def light(tmp_path: Path, **settings: Any) -> tuple[SpeedLimit, SpeedLimit]:
     return whole, resumed
 
 
+@pytest.mark.mode(
+    'resumed with `save_state="light"`',
+    "caveat",
+    "sums go on; displacement and efficiency are NaN, said once: `SpeedLimit resumed without the initial weights`",
+)
 @pytest.mark.parametrize("probe", [0, 2])
 def test_light_state_keeps_its_sums_and_names_what_it_lost(tmp_path: Path, probe: int) -> None:
     whole, resumed = light(tmp_path, probe_batches=probe)
@@ -195,6 +201,11 @@ def test_light_state_holds_nothing_of_the_size_of_the_model(tmp_path: Path) -> N
         assert copies * size <= found < copies * size + 6000  # the sums, losses, and one sketch of 4093
 
 
+@pytest.mark.mode(
+    "resumed where the file of the initial weights is gone",
+    "caveat",
+    'as with `save_state="light"`: `SpeedLimit resumed without the initial weights`',
+)
 def test_a_missing_start_file_is_said_once(tmp_path: Path) -> None:
     fit(tmp_path, quiet(), OPTIMIZERS["SGD momentum"], at=5)
     shutil.rmtree(tmp_path / "speed_limit")
@@ -239,6 +250,11 @@ def test_where_no_file_can_be_written_the_checkpoint_holds_the_initial_weights(t
     same(resumed.record, whole.record)
 
 
+@pytest.mark.mode(
+    "resumed from a checkpoint that has no state of the callback",
+    "caveat",
+    "measured from there on; `record.run['since_step']` says since when",
+)
 def test_a_checkpoint_without_the_callback_is_labelled(tmp_path: Path) -> None:
     fit(tmp_path, None, OPTIMIZERS["AdamW"], at=5)
     resumed = quiet()
@@ -281,6 +297,7 @@ def test_a_checkpoint_of_a_callback_that_comes_first(tmp_path: Path) -> None:
         assert got[name] == pytest.approx(wanted[name], rel=1e-12, nan_ok=True), name
 
 
+@pytest.mark.mode("several fits on one callback", "measured", "a record each, from where the fit starts")
 def test_a_second_fit_measures_from_where_it_starts(tmp_path: Path) -> None:
     model, callback = Regressor(), quiet()
     run = trainer(tmp_path, callback)
