@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper_cases import ROOT, committed, page, run_experiment
+from paper_cases import ROOT, page, run_experiment
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -72,16 +72,6 @@ def descend(network: nn.Module, x: Tensor, y: Tensor, lr: float, marks: list[int
             for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 p -= lr * gradient
     return found
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_experiment(NAME, tmp_path_factory.mktemp(NAME))
-
-
-@pytest.fixture(scope="module")
-def full() -> dict[str, Any]:
-    return committed(NAME)
 
 
 # --- the shortened run

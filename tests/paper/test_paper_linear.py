@@ -7,20 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from paper_cases import committed, page, run_experiment
+from paper_cases import page
 
 NAME = "linear"
 QUANTITIES = ("wasserstein2_squared", "loss_drop", "efficiency")
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_experiment(NAME, tmp_path_factory.mktemp(NAME))
-
-
-@pytest.fixture(scope="module")
-def full() -> dict[str, Any]:
-    return committed(NAME)
 
 
 def modes(result: dict[str, Any], std: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

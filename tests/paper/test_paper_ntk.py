@@ -8,17 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper_cases import committed, page, run_experiment
+from paper_cases import committed, page
 from sklearn.datasets import load_digits
 
+NAME = "ntk"
 Array = Any
 POINTS, INPUTS, STEP = 40, 4, 0.05
 DIGITS = 1e-5  # relative: six digits in the file
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_experiment("ntk", tmp_path_factory.mktemp("ntk"))
 
 
 # --- the same by numpy
@@ -171,7 +167,7 @@ def test_networks_follow_their_kernels(quick: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def full() -> dict[str, Any]:
-    return committed("ntk")["results"]
+    return committed(NAME)["results"]
 
 
 def test_departures_shrink_with_width(full: dict[str, Any]) -> None:
@@ -216,7 +212,7 @@ def test_what_moves_is_the_cause(full: dict[str, Any]) -> None:
 
 def test_sizes_are_those_that_theory_quotes(full: dict[str, Any]) -> None:
     """η 0.0946 for 0.0912 at width 64, 0.0788 for 0.0785 at 2048, in a setting that is not given."""
-    widths = committed("ntk")["settings"]["widths"]
+    widths = committed(NAME)["settings"]["widths"]
     found = dict(zip(widths, full["by_width"]["100"]["relative_departure"], strict=True))
     for width, quoted in ((64, 0.0946 / 0.0912 - 1), (2048, 0.0788 / 0.0785 - 1)):
         assert quoted / 2 < found[width] < 2 * quoted  # one seed each there
@@ -272,7 +268,7 @@ ACCOUNTS = {
 
 def test_the_page_cites_the_file(full: dict[str, Any]) -> None:
     text = page("ntk")
-    for row in cited(full, committed("ntk")["settings"]["widths"]):
+    for row in cited(full, committed(NAME)["settings"]["widths"]):
         assert " ".join(row.split()) in text
     found = full["digits"]
     assert f"{found['measured'][-1]:.4f} measured, {found['predicted'][-1]:.4f} predicted" in text

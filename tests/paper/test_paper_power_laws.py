@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from paper_cases import committed, page, run_experiment
+from paper_cases import page
 
 NAME = "power_laws"
 
@@ -31,16 +31,6 @@ def descent(a: float, b: float, modes: int, lr: float, steps: np.ndarray) -> np.
 
 def exponent(a: float, b: float) -> float:
     return 0.0 if b <= 1 else (1 - b) / a if b < 1 + a else -1.0
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_experiment(NAME, tmp_path_factory.mktemp(NAME))
-
-
-@pytest.fixture(scope="module")
-def full() -> dict[str, Any]:
-    return committed(NAME)
 
 
 def test_sums_are_those_of_numpy(quick: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper_cases import committed, page, run_experiment
+from paper_cases import page
 from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -42,16 +42,6 @@ RANKED = (
     "action",
 )
 GROUPS = ("SGD", "momentum", "Adam")
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_experiment(NAME, tmp_path_factory.mktemp(NAME))
-
-
-@pytest.fixture(scope="module")
-def full() -> dict[str, Any]:
-    return committed(NAME)
 
 
 def rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
