@@ -31,6 +31,8 @@ def fit(folder: Path, model: Regressor, **options: Any) -> Any:
 
 def _child(folder: Path) -> None:
     callback_module._WRITE_EVERY = 0.0
+    # Whom a shell started in the background ignores Ctrl-C, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     model, how = Regressor(), "to its end"
     try:
         fit(folder, model)

@@ -1,5 +1,6 @@
 """Mobility: what multiplies the force. THEORY §3: under a constant gradient u = μ f, for every flag."""
 
+import inspect
 import math
 from typing import Any
 
@@ -26,7 +27,7 @@ def decouples(recipe: Recipe) -> bool:
 def decayed(recipe: Recipe) -> list[Recipe]:
     """With every kind of weight decay that the optimizer offers."""
     out = [recipe.but(weight_decay=0.02)]
-    if recipe.kind in (torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adam):
+    if "decoupled_weight_decay" in inspect.signature(recipe.kind).parameters:  # Adam: from torch 2.6 on
         out.append(recipe.but(weight_decay=0.02, decoupled_weight_decay=True))
     return out
 
