@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", help="for pytest, instead of the chosen ones; below tests/")
     options = parser.parse_args()
     requirements = (HERE / f"{options.name}.txt").read_text()
-    folder = ROOT / ".matrix" / options.name
+    folder = (ROOT / ".matrix" / options.name).resolve()  # as pytest names the tests in it
     python = environment(options.name, options.python, requirements, folder)
     tests = copied_tests(requirements, folder)
     chosen = options.tests or [str(p.relative_to(tests)) for pattern in TESTS for p in sorted(tests.glob(pattern))]
