@@ -128,13 +128,15 @@ class Clouds:
         given_x, given_y = self._given
         return _normalised("weights_x", given_x, n, device), _normalised("weights_y", given_y, m, device)
 
-    @property
     def line(self) -> tuple[Tensor, Tensor] | None:
-        """x (N,) and y (M,) in float64 where the particles have one coordinate and are all here; else None."""
-        x, y = self._x, self._y
-        if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.shape[1] > 1 or self.group is not None:
+        """x (N,) and y (M,) where the particles have one coordinate, are all here and can be read again; else None."""
+        if self.group is not None or not self.rereadable:
             return None
-        return _float64(x.detach())[:, 0], _float64(y.detach())[:, 0]
+        blocks = self.blocks()
+        x, y = next(blocks)
+        if x.shape[1] > 1 or next(blocks, None) is not None:
+            return None
+        return x[:, 0], y[:, 0]
 
     # -- ranks -----------------------------------------------------------------------------------------------
 

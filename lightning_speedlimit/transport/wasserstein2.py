@@ -98,18 +98,16 @@ def _measure(clouds: Clouds, tolerance: float) -> Transport:
         return _from_moments(clouds, blocks, tolerance)
     costs = read(clouds, blocks)
     sharpen(costs, clouds)
-    solved = _solved(costs, tolerance, clouds.line) if clouds.decides else None
+    solved = _solved(costs, clouds, tolerance) if clouds.decides else None
     *found, defect, method = clouds.from_first(solved)
     rows, columns, mass, f = (part.to(first[0].device) for part in found)
     return _certified(costs, clouds, Plan(rows, columns, mass), f, defect, method, tolerance)
 
 
-def _solved(
-    costs: Costs, tolerance: float, line: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, float, str]:
+def _solved(costs: Costs, clouds: Clouds, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, float, str]:
     """Rows, columns and masses of a plan, a potential of the rows that proves it, its defect, and what found it.
 
-    The defect is the mass by which the plan misses the weights. `line`: the particles where they have one coordinate.
+    The defect is the mass by which the plan misses the weights.
     """
     defect = 0.0
     f = _identity_potential(costs)
@@ -118,7 +116,7 @@ def _solved(
     elif not costs.uniform:
         plan, f, defect = _weighted(costs)
         method = "linear program"
-    elif line is not None:
+    elif (line := clouds.line()) is not None:
         plan, f = _sorted(costs, *line)
         method = "sorting"
     elif len(costs.lower) <= _COLD:
