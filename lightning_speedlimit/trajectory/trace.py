@@ -149,6 +149,14 @@ class OptimizerTrace:
         """A hook for a step that has begun already: a subclass calls its parent's `step`, and torch hooks both."""
         return self.in_step and self.holds_observed() and _marks(self._grads) == self._marks
 
+    def _marks_tell(self) -> bool:
+        """Whether gradients that were changed in place show it.
+
+        What is done to a DTensor may leave no mark, and a shard of no element has none to show; nor do foreach
+        operations (clipping is one) while a TorchDispatchMode, like FlopCounterMode, sees the operations.
+        """
+        return not self._processes and not torch._C._len_torch_dispatch_stack()
+
     def has_new_gradients(self) -> bool:
         """A gradient has appeared or changed since the last look."""
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -223,8 +231,8 @@ class OptimizerTrace:
         if self._arrived or not self._work:
             return
         self._arrived = True
-        if not self._processes and _marks(self._grads) == self._marks:
-            return  # what is done to a DTensor may leave no mark, and a shard of no element has none to show
+        if self._marks_tell() and _marks(self._grads) == self._marks:
+            return
         self._marks = _marks(self._grads)
         cuts: Cuts = {}
         clipped: Tensor | None = None
@@ -284,7 +292,7 @@ class OptimizerTrace:
         return totals
 
     def _measure(self, learning_rates: list[Scalar]) -> dict[str, Tensor]:
-        if self._unknown and not self._processes and _marks(self._grads) == self._marks:
+        if self._unknown and self._marks_tell() and _marks(self._grads) == self._marks:
             self._unknown = False
             if not self.keeps_raw:
                 for section in self.sections:
