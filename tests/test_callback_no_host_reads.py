@@ -62,6 +62,9 @@ class First(pl.Callback):
         self.watching = watched(self.found)
         self.watching.__enter__()
 
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        self.watching.__exit__(None, None, None)  # else later tests run under its modes
+
 
 class Last(pl.Callback):
     def __init__(self, first: First) -> None:
