@@ -59,8 +59,10 @@ test-matrix: $(STAMP)
 	@status=0; $(foreach name,$(MATRIX),$(BIN)/python tests/matrix/run.py $(name) --python $(PYTHON_$(name)) || status=1;) exit $$status
 	$(BIN)/python docs/make_modes.py
 
-# docs/modes.md, from the tests that say which way of training they show.
+# docs/modes.md, from the tests that say which way of training they show. What needs a GPU is left out where there is
+# none; pytest --modes docs/modes.json adds it elsewhere.
 modes: $(STAMP)
+	rm -f docs/modes.json
 	$(BIN)/python -m pytest -n 2 -m mode --modes docs/modes.json tests
 	$(BIN)/python docs/make_modes.py
 
