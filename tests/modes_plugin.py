@@ -2,7 +2,7 @@
 
 `pytest --modes FILE` brings FILE up to date with the tests that ran: a mode is there when every test of it that ran
 passed. docs/make_modes.py makes docs/modes.md of it. Entries of tests that did not run (skipped, deselected) stay, so
-that what needs another machine can be added there; entries that no test declares any more go.
+that what needs another machine can be added there; `make modes` begins without any.
 """
 
 import json
