@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.trace import OptimizerTrace
 
 STEPS = 14
 READ_AT = (3, 4, 9, STEPS)  # steps between readings that differ, one of them a single step
@@ -155,3 +156,20 @@ def processes(rank: int, folder: str, size: int = 2) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def measurement_that_fails(rank: int) -> Iterator[None]:
+    """On the second process, at its sixth step."""
+    plain = OptimizerTrace.finish
+
+    def failing(trace: OptimizerTrace, rates: Any) -> Any:
+        if rank == 1 and trace.steps == 5:
+            raise RuntimeError("no memory left")
+        return plain(trace, rates)
+
+    OptimizerTrace.finish = failing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        OptimizerTrace.finish = plain  # type: ignore[method-assign]

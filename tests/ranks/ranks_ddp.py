@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ranks_cases import CASES, Case, Collectives, Net, loss_of, parts, processes, sgd, train
+from ranks_cases import CASES, Case, Collectives, Net, loss_of, measurement_that_fails, parts, processes, sgd, train
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory.trace import OptimizerTrace
 
 
 def under_ddp(rank: int, case: Case, **options: Any) -> dict[str, Any]:
@@ -44,19 +43,8 @@ def unequal_numbers(rank: int) -> dict[str, Any]:
 
 
 def one_measurement_fails(rank: int) -> dict[str, Any]:
-    """On the second process, at its sixth step."""
-    plain = OptimizerTrace.finish
-
-    def failing(trace: OptimizerTrace, rates: Any) -> Any:
-        if rank == 1 and trace.steps == 5:
-            raise RuntimeError("no memory left")
-        return plain(trace, rates)
-
-    OptimizerTrace.finish = failing  # type: ignore[method-assign]
-    try:
+    with measurement_that_fails(rank):
         return under_ddp(rank, CASES["SGD"])
-    finally:
-        OptimizerTrace.finish = plain  # type: ignore[method-assign]
 
 
 def a_loss_is_missing(rank: int) -> dict[str, Any]:

@@ -6,7 +6,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ranks_cases import CASES, READ_AT, STEPS, Case, Collectives, Net, loss_of, parts, processes, sgd, train
+from ranks_cases import (
+    CASES,
+    READ_AT,
+    STEPS,
+    Case,
+    Collectives,
+    Net,
+    loss_of,
+    measurement_that_fails,
+    parts,
+    processes,
+    sgd,
+    train,
+)
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -14,7 +27,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_ten
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory.trace import OptimizerTrace
 
 
 def fsdp2(*shape: int) -> nn.Module:
@@ -112,19 +124,8 @@ def silent_norm(rank: int) -> tuple[float, float, float]:
 
 
 def one_fails(rank: int) -> dict[str, Any]:
-    """On the second process, at its sixth step."""
-    plain = OptimizerTrace.finish
-
-    def failing(trace: OptimizerTrace, rates: Any) -> Any:
-        if rank == 1 and trace.steps == 5:
-            raise RuntimeError("no memory left")
-        return plain(trace, rates)
-
-    OptimizerTrace.finish = failing  # type: ignore[method-assign]
-    try:
+    with measurement_that_fails(rank):
         return under("FSDP2", rank, CASES["SGD"])
-    finally:
-        OptimizerTrace.finish = plain  # type: ignore[method-assign]
 
 
 def resumed(rank: int, case: Case) -> dict[str, float]:
