@@ -45,12 +45,10 @@ def regimes(trajectory: Trajectory) -> list[Regime]:
     if len(steps) < 2:
         return []
     near, last = _coarse(trajectory), int(steps[-1])
-    # Halfway to the next boundary one's search ends. Near each is a recorded step: a window ends there.
-    middles = [0.0, *(math.sqrt(a * b) for a, b in pairwise(near)), math.inf]
     bounds = [0]
-    for k, end in enumerate([*near, last][1:]):
-        within = steps[(steps > max(bounds[k], middles[k])) & (steps < min(end, middles[k + 1]))]
-        bounds.append(_sharpened(trajectory, bounds[k], near[k], end, within))
+    for coarse, end in pairwise([*near, last]):
+        within = steps[(steps > bounds[-1]) & (steps < end)]  # some are: windows of both sides end there
+        bounds.append(_sharpened(trajectory, bounds[-1], coarse, end, within))
     bounds.append(last)
     efficiency = trajectory.windows(bounds[:-1], bounds[1:]).efficiency
     return [Regime(s, t, float(e)) for s, t, e in zip(bounds, bounds[1:], efficiency, strict=False)]
@@ -159,14 +157,10 @@ def _sharpened(trajectory: Trajectory, first: int, near: int, last: int, steps: 
     """Which of these steps divides the stretch best; the nearest to `near` where none has two sides that are defined.
 
     Best is the greatest τ_SL(first, b) + τ_SL(b, last): a window that joins unlike motions loses some of it. Within
-    a factor of 2 of `near`; within one window of it, a factor of 4, where the sides differ by more than there: in the
-    first and the last stretch a boundary can lie beyond every edge with windows on both of its sides.
+    one window of `near`, a factor of 4: in the first and the last stretch a boundary can lie beyond every edge with
+    windows on both of its sides.
     """
     off = np.abs(np.log(steps / near))
     times = trajectory.speed_limit_times(first, steps) + trajectory.speed_limit_times(steps, last)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sides = (np.log(trajectory.windows(*side).efficiency) for side in ((first, steps), (steps, last)))
-        apart = np.abs(np.subtract(*sides))
-    reached = (off <= math.log(2)) | (off <= OVERLAP * math.log(SPACING)) & (apart > apart[off.argmin()])
-    times = np.where(reached, times, math.nan)
+    times = np.where(off <= OVERLAP * math.log(SPACING), times, math.nan)
     return int(steps[off.argmin() if np.isnan(times).all() else np.nanargmax(times)])

@@ -492,3 +492,23 @@ def test_thinned_sketches_still_show_the_boundary() -> None:
     first, second = record.regimes()
     assert abs(first.last_step - 600) <= 16
     assert second.efficiency == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(60))
+def test_no_record_is_too_strange(seed: int) -> None:
+    """Columns that fall, stop, are infinite or missing, steps with gaps: regimes without gaps, no error, no warning."""
+    random = np.random.default_rng(seed)
+    steps = np.unique(np.exp(random.uniform(0, 8, random.integers(1, 80))).astype(int))
+    record = RunRecord({"clock": "steps"})
+    for step in steps.tolist():
+        row = {name: random.normal() * step for name in ("elapsed", "action", "work_ito", "loss_drop")}
+        row["loss_drop_se"] = random.choice([0.0, 1e-3, 1.0, math.inf, math.nan])
+        row[str(random.choice(list(row)))] = random.choice([0.0, -1.0, math.inf, math.nan, 1e300])
+        record.append(step, row)
+        record.add_sketch(step, random.normal(size=SKETCH_SIZE) * random.choice([0.0, 1.0, 1e10]))
+    found = record.regimes()
+    assert found[0].first_step == 0
+    assert found[-1].last_step == steps[-1]
+    assert all(a.last_step == b.first_step for a, b in pairwise(found))
+    assert all(r.first_step < r.last_step for r in found)
