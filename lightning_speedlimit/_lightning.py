@@ -162,6 +162,7 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in parameters.values()),
         "trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
         "optimizers": [_optimizer_description(o) for o in trainer.optimizers],
+        "batch_size": batch_size(trainer),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "gradient_clip_val": _plain(trainer.gradient_clip_val),
         "gradient_clip_algorithm": _plain(trainer.gradient_clip_algorithm),
@@ -171,6 +172,15 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         "device": str(trainer.strategy.root_device),
         "versions": {"torch": str(torch.__version__), lightning.__name__: lightning.__version__},
     }
+
+
+def batch_size(trainer: Any) -> int | None:
+    """Examples of one batch of one process, as the training's DataLoader says; None where there is no such thing."""
+    loader = trainer.train_dataloader
+    size = getattr(loader, "batch_size", None)
+    if size is None:
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return size if isinstance(size, int) else None
 
 
 def _optimizer_description(optimizer: Any) -> dict[str, Any]:

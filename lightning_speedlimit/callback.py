@@ -46,6 +46,7 @@ SaveState = Literal["exact", "light"]
 Particles = Literal["neurons"]
 _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
 _WRITE_EVERY = 30.0  # seconds
+SECONDS = "seconds"  # the column of the record that no logger gets: wall-clock time since the fit began
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 
@@ -157,6 +158,7 @@ class SpeedLimit(CallbackBase):
         self._clouds_shown: dict[str, float] = {}
         self._announced = self._registered = False
         self._has_logger = False  # Lightning warns of each name that is logged to none
+        self._began, self._seconds_before = time.monotonic(), 0.0
         self._written = time.monotonic()
         self._announce = False
 
@@ -411,7 +413,7 @@ class SpeedLimit(CallbackBase):
         values, sketch = meter.measure(sketch=True)
         if meter.no_sketch is not None:
             self._say(f"SpeedLimit keeps {meter.no_sketch}", key="sketch")
-        record.append(meter.steps, values, self._reasons(meter))
+        record.append(meter.steps, {**values, SECONDS: self._seconds()}, self._reasons(meter))
         self._measured_at = meter.steps  # not before: Ctrl-C may come within the row, which is then written anew
         if sketch is not None and (record.wants_sketch() or not on_step):
             record.add_sketch(meter.steps, sketch.numpy())
@@ -423,6 +425,10 @@ class SpeedLimit(CallbackBase):
             self._log(shown, on_step=on_step)
         if time.monotonic() - self._written > _WRITE_EVERY:
             self._write(trainer)
+
+    def _seconds(self) -> float:
+        """Wall-clock time of the fit so far, validation included; without the pause before it was resumed."""
+        return self._seconds_before + time.monotonic() - self._began
 
     def _reasons(self, meter: TrajectoryMeter) -> dict[str, str]:
         reasons = dict(meter.reasons)
@@ -675,6 +681,8 @@ class SpeedLimit(CallbackBase):
             self._clouds_at, self._clouds_shown = loaded.get("clouds", (-1, {}))
         self._last_of_epoch = bool(loaded["last_of_epoch"])
         restored.run.update(self.record.run)
+        seconds = restored.columns.get(SECONDS, [math.nan])  # rows of earlier versions have none
+        self._seconds_before = float(seconds[-1]) if len(seconds) else 0.0
         self.record = restored
         return start is not None
 

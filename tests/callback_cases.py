@@ -239,6 +239,11 @@ def plain(steps: list[Step], losses: list[float], *, clock: str = "steps") -> di
     }
 
 
+def repeatable(columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns that two runs alike share: all but the wall clock."""
+    return {name: column for name, column in columns.items() if name != "seconds"}
+
+
 def last_row(callback: SpeedLimit) -> dict[str, float]:
     assert callback.record is not None
     return {name: float(column[-1]) for name, column in callback.record.columns.items()}

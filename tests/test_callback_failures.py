@@ -18,7 +18,20 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import EXACT, Regressor, Resumable, batches, flat, last_row, loader, plain, quiet, sgd, trainer
+from callback_cases import (
+    EXACT,
+    Regressor,
+    Resumable,
+    batches,
+    flat,
+    last_row,
+    loader,
+    plain,
+    quiet,
+    repeatable,
+    sgd,
+    trainer,
+)
 from ended_trainings import fit as fit_as_the_ended
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
@@ -46,7 +59,7 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 
 def same_rows(got: dict[str, Any], wanted: dict[str, Any], rows: int) -> None:
     assert got.keys() == wanted.keys()
-    for name, column in wanted.items():
+    for name, column in repeatable(wanted).items():
         np.testing.assert_array_equal(got[name], column[:rows], err_msg=name)
 
 
@@ -357,7 +370,7 @@ def test_ctrl_c_within_the_measurement(tmp_path: Path, monkeypatch: pytest.Monke
     columns = callback.record.columns
     steps = columns["step"].tolist()
     assert steps in ([[3, 6]] if place is RunRecord else [[3], [3, 4]])
-    for column, values in whole.record.columns.items():
+    for column, values in repeatable(whole.record.columns).items():
         np.testing.assert_array_equal(columns[column], values[[step - 1 for step in steps]], err_msg=column)
     assert len(RunRecord.load(tmp_path / "cut" / "speed_limit")) == len(steps)
 

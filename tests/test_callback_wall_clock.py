@@ -1,0 +1,76 @@
+"""The wall clock in the record: what a comparison by time rests on; and the batch size that Lightning knows."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from callback_cases import Regressor, Resumable, batches, loader, quiet, trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+
+PAUSE = 0.03  # seconds
+
+
+class Slow(pl.Callback):
+    """A training whose steps take at least PAUSE."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        time.sleep(PAUSE)
+
+
+def seconds(callback: Any) -> np.ndarray:
+    found: np.ndarray = callback.record.columns["seconds"]
+    return found
+
+
+def test_seconds_are_those_of_the_fit(tmp_path: Path) -> None:
+    callback = quiet()
+    began = time.monotonic()
+    trainer(tmp_path, callback, Slow()).fit(Regressor(), loader(batches(4)))
+    taken = time.monotonic() - began
+    found = seconds(callback)
+    assert len(found) == 4
+    assert (np.diff(found) >= 0.9 * PAUSE).all()  # a sleep may end early by the resolution of the clock
+    assert 0.9 * 4 * PAUSE <= found[-1] <= taken
+
+
+def test_a_resumed_run_goes_on_from_its_seconds_without_the_pause(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    first, second = quiet(), quiet()
+    trainer(tmp_path, first, Slow(), keep, enable_checkpointing=True).fit(Regressor(), Resumable(batches(6)))
+    before = seconds(first)
+    time.sleep(20 * PAUSE)
+    began = time.monotonic()
+    trainer(tmp_path / "on", second, Slow()).fit(Regressor(), Resumable(batches(6)), ckpt_path=tmp_path / "step=3.ckpt")
+    taken = time.monotonic() - began
+    found = seconds(second)
+    np.testing.assert_array_equal(found[:3], before[:3])
+    assert before[2] + 0.9 * PAUSE <= found[3] <= before[2] + taken
+    assert (np.diff(found) > 0).all()
+
+
+def test_no_logger_gets_them(tmp_path: Path) -> None:
+    callback = quiet()
+    trainer(tmp_path, callback, logger=CSVLogger(tmp_path)).fit(Regressor(), loader(batches(3)))
+    header = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()[0]
+    assert "speed_limit/displacement" in header
+    assert "seconds" not in header
+
+
+def test_the_record_knows_the_batch_size_where_lightning_does(tmp_path: Path) -> None:
+    data = TensorDataset(*(torch.cat(part) for part in zip(*batches(4), strict=True)))
+    sampler = BatchSampler(SequentialSampler(data), 6, drop_last=True)
+    cases = [
+        (DataLoader(data, batch_size=4), 4),
+        (DataLoader(data, batch_sampler=sampler), 6),
+        (loader(batches(4)), None),  # it makes no batches: they come as they are
+    ]
+    for number, (loads, wanted) in enumerate(cases):
+        callback = quiet()
+        trainer(tmp_path / str(number), callback).fit(Regressor(), loads)
+        assert callback.record is not None
+        assert callback.record.run["batch_size"] == wanted
