@@ -224,8 +224,11 @@ def _delete_leftovers(folder: Path, *, keep: str) -> None:
 # --- reading
 
 
-def read_folder(folder: Path) -> RecordData:
-    """Reads and checks a record; raises RecordError for anything that is not exactly one."""
+def read_folder(folder: Path, *, sketches: bool = True) -> RecordData:
+    """Reads and checks a record; raises RecordError for anything that is not exactly one.
+
+    sketches: False leaves them out, after the checksum of the whole file.
+    """
     if not folder.is_dir():
         raise RecordError(f"no record at {folder}: got no folder; pass the folder that holds {JSON_NAME}")
     for _ in range(3):
@@ -233,7 +236,7 @@ def read_folder(folder: Path) -> RecordData:
         document = _check_document(_parse(text, folder), folder)
         try:
             with open(folder / document["data"]["file"], "rb") as file:
-                arrays = _read_arrays(file, document)
+                arrays = _read_arrays(file, document, sketches=sketches)
             break
         except FileNotFoundError:
             if _read_json_text(folder) == text:  # else a running training has just replaced it: again
@@ -248,7 +251,7 @@ def read_folder(folder: Path) -> RecordData:
         run=from_json(document["run"]),
         reasons=document["reasons"],
         columns=document["columns"],
-        sketch_state={key: document["sketches"][key] for key in keys},
+        sketch_state={key: document["sketches"][key] * (sketches or key != "last_is_provisional") for key in keys},
         cloud_layers=_clouds(document)["layers"],
         **arrays,
     )
@@ -348,7 +351,7 @@ def _claimed_bytes(document: dict[str, Any]) -> int:
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in _shapes(document).values())
 
 
-def _read_arrays(file: IO[bytes], document: dict[str, Any]) -> dict[str, Any]:
+def _read_arrays(file: IO[bytes], document: dict[str, Any], *, sketches: bool) -> dict[str, Any]:
     data = document["data"]
     size = os.fstat(file.fileno()).st_size
     if size != data["size"]:
@@ -362,7 +365,13 @@ def _read_arrays(file: IO[bytes], document: dict[str, Any]) -> dict[str, Any]:
         names = sorted(member.filename for member in archive.infolist())
         if names != sorted(f"{name}.npy" for name in shapes):
             raise RecordError(f"{data['file']} holds {names}, wanted {sorted(shapes)}; the record is damaged")
-        return {name: _read_array(archive, name, *shapes[name]) for name in shapes}
+        found = {name: _read_array(archive, name, *shapes[name]) for name in shapes if sketches or name != "sketches"}
+    return found if sketches else found | _no_sketches()
+
+
+def _no_sketches() -> dict[str, Any]:
+    shapes = expected_arrays(0, 0, 0, 0, 0)
+    return {name: np.empty(*reversed(shapes[name])) for name in ("sketch_steps", "sketch_ticks", "sketches")}
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

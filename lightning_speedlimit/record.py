@@ -244,13 +244,17 @@ class RunRecord:
         write_folder(Path(path), self._data(sketches=True))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> RunRecord:
+    def load(cls, path: str | os.PathLike[str], *, sketches: bool = True) -> RunRecord:
         """Reads a folder written by `save`. Executes nothing, checks everything.
+
+        Args:
+            sketches: False leaves them out (8 MB when there are 512): for many runs whose columns alone are wanted.
+                `windows` and `regimes` then know of no step.
 
         Raises:
             RecordError: the folder is missing, damaged, newer than this version, or no record.
         """
-        return cls._from_data(read_folder(Path(path)))
+        return cls._from_data(read_folder(Path(path), sketches=sketches))
 
     def state_dict(self, *, sketches: bool = True) -> dict[str, Any]:
         """Everything, as dicts, lists, str, int, float and (under "arrays") numpy arrays.

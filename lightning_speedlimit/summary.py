@@ -25,7 +25,9 @@ class Summary:
     steps: int = 0
     """Step of the last row, steps."""
     loss: float = _NAN
-    """Loss at the last row, loss."""
+    """Loss at the last row, loss: L_K."""
+    loss_se: float = _NAN
+    """Standard error of `loss`, loss; with a probe that between its batches."""
     learning_rate: float = _NAN
     """Learning rate of the last step; it has the optimizer's own unit."""
 

@@ -32,8 +32,8 @@ ROOMS = {
     "record": room(1, "numpy"),
     "metrics": room(2, "torch", "torchmetrics"),
     "callback": room(2, "torch", "numpy", "torchmetrics", "lightning", "lightning_utilities", "pytorch_lightning"),
-    "report": room(2, "torch", "numpy", "matplotlib", "jinja2"),
-    "cli": room(3, "numpy", "matplotlib", "jinja2"),
+    "report": room(2, "torch", "numpy", "scipy", "matplotlib", "jinja2"),
+    "cli": room(3, "numpy", "matplotlib", "jinja2", "typer", "rich"),
     "__init__": room(4),
 }
 
@@ -46,6 +46,7 @@ ALIASES = {
     "_record_sketches": "record",
     "_record_windows": "record",
     "_regimes": "record",
+    "_figure_logging": "callback",
     "_lightning": "callback",
     "_neuron_clouds": "callback",
     "_probe": "callback",

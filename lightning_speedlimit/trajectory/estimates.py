@@ -190,6 +190,7 @@ class Estimates:
         values["loss_drop"] = NAN if loss is None else loss.value + self._total("l2_drop")
         values["loss_drop_se"] = NAN if loss is None else loss.standard_error
         values["loss"] = NAN if loss is None else loss.last
+        values["loss_se"] = NAN if loss is None else loss.last_error
         if loss is None:
             for name in ("loss_drop", "loss", "conversion"):
                 self.reasons[name] = self.run.no_loss or "no loss was recorded"

@@ -36,12 +36,16 @@ class Extrapolation:
 
 @dataclass(frozen=True)
 class LossDrop:
-    """L_0 − L_K with its standard error, in loss units; both ends beside it."""
+    """L_0 − L_K with its standard error, in loss units; both ends beside it, and the last one's standard error."""
 
     value: float
     standard_error: float
     first: float
     last: float
+    last_error: float
+
+
+_UNKNOWN = LossDrop(math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
 def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapolation:
@@ -125,9 +129,9 @@ def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float
     The standard error is 0 where a window has fewer than three points: nothing tells noise from descent there.
     """
     if not first[0] or not last[0]:
-        return LossDrop(math.nan, math.nan, math.nan, math.nan)
+        return _UNKNOWN
     if not all(map(math.isfinite, (*first[1], *last[1]))):
-        return LossDrop(math.nan, math.nan, math.nan, math.nan)
+        return _UNKNOWN
     start, end = extrapolate(*_without_jumps(*first), 0), extrapolate(*last, step)
     squared = start.bias_squared + end.bias_squared
     for index in start.weights.keys() | end.weights.keys():
@@ -135,7 +139,7 @@ def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float
         ends = [found.variance for found in (start, end) if index in found.weights]
         known = [variance for variance in ends if not math.isnan(variance)]
         squared += weight**2 * (sum(known) / len(known) if known else 0.0)
-    return LossDrop(start.value - end.value, math.sqrt(squared), start.value, end.value)
+    return LossDrop(start.value - end.value, math.sqrt(squared), start.value, end.value, math.sqrt(end.error_squared))
 
 
 def _without_jumps(steps: list[int], losses: list[float]) -> tuple[list[int], list[float]]:
@@ -165,7 +169,8 @@ def paired_drop(probe: Tensor) -> LossDrop:
     difference = probe[0] - probe[1]
     n = difference.numel()
     error = float(difference.std()) / math.sqrt(n) if n > 1 else math.nan
-    return LossDrop(float(difference.mean()), error, float(probe[0].mean()), float(probe[1].mean()))
+    last_error = float(probe[1].std()) / math.sqrt(n) if n > 1 else math.nan
+    return LossDrop(float(difference.mean()), error, float(probe[0].mean()), float(probe[1].mean()), last_error)
 
 
 class LossWindows:

@@ -8,6 +8,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -874,7 +875,7 @@ class TrajectoryMeter:
             found = losses.drop(*self._losses.windows(host["losses"]), steps)
         else:
             return None
-        return losses.LossDrop(self._signs_of_loss().pop() * found.value, found.standard_error, found.first, found.last)
+        return replace(found, value=self._signs_of_loss().pop() * found.value)
 
     def _whole_sections(self, host: dict[str, Tensor], factor: float) -> list[SectionTotals]:
         """Sections that are kept apart only because they are shared out otherwise, put together again."""

@@ -1,0 +1,207 @@
+"""Runs at one point of comparison: where each reached a loss, a step or a time, and its numbers there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_speedlimit.record import RunRecord
+
+By = Literal["loss", "step", "time"]
+Values = npt.NDArray[np.float64]
+
+CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
+NAN = math.nan
+
+# What grows with every step: 0 at the start, and linear between two log steps.
+SUMS = ("elapsed", "path_length", "action", "work_ito", "work_stratonovich", "work_anti_ito", "work_action", "seconds")
+# What is read off between two rows as it is: the first row's holds before it.
+LEVELS = ("learning_rate", "grad_norm", "grad_norm_clipped", "step_norm", "loss_se", "loss_drop_se")
+
+OTHERS = (
+    "displacement",
+    "loss",
+    "loss_drop",
+    "entropy_production",
+    "efficiency",
+    "efficiency_lower",
+    "efficiency_action",
+    "action_se",
+    "work_ito_se",
+)
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a run's loss came down to a level, in steps with a fraction: between two log steps.
+
+    The interval is where the loss ± 2 standard errors does, inf where that is not within the run. NaN: the loss
+    itself was never so low.
+    """
+
+    step: float
+    earliest: float
+    latest: float
+
+
+class Timeline:
+    """The columns of a record with the start before them (step 0, where every sum is 0), made once for many looks."""
+
+    def __init__(self, record: RunRecord) -> None:
+        columns = record.columns
+        rows = columns["step"] > 0
+        self.steps: Values = np.concatenate([[0.0], columns["step"][rows]])
+        self.missing: Values = np.full(len(self.steps), np.nan)
+        self._columns = {name: np.asarray(column[rows], dtype=np.float64) for name, column in columns.items()}
+
+    def column(self, name: str, first: float) -> Values:
+        """A column from step 0 on; NaN throughout where the record has none."""
+        found = self._columns.get(name)
+        return self.missing if found is None else np.concatenate([[first], found])
+
+    @property
+    def loss(self) -> Values:
+        """L at every time, loss; L_0 = L_k + loss_drop, of the last row that has both."""
+        levels, drops = (self._columns.get(name, self.missing[1:]) for name in ("loss", "loss_drop"))
+        known = np.flatnonzero(np.isfinite(levels + drops))
+        return self.column("loss", float(levels[known[-1]] + drops[known[-1]]) if len(known) else NAN)
+
+    @property
+    def loss_error(self) -> Values:
+        """Standard error of the losses, loss; 0 where it is unknown.
+
+        Records of earlier versions have only that of the loss drop, which has the start's in it.
+        """
+        errors = self.column("loss_se" if "loss_se" in self._columns else "loss_drop_se", NAN)
+        errors[0] = errors[1] if len(errors) > 1 else 0.0
+        return np.nan_to_num(errors, nan=0.0, posinf=np.inf)
+
+    def crossing(self, level: float) -> Crossing:
+        """Where the loss comes down to the level for the first time; see `Crossing`."""
+        loss, error = self.loss, CONFIDENCE * self.loss_error
+        step = self._first_below(loss, level)
+        earliest, latest = self._first_below(loss - error, level), self._first_below(loss + error, level)
+        if math.isnan(step):
+            return Crossing(NAN, earliest, math.inf)
+        return Crossing(step, min(step, earliest), math.inf if math.isnan(latest) else max(step, latest))
+
+    def _first_below(self, values: Values, level: float) -> float:
+        """The first step, linear between rows, at which the values are at most the level; NaN: nowhere."""
+        below = np.flatnonzero(values <= level)  # NaN is not
+        if not len(below):
+            return NAN
+        place = int(below[0])
+        if place == 0 or not values[place - 1] > level:  # a NaN before it tells nothing of the way there
+            return float(self.steps[place])
+        high, low = values[place - 1], values[place]
+        share = (high - level) / (high - low) if math.isfinite(high) else 1.0
+        return float(self.steps[place - 1] + share * (self.steps[place] - self.steps[place - 1]))
+
+    def lowest_sure(self) -> float:
+        """The lowest level that the loss + 2 standard errors came down to; NaN without losses."""
+        values = self.loss + CONFIDENCE * self.loss_error
+        values = values[np.isfinite(values)]
+        return float(values.min()) if len(values) else NAN
+
+    def step_of_time(self, seconds: float) -> float:
+        """The step at a wall-clock time of the fit; NaN where the record has none, or ended before."""
+        column = self.column("seconds", 0.0)
+        known = np.isfinite(column)
+        if known.sum() < 2 or not 0 <= seconds <= column[known][-1]:
+            return NAN
+        return float(np.interp(seconds, column[known], self.steps[known]))
+
+    def at(self, step: float) -> dict[str, float]:
+        """The run's numbers at a step, named and in units as in `Summary`, and `step`, `seconds`.
+
+        Sums, D, L and Σ(Δθ_i)²/m_i are linear between two log steps; ratios are made of them. NaN beyond the run.
+        """
+        if not 0 <= step <= self.steps[-1]:
+            return _ratios({}, step)
+
+        def at(column: Values) -> float:
+            return float(np.interp(step, self.steps, column))
+
+        found = {name: at(self.column(name, 0.0)) for name in SUMS}
+        found |= {name: at(self._from_first(name)) for name in LEVELS}
+        found["displacement"] = at(self.column("displacement", 0.0))
+        found["loss"] = at(self.loss)
+        found["loss_drop"] = at(self.column("loss_drop", 0.0))
+        produced = self.column("entropy_production", 0.0)
+        found["entropy_production"] = at(produced)
+        for name, divisor in (
+            ("efficiency", produced),
+            ("efficiency_lower", produced),
+            ("efficiency_action", self.column("work_action", 0.0)),
+        ):
+            numerator = self.column(name, 0.0) * divisor
+            numerator[0] = 0.0
+            found[name] = _ratio(at(numerator), at(divisor))
+        for name in ("action_se", "work_ito_se"):
+            found[name] = at(self.column(name, 0.0))
+        return _ratios(found, step)
+
+    def _from_first(self, name: str) -> Values:
+        column = self.column(name, NAN)
+        if len(column) > 1:
+            column[0] = column[1]
+        return column
+
+
+def _ratios(sums: Mapping[str, float], step: float) -> dict[str, float]:
+    """D²/ℓ², ℓ²/(τA), D²/(τA), D²/A, conversion and signal of the sums; the balance of the work."""
+    found = {"step": float(step), **{name: float(sums.get(name, NAN)) for name in (*SUMS, *LEVELS, *OTHERS)}}
+    squared, path, action, elapsed = (found[n] for n in ("displacement", "path_length", "action", "elapsed"))
+    squared = squared * squared
+    met = 2.0 * found["work_stratonovich"] - found["work_anti_ito"]  # Σ f_k·u_k of the steps that met the next force
+    work, anti, drop = found["work_ito"], found["work_anti_ito"], found["loss_drop"]
+    return found | {
+        "straightness": _ratio(squared, path * path),
+        "steadiness": _ratio(path * path, elapsed * action),
+        "kinematic_efficiency": _ratio(squared, elapsed * action),
+        "speed_limit_time": _ratio(squared, action),
+        "conversion": _ratio(drop, work),
+        "conversion_se": _ratio(found["loss_drop_se"], abs(work)),
+        "signal_fraction": _ratio(anti, met),
+        **work_shares(_ratio(drop, work), _ratio(anti, met)),
+    }
+
+
+def work_shares(conversion: float, signal_fraction: float) -> dict[str, float]:
+    """W = d + (d − a) + (W − 2d + a): what lowered the loss, bouncing, batch noise, as shares of the work W.
+
+    To second order in the step, for every optimizer: with f = F + n, force of the whole loss and of the batch's
+    noise, W = Σ F_k·u_k + Σ n_k·u_k, a = Σ F_{k+1}·u_k and d = ½ Σ (F_k + F_{k+1})·u_k, so that d − a = ½ Σ u·H·u.
+    W is work_ito, a work_anti_ito, d the loss drop. Shares add up to 1 and can be negative: with weights that climb
+    (d < a), and where batches are not independent.
+    """
+    return {
+        "useful_share": conversion,
+        "bouncing_share": conversion - signal_fraction,
+        "noise_share": 1.0 - 2.0 * conversion + signal_fraction,
+    }
+
+
+def values_at(record: RunRecord, step: float | None = None) -> dict[str, float]:
+    """The numbers of a run at a step (None: the last row's), interpolated between log steps; see `Timeline.at`."""
+    timeline = Timeline(record)
+    return timeline.at(float(timeline.steps[-1]) if step is None else step)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else NAN
+
+
+def common_level(timelines: Mapping[Any, Timeline]) -> tuple[float, Any]:
+    """The lowest loss that every run surely reached, and the run that got no lower; NaN, None without losses."""
+    lowest = {key: timeline.lowest_sure() for key, timeline in timelines.items()}
+    known = {key: level for key, level in lowest.items() if math.isfinite(level)}
+    if not known:
+        return NAN, None
+    key = max(known, key=lambda key: known[key])
+    return known[key], key

@@ -1,0 +1,396 @@
+"""Runs against each other: at the same loss, step or time; which are beaten by none; what wasted the others' work."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from lightning_speedlimit.report.alignment import CONFIDENCE, By, Crossing, Timeline, common_level
+from lightning_speedlimit.report.clouds import GroupDistance, group_distances
+from lightning_speedlimit.report.diagnosis import Finding, diagnose
+from lightning_speedlimit.report.runs import Run, Sources, gather, optimizer_title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAN = math.nan
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run where it is compared."""
+
+    run: Run
+    values: Mapping[str, float]
+    """Its numbers there, named and in units as in `Summary`, and `step`, `seconds`, `useful_share`, `bouncing_share`,
+    `noise_share`: of the work, no unit. NaN where the run did not get there."""
+    elapsed_interval: Interval
+    """Within which τ lies, clock: from the loss's standard error. One point where τ is exact."""
+    action_interval: Interval
+    """Within which the action lies, parameter²/clock: from that, and from the error of sampled steps."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether the run got to where it is compared."""
+        return math.isfinite(self.values["elapsed"])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Replicas, or a single run, where they are compared."""
+
+    name: str
+    title: str
+    """The optimizers with their settings."""
+    points: tuple[Point, ...]
+    values: Mapping[str, float]
+    """Means over the runs; NaN where one run's is."""
+    standard_errors: Mapping[str, float]
+    """Of these means, from the spread of the runs; NaN for a single run."""
+    elapsed_interval: Interval
+    """95 % interval of the mean τ (Student's t over runs); of a single run, that of its point."""
+    action_interval: Interval
+    """The same of the action."""
+    beaten_by: str | None = None
+    """A group whose means of τ and of the action are both lower; None: there is none."""
+    clearly: bool = False
+    """Whether the intervals of both do not overlap with those of `beaten_by`."""
+    findings: tuple[Finding, ...] = ()
+    """What wasted work or time in it, the costliest first."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether every run of it got to where they are compared."""
+        return all(point.reached for point in self.points)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs at one loss, step or time, and what follows. `print` shows it as text.
+
+    τ·A ≥ D²: steps and action buy each other, so at the same loss one group beats another when it took less of both
+    (THEORY: the plane of elapsed time and action); where their intervals overlap no winner is named.
+    """
+
+    by: By
+    at: float
+    """The loss, step or second at which the runs are compared."""
+    set_by: str | None
+    """The run that `at` was taken from, for it got no further; None: it was asked for."""
+    groups: tuple[Group, ...]
+    """In the order of their ranking: by τ at the same loss, by loss at the same step or time."""
+    at_loss: tuple[Group, ...]
+    """The groups at the same loss, for the plane; those of `groups` where `by` is "loss", empty without losses."""
+    loss_level: float
+    """The loss of `at_loss`; NaN without."""
+    distances: tuple[GroupDistance, ...] = ()
+    """W₂ between the clouds of groups that have replicas with sketches."""
+    notes: tuple[str, ...] = ()
+    """What to beware of."""
+
+    @property
+    def winner(self) -> str | None:
+        """The first of the ranking, where its interval does not overlap with any other's; else None."""
+        return _winner(self.groups, self.by)
+
+    @property
+    def frontier(self) -> tuple[str, ...]:
+        """The groups that are beaten by none at the same loss, from the fastest to the cheapest."""
+        return tuple(group.name for group in self.at_loss if group.reached and group.beaten_by is None)
+
+    def verdict(self) -> list[str]:
+        """Sentences: who needed the fewest steps and the least action, who is beaten by none, who by whom."""
+        from lightning_speedlimit.report.text import verdict
+
+        return verdict(self)
+
+    def table(self) -> str:
+        """Plain text: a row for each group, the verdict, and what to beware of."""
+        from lightning_speedlimit.report.text import table
+
+        return table(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the records, as JSON knows it: NaN and infinities are None."""
+        from lightning_speedlimit.report.text import as_json
+
+        return as_json(self)
+
+    def figure(self) -> Figure:
+        """The plane (elapsed, action) at the same loss, with each group's hyperbola τ·A = D² and the frontier.
+
+        Raises:
+            ValueError: no loss at which to compare. ImportError: the extra "report" is not installed.
+        """
+        from lightning_speedlimit.report.figures import PlanePoint, plane
+
+        if not self.at_loss:
+            raise ValueError("the plane needs runs with a loss, got none; record_loss(loss) at every step")
+        return plane(
+            [
+                PlanePoint(
+                    name=group.name,
+                    elapsed=group.values["elapsed"],
+                    action=group.values["action"],
+                    displacement=math.sqrt(_mean([p.values["displacement"] ** 2 for p in group.points])),
+                    elapsed_interval=group.elapsed_interval,
+                    action_interval=group.action_interval,
+                    on_frontier=group.beaten_by is None,
+                )
+                for group in self.at_loss
+                if group.reached
+            ]
+        )
+
+    def html(self, path: str | os.PathLike[str]) -> None:
+        """Writes the page: one file that opens from disk, without network.
+
+        Raises:
+            ImportError: the extra "report" is not installed. OSError: the file can't be written.
+        """
+        from lightning_speedlimit.report.page import write_page
+
+        write_page(path, [self])
+
+
+def compare(runs: Sources, *, by: By = "loss", at: float | None = None) -> Comparison:
+    """Which run came how far at what price: all at the same loss (the fair one), step or time.
+
+    Args:
+        runs: records or folders of them, each a group of its own; folders that differ in a seed alone ("adam/seed_0")
+            are one group. Or a mapping: name of a group → its runs.
+        by: "loss": each where its loss first came down to `at`; "step": after `at` steps; "time": after `at` seconds of
+            the fit.
+        at: None: the lowest loss that every run surely reached (loss + 2 standard errors), or the last step or second
+            that all have.
+
+    Raises:
+        RecordError: a folder without a record, or one that can't be read.
+        ValueError: nothing to compare by; different models or clocks; runs of one group with different settings.
+
+    Example::
+
+        comparison = compare({"SGD": ["runs/sgd/0", "runs/sgd/1"], "AdamW": ["runs/adamw/0", "runs/adamw/1"]})
+        print(comparison)
+        comparison.html("report.html")
+    """
+    if by not in get_args(By):
+        raise ValueError(f"by must be one of {', '.join(map(repr, get_args(By)))}, got {by!r}")
+    if at is not None and not (math.isfinite(at) and (at > 0 or by == "loss")):
+        raise ValueError(f"at must be a {by} that runs can reach, got {at!r}; leave it out for the last one in common")
+    gathered = gather(runs)
+    check_alike(gathered)
+    timelines = {run.name: Timeline(run.record) for run in gathered}
+    empty = [name for name, timeline in timelines.items() if len(timeline.steps) < 2]
+    if empty:
+        raise ValueError(f"{', '.join(empty)} holds no steps; leave it out, or train for at least one log step")
+    level, limit = common_level(timelines)
+    at_loss: tuple[Group, ...] = ()
+    if math.isfinite(level):
+        level = at if by == "loss" and at is not None else level
+        at_loss = _groups(gathered, timelines, "loss", level)
+    if by == "loss":
+        if not at_loss:
+            raise ValueError('no run has a finite loss to compare by; compare by="step", or record the losses')
+        where, groups = level, at_loss
+    else:
+        where, limit = _last_in_common(timelines, by) if at is None else (at, None)
+        groups = _groups(gathered, timelines, by, where)
+    return Comparison(
+        by=by,
+        at=where,
+        set_by=None if at is not None else limit,
+        groups=groups,
+        at_loss=at_loss,
+        loss_level=level,
+        distances=group_distances([(group.name, group.points) for group in groups if group.reached]),
+        notes=_notes(gathered),
+    )
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Raises ValueError for runs whose actions are not of one unit: other models, other clocks."""
+    for what, key, cure in (
+        ("models", "parameters", "compare each model by itself; speedlimit compare --split makes one section for each"),
+        ("clocks", "clock", 'train all with the same SpeedLimit(clock="steps")'),
+    ):
+        found: dict[Any, list[str]] = {}
+        for run in runs:
+            if run.record.run.get(key) is not None:
+                found.setdefault(run.record.run[key], []).append(run.name)
+        if len(found) > 1:
+            what_has = "; ".join(
+                f"{value:,} parameters: {_listed(names)}" if key == "parameters" else f"{value}: {_listed(names)}"
+                for value, names in found.items()
+            )
+            raise ValueError(f"runs must have the same {what} to be compared, got {what_has}; {cure}")
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _last_in_common(timelines: Mapping[str, Timeline], by: By) -> tuple[float, str]:
+    """The last step or second that every run has, and whose it is."""
+    ends = {
+        name: float(timeline.steps[-1] if by == "step" else np.nanmax(timeline.column("seconds", 0.0)))
+        for name, timeline in timelines.items()
+    }
+    name = min(ends, key=lambda name: ends[name])
+    if not ends[name] > 0:
+        raise ValueError(f'{name} has no wall-clock times to compare by; compare by="loss" or by="step"')
+    return ends[name], name
+
+
+# --- points and groups
+
+
+def _groups(runs: Sequence[Run], timelines: Mapping[str, Timeline], by: By, at: float) -> tuple[Group, ...]:
+    """The groups at one loss, step or time, ranked; by loss, also who beats whom."""
+    members: dict[str, list[Point]] = {}
+    for run in runs:
+        members.setdefault(run.group, []).append(_point(run, timelines[run.name], by, at))
+    groups = [_group(name, points) for name, points in members.items()]
+    ranked = sorted(groups, key=lambda group: _rank(group, by))
+    return _with_beaten(ranked) if by == "loss" else tuple(ranked)
+
+
+def _rank(group: Group, by: By) -> float:
+    value = group.values["elapsed" if by == "loss" else "loss"]
+    return value if math.isfinite(value) else math.inf
+
+
+def _point(run: Run, timeline: Timeline, by: By, at: float) -> Point:
+    if by == "loss":
+        where = timeline.crossing(at)
+    else:
+        step = at if by == "step" else timeline.step_of_time(at)
+        where = Crossing(step, step, step)
+    values = timeline.at(where.step)
+    bounds = [timeline.at(step) for step in (where.earliest, where.latest)]
+    error = CONFIDENCE * np.nan_to_num(values["action_se"])
+    low, high = ((b["elapsed"], b["action"]) for b in bounds)
+    return Point(
+        run,
+        values,
+        elapsed_interval=(low[0], _beyond(high[0])),
+        action_interval=(low[1] - error, _beyond(high[1]) + error),
+    )
+
+
+def _beyond(value: float) -> float:
+    """What is not within the run is above all of it."""
+    return math.inf if math.isnan(value) else value
+
+
+def _group(name: str, points: Sequence[Point]) -> Group:
+    keys = points[0].values.keys()
+    values = {key: _mean([point.values[key] for point in points]) for key in keys}
+    errors = {key: _standard_error([point.values[key] for point in points]) for key in keys}
+    intervals = []
+    for key in ("elapsed", "action"):
+        if len(points) == 1:
+            intervals.append(getattr(points[0], f"{key}_interval"))
+        else:
+            reach = _student(len(points)) * errors[key]
+            intervals.append((values[key] - reach, values[key] + reach))
+    reached = [point for point in points if point.reached]
+    findings = diagnose(values, reached[0].run.record) if reached else []
+    title = optimizer_title(points[0].run.record.run)
+    return Group(name, title, tuple(points), values, errors, intervals[0], intervals[1], findings=tuple(findings))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else NAN
+
+
+def _student(count: int) -> float:
+    """t of the 95 % interval of a mean of `count` values."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, count - 1))
+
+
+# --- who beats whom
+
+
+def _with_beaten(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Each with the group that beats it: where several do, one that does so clearly, then the cheapest."""
+    found = []
+    for group in groups:
+        better = [other for other in groups if _beats(other, group)]
+        better.sort(key=lambda other: (not _clearly(other, group), other.values["action"]))
+        name = better[0].name if better else None
+        found.append(replace(group, beaten_by=name, clearly=bool(better) and _clearly(better[0], group)))
+    return tuple(found)
+
+
+def _beats(a: Group, b: Group) -> bool:
+    """Less of one, no more of the other; who reached the loss beats nobody who did not: that is told otherwise."""
+    pairs = [(a.values[key], b.values[key]) for key in ("elapsed", "action")]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+def _clearly(a: Group, b: Group) -> bool:
+    """Both intervals apart."""
+    return bool(a.elapsed_interval[1] < b.elapsed_interval[0] and a.action_interval[1] < b.action_interval[0])
+
+
+def _loss_interval(group: Group) -> Interval:
+    """95 % interval of the loss at the same step or time."""
+    mean = group.values["loss"]
+    if len(group.points) > 1:
+        reach = _student(len(group.points)) * group.standard_errors["loss"]
+    else:
+        reach = CONFIDENCE * float(np.nan_to_num(group.values["loss_se"]))
+    return mean - reach, mean + reach
+
+
+def ranking_interval(group: Group, by: By) -> Interval:
+    """Of what the groups are ranked by."""
+    return group.elapsed_interval if by == "loss" else _loss_interval(group)
+
+
+def _winner(groups: Sequence[Group], by: By) -> str | None:
+    reached = [group for group in groups if group.reached]
+    if not reached or len(groups) < 2:
+        return None
+    high = ranking_interval(reached[0], by)[1]
+    return reached[0].name if all(high < ranking_interval(group, by)[0] for group in reached[1:]) else None
+
+
+# --- what to beware of
+
+
+def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    notes = []
+    late = [run.name for run in runs if run.record.run.get("since_step")]
+    if late:
+        notes.append(
+            f"measured from a later step on only, so that steps and action lack what was before: {_listed(late)}"
+        )
+    for key, what in (("entropy_production", "estimates of the entropy production"), ("monitor", "monitored losses")):
+        kinds = {run.record.run.get(key) for run in runs}
+        if len(kinds) > 1:
+            notes.append(f"different {what} ({', '.join(sorted(map(str, kinds)))}): these numbers are not alike")
+    sampled = [run.name for run in runs if (run.record.run.get("measure_every_n_steps") or 1) > 1]
+    if sampled:
+        notes.append(f"measured at a sample of the steps, so that action and factors are estimates: {_listed(sampled)}")
+    if all(a.group != b.group for a, b in combinations(runs, 2)) and len(runs) > 1:
+        notes.append("one run each: the intervals come from the noise of the loss, and know nothing of other seeds")
+    return tuple(notes)

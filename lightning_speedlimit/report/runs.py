@@ -1,0 +1,198 @@
+"""Runs to be compared: records, or folders of them, each with a name and the group that it is a replica of."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_speedlimit.record import RecordError, RunRecord
+
+Source = RunRecord | str | os.PathLike[str]
+Sources = Source | Iterable[Source] | Mapping[str, Source | Iterable[Source]]
+
+KEEP_SKETCHES = 24  # runs at most whose sketches are read at once: 8 MB each
+
+_RECORD = "record.json"
+_FOLDER = "speed_limit"  # the last part of every run's folder, which tells nothing
+_SEED = re.compile(r"[\s_.\-]*(?<![a-z])(seed|replica)[\s_.=\-]*\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison."""
+
+    name: str
+    """Unique in the comparison: from its folder, else from its optimizer."""
+    group: str
+    """Runs of one group are replicas: the same settings, other seeds."""
+    record: RunRecord
+    path: Path | None = None
+    """Folder of the record; None: it came as an object."""
+
+
+def gather(sources: Sources) -> list[Run]:
+    """Every record among the sources, named, and put into groups.
+
+    Args:
+        sources: a record, a folder (of a record, or one that holds records somewhere within), or several of them: each
+            a group of its own, but that folders whose names differ in a seed alone ("adam/seed_0", "adam/seed_1") are
+            one. Or a mapping: name of the group → what it consists of.
+
+    Raises:
+        RecordError: a folder without a record, or one that can't be read.
+        ValueError: nothing given; runs of one group whose optimizers differ.
+    """
+    if isinstance(sources, Mapping):
+        runs = [run for name, source in sources.items() for run in _of_group(str(name), source)]
+    else:
+        runs = _named(_several(sources))
+    if not runs:
+        raise ValueError("compare needs at least one run, got none; pass records, or folders that hold them")
+    _check_groups(runs)
+    return runs
+
+
+def records_within(folder: Path) -> list[Path]:
+    """The folder itself where it is a record, else every record below it, in natural order ("run 2" before "run 10").
+
+    Raises:
+        RecordError: there is none.
+    """
+    if not folder.exists():
+        raise RecordError(f"no such folder: {folder}; pass the folder of a run, or one that holds runs")
+    if folder.is_file():
+        raise RecordError(f"{folder} is a file, wanted a folder; pass the folder that holds {_RECORD}")
+    if (folder / _RECORD).is_file():
+        return [folder]
+    found = sorted((path.parent for path in folder.rglob(_RECORD)), key=lambda path: _natural(str(path)))
+    if not found:
+        raise RecordError(
+            f"{folder} holds no record: got no {_RECORD} in it or below; pass the folder that SpeedLimit wrote "
+            f"(mostly …/{_FOLDER}), or one above it"
+        )
+    return found
+
+
+def with_sketches(run: Run) -> RunRecord:
+    """The run's record with its sketches, read again where they were left out."""
+    return run.record if run.path is None or len(run.record.sketch_steps) else RunRecord.load(run.path)
+
+
+def _several(sources: Source | Iterable[Source]) -> list[Source]:
+    if isinstance(sources, RunRecord | str | os.PathLike):
+        return [sources]
+    return list(sources)
+
+
+def _named(sources: Sequence[Source]) -> list[Run]:
+    """Each run a group of its own, but for seeds; names are what tells the runs' folders apart."""
+    found: list[tuple[RunRecord | None, Path | None]] = []
+    for source in sources:
+        if isinstance(source, RunRecord):
+            found.append((source, None))
+        else:
+            found += [(None, path) for path in records_within(Path(source))]
+    paths = list(dict.fromkeys(path for _, path in found if path is not None))  # each once, however often it is named
+    labels = dict(zip(paths, _labels(paths), strict=True))
+    loaded = dict(zip(paths, _load(paths), strict=True))
+    runs = [Run(labels[path], _SEED.sub("", labels[path]).strip("/ ") or "run", loaded[path], path) for path in paths]
+    for record in (record for record, _ in found if record is not None):
+        name = optimizer_title(record.run)
+        runs.append(Run(name, name, record))
+    return _unique(runs)
+
+
+def _of_group(name: str, source: Source | Iterable[Source]) -> list[Run]:
+    runs = _named(_several(source))
+    if len(runs) == 1:
+        return [replace(runs[0], name=name, group=name)]
+    return [replace(run, name=f"{name} {place}", group=name) for place, run in enumerate(runs, 1)]
+
+
+def _load(paths: Sequence[Path]) -> list[RunRecord]:
+    """In threads: checksums are most of the work, and leave Python free."""
+    sketches = len(paths) <= KEEP_SKETCHES
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda path: RunRecord.load(path, sketches=sketches), paths))
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The parts of the paths in which they differ; of a single one, the last that tells something."""
+    parts = [_telling(path) for path in paths]
+    if len(parts) < 2:
+        return [part[-1] if part else "run" for part in parts]
+    same = _alike(parts)
+    ends = _alike([part[same:][::-1] for part in parts])
+    cut = [part[same : len(part) - ends] for part in parts]
+    return ["/".join(part) or whole[-1] for part, whole in zip(cut, parts, strict=True)]
+
+
+def _alike(parts: Sequence[tuple[str, ...]]) -> int:
+    """How many parts at the start all have in common."""
+    return next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), min(map(len, parts)))
+
+
+def _telling(path: Path) -> tuple[str, ...]:
+    parts = path.resolve().parts
+    return parts[:-1] if parts[-1:] == (_FOLDER,) and len(parts) > 1 else parts
+
+
+def _unique(runs: list[Run]) -> list[Run]:
+    """A number behind every name that came before; such runs are told apart, and so no replicas."""
+    seen: dict[str, int] = {}
+    found = []
+    for run in runs:
+        seen[run.name] = seen.get(run.name, 0) + 1
+        if seen[run.name] > 1:
+            name = f"{run.name} ({seen[run.name]})"
+            run = replace(run, name=name, group=name)
+        found.append(run)
+    return found
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+# --- what a run says of itself
+
+
+def optimizer_title(run: Mapping[str, Any]) -> str:
+    """ "AdamW lr 0.001, batch 128": what tells runs apart; "run" where the record does not say."""
+    titles = [_one_optimizer(optimizer) for optimizer in run.get("optimizers") or [] if isinstance(optimizer, Mapping)]
+    batch = run.get("batch_size")
+    return " + ".join(titles or ["run"]) + (f", batch {batch}" if batch else "")
+
+
+def _one_optimizer(optimizer: Mapping[str, Any]) -> str:
+    groups = [group for group in optimizer.get("groups") or [] if isinstance(group, Mapping)]
+    parts = [str(optimizer.get("class", "optimizer"))]
+    for key in ("lr", "momentum"):
+        values = list(dict.fromkeys(group[key] for group in groups if isinstance(group.get(key), int | float)))
+        if any(values):
+            parts.append(f"{key} {'/'.join(f'{value:g}' for value in values)}")
+    return " ".join(parts)
+
+
+def _check_groups(runs: Sequence[Run]) -> None:
+    """Replicas differ in their seeds alone: optimizers of other settings in one group would be averaged unseen."""
+    settings: dict[str, tuple[str, Any]] = {}
+    for run in runs:
+        own = [run.record.run.get(key) for key in ("optimizers", "batch_size", "accumulate_grad_batches")]
+        name, first = settings.setdefault(run.group, (run.name, own))
+        if first != own:
+            raise ValueError(
+                f"runs of the group {run.group!r} must be replicas, got {name!r} ({_short(first)}) and {run.name!r} "
+                f"({_short(own)}); give them groups of their own: compare({{'one': …, 'other': …}})"
+            )
+
+
+def _short(settings: Any) -> str:
+    optimizers, batch, accumulated = settings
+    title = optimizer_title({"optimizers": optimizers, "batch_size": batch})
+    return title + (f", {accumulated} accumulated" if accumulated not in (None, 1) else "")
