@@ -152,7 +152,7 @@ class Variant:
 
 def variants() -> list[Variant]:
     def limit(**settings: Any) -> Callable[[], list[Any]]:
-        return lambda: [SpeedLimit(print_summary=False, **settings)]
+        return lambda: [SpeedLimit(print_summary=False, log_figures=False, **settings)]
 
     return [
         Variant("bare"),

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from lightning_speedlimit import _lightning, _neuron_clouds, _start_file
+from lightning_speedlimit import _figure_logging, _lightning, _neuron_clouds, _start_file
 from lightning_speedlimit._lightning import CallbackBase
 from lightning_speedlimit._probe import Probe, start_weights
 from lightning_speedlimit.record import RunRecord
@@ -91,6 +91,8 @@ class SpeedLimit(CallbackBase):
         save_state: "exact": a resumed run goes on as if uninterrupted; adds to each checkpoint what the meter
             keeps but θ_0, which lies once in a file beside the record. "light": sums alone.
         dirpath: folder of the record; None: "speed_limit" beside the logs.
+        log_figures: draw the run at the end of the fit, for loggers that show pictures (TensorBoard, W&B, MLflow),
+            else as PNG files in "figures" within the record's folder. Needs the extra "report".
         print_summary: print a table at the end of the fit.
 
     Attributes:
@@ -116,6 +118,7 @@ class SpeedLimit(CallbackBase):
         prog_bar: bool = False,
         save_state: SaveState = "exact",
         dirpath: str | Path | None = None,
+        log_figures: bool = True,
         print_summary: bool = True,
     ) -> None:
         super().__init__()
@@ -131,6 +134,7 @@ class SpeedLimit(CallbackBase):
         self.loss_window, self.probe_batches = loss_window, probe_batches
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
         self.prog_bar, self.save_state, self.print_summary = prog_bar, save_state, print_summary
+        self.log_figures = log_figures
         self.clouds = clouds
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.record: RunRecord | None = None
@@ -526,6 +530,8 @@ class SpeedLimit(CallbackBase):
         self._detach()
         self._write(trainer)
         measured = self.record is not None and len(self.record) > 0
+        if self.log_figures and measured:
+            self._draw(trainer)
         if self.print_summary and measured and trainer.is_global_zero and not trainer.barebones:
             assert self.record is not None
             try:
@@ -534,6 +540,13 @@ class SpeedLimit(CallbackBase):
                     print(f"\nRecord: {self._folder}")
             except Exception as error:  # a pipe that is closed, an encoding that lacks a letter
                 self._say(f"SpeedLimit could not print its summary ({error}); callback.record.summary() has it")
+
+    def _draw(self, trainer: Any) -> None:
+        """Figures of this run, by the process that writes; no process waits for another within."""
+        if trainer.fast_dev_run or trainer.barebones or not self._writes or self.record is None:
+            return
+        step = max(_lightning.stepped_batches(trainer) - 1, 0)  # where the last step's metrics stand
+        _figure_logging.show(self.record, trainer.loggers, self._folder, step, self._say)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         meter = self._meter

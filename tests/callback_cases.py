@@ -178,8 +178,8 @@ class Regressor(pl.LightningModule):
 
 
 def quiet(**options: Any) -> SpeedLimit:
-    """Prints nothing. Two losses at each end: L_0 is the first loss, L_K = 2 L_{K−1} − L_{K−2}."""
-    return SpeedLimit(**({"print_summary": False, "loss_window": 2} | options))
+    """Prints and draws nothing. Two losses at each end: L_0 is the first loss, L_K = 2 L_{K−1} − L_{K−2}."""
+    return SpeedLimit(**({"print_summary": False, "log_figures": False, "loss_window": 2} | options))
 
 
 def trainer(folder: Path, *callbacks: Any, kind: Any = pl.Trainer, **options: Any) -> Any:

@@ -127,7 +127,7 @@ def fit(package: str, folder: Path, callbacks: Any, *, ckpt_path: Path | None = 
 def quiet(**options: Any) -> Any:
     from lightning_speedlimit import SpeedLimit
 
-    return SpeedLimit(print_summary=False, loss_window=2, **options)
+    return SpeedLimit(print_summary=False, log_figures=False, loss_window=2, **options)
 
 
 def checkpoints(package: str, folder: Path) -> Any:

@@ -139,4 +139,4 @@ def test_manual_optimization_is_refused(tmp_path: Path) -> None:
     model = Regressor()
     model.automatic_optimization = False
     with pytest.raises(ValueError, match=r"probe_batches=2 needs automatic optimization.*monitor="):
-        trainer(tmp_path, SpeedLimit(probe_batches=2)).fit(model, loader(batches(2)))
+        trainer(tmp_path, SpeedLimit(probe_batches=2, log_figures=False)).fit(model, loader(batches(2)))

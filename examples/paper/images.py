@@ -264,7 +264,7 @@ def train(network: nn.Module, data: Data, lr: float, batch: int, plan: Plan, see
     with torch.no_grad():
         first_loss = module.training_step(data, 0).item()
     rhythm = LogLessAndLess(plan.per_octave)
-    speed_limit = SpeedLimit(probe_batches=max(1, len(data[0]) // batch), print_summary=False)
+    speed_limit = SpeedLimit(probe_batches=max(1, len(data[0]) // batch), log_figures=False, print_summary=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             callbacks=[rhythm, speed_limit],

@@ -94,7 +94,7 @@ class Talkative(SpeedLimit):
 
 
 def speed_limit(**options: Any) -> SpeedLimit:
-    return SpeedLimit(**({"print_summary": False, "loss_window": 5} | options))
+    return SpeedLimit(**({"print_summary": False, "log_figures": False, "loss_window": 5} | options))
 
 
 def fit(folder: Path, callback: SpeedLimit | bool = True, model: Module | None = None, **options: Any) -> Any:
