@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-matrix | modes | paper | bench | clean
+# make demo | test | test-slow | test-matrix | modes | docs | paper | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test test-slow test-matrix modes paper bench clean setup
+.PHONY: demo test test-slow test-matrix modes docs paper bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
 
@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt setuptools wheel
 	$(PIP) install --quiet --constraint constraints.txt torch
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[report,test]"
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[report,test,docs]"
 	@touch $@
 
 demo: $(STAMP)
@@ -66,6 +66,10 @@ modes: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m mode --modes docs/modes.json tests
 	$(BIN)/python docs/make_modes.py
 
+# The site, in docs/_build/html: a warning is an error, and the gallery's scripts are run.
+docs: $(STAMP)
+	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
+
 # Figures and numbers of docs/paper, computed anew.
 paper: $(STAMP)
 	@set -e; for name in $(PAPER); do $(BIN)/python examples/paper/$$name.py --output docs/paper; done
@@ -75,5 +79,5 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/transport.py
 
 clean:
-	rm -rf $(VENV) .matrix build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .matrix docs/_build docs/gallery_built build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find lightning_speedlimit tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
