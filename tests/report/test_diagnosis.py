@@ -1,0 +1,380 @@
+"""The diagnosis: each finding from records whose balance is known, and from real small runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_speedlimit import RunRecord, TrajectoryMeter
+from lightning_speedlimit.report import diagnosis
+from lightning_speedlimit.report.diagnosis import Finding, diagnose
+
+NAN = math.nan
+WELL = {"straightness": 0.8, "steadiness": 0.8, "efficiency": 0.7, "efficiency_action": 0.6}
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]\d+)?(?![\w])")
+
+
+def sgd(lr: float = 0.3, **settings: Any) -> dict[str, Any]:
+    return {"class": "SGD", "groups": [{"lr": lr, "momentum": 0, **settings}]}
+
+
+def record_of(
+    noise: float,
+    bouncing: float,
+    *,
+    optimizer: dict[str, Any] | None = None,
+    batch: int | None = 16,
+    reasons: dict[str, str] | None = None,
+    **values: float,
+) -> RunRecord:
+    """One row with these shares of a work of 2, by the definitions of the works: d = useful W, a = d − bouncing W."""
+    work = 2.0
+    useful = 1 - noise - bouncing
+    drop, anti = useful * work, (useful - bouncing) * work
+    run = {"clock": "steps", "optimizers": [optimizer or sgd()], "batch_size": batch}
+    record = RunRecord(run)
+    row = {"work_ito": work, "work_anti_ito": anti, "loss_drop": drop, "loss_drop_se": 0.0, "work_action": work}
+    row |= {"conversion": drop / work, "conversion_se": 0.0, "signal_fraction": anti / work, **WELL, **values}
+    record.append(100, row, reasons)
+    return record
+
+
+def causes(record: RunRecord) -> list[str]:
+    return [finding.cause for finding in diagnose(record)]
+
+
+def only(record: RunRecord, cause: str) -> Finding:
+    (found,) = [finding for finding in diagnose(record) if finding.cause == cause]
+    return found
+
+
+# --- noise and bouncing, from the balance
+
+
+def test_noise_and_bouncing_are_told_by_the_larger_share() -> None:
+    assert causes(record_of(noise=0.7, bouncing=0.1)) == ["noise"]
+    assert causes(record_of(noise=0.1, bouncing=0.7)) == ["bouncing"]
+    assert causes(record_of(noise=0.5, bouncing=0.3)) == ["noise", "bouncing"]
+    assert causes(record_of(noise=0.3, bouncing=0.5)) == ["bouncing", "noise"]
+
+
+def test_the_same_signal_fraction_is_noise_in_one_run_and_bouncing_in_another() -> None:
+    # signal = useful − bouncing = −0.1 in both: little useful and some bouncing, or more of both.
+    noisy, bouncing = record_of(noise=0.7, bouncing=0.2), record_of(noise=0.1, bouncing=0.5)
+    assert noisy.summary().signal_fraction == pytest.approx(bouncing.summary().signal_fraction)
+    assert causes(noisy) == ["noise"]
+    assert causes(bouncing) == ["bouncing"]
+
+
+def test_half_of_the_work_is_enough() -> None:
+    edge = 1 - diagnosis.USEFUL_CONVERSION
+    assert causes(record_of(noise=edge, bouncing=0.0)) == ["nothing"]
+    assert causes(record_of(noise=edge + 1e-6, bouncing=0.0)) == ["noise"]
+
+
+def test_the_smaller_share_is_named_from_a_quarter_on() -> None:
+    edge = diagnosis.SECOND_SHARE
+    assert causes(record_of(noise=0.5, bouncing=edge + 1e-9)) == ["noise", "bouncing"]
+    assert causes(record_of(noise=0.5, bouncing=edge - 1e-6)) == ["noise"]
+
+
+def test_equal_shares_count_as_the_thresholds_say() -> None:
+    lead = diagnosis.NOISE_LEAD
+    assert causes(record_of(noise=0.4 + lead + 1e-6, bouncing=0.4))[0] == "noise"
+    assert causes(record_of(noise=0.4 + lead - 1e-6, bouncing=0.4))[0] == "bouncing"
+
+
+def test_work_that_lowered_nothing_is_still_diagnosed() -> None:
+    assert causes(record_of(noise=0.2, bouncing=0.9)) == ["bouncing"]  # useful −0.1: the loss rose
+
+
+def test_values_from_elsewhere_in_the_run_go_before_the_last_row() -> None:
+    record = record_of(noise=0.7, bouncing=0.1)
+    earlier = {"step": 50.0, "conversion": 0.2, "signal_fraction": -0.5, "work_ito": 1.0, **WELL}
+    assert [finding.cause for finding in diagnose(earlier, record)] == ["bouncing"]
+    with pytest.raises(TypeError, match=r"needs the record .* got None"):
+        diagnose(earlier)
+
+
+# --- path and speed
+
+
+def test_a_path_that_bends_more_than_the_lost_work_accounts_for() -> None:
+    edge = diagnosis.STRAIGHT_ENOUGH * 0.9
+    assert causes(record_of(noise=0.1, bouncing=0.0, straightness=edge + 1e-6)) == ["nothing"]
+    assert causes(record_of(noise=0.1, bouncing=0.0, straightness=edge - 1e-6)) == ["curved path"]
+    # A conversion above 1 does not excuse a bent path, nor make one of a straight one.
+    assert causes(record_of(noise=-0.3, bouncing=0.0, straightness=0.55)) == ["nothing"]
+
+
+def test_a_noisy_path_that_is_as_straight_as_its_noise_lets_it_be_does_not_bend() -> None:
+    assert causes(record_of(noise=0.9, bouncing=0.0, straightness=0.08)) == ["noise"]
+    assert causes(record_of(noise=0.9, bouncing=0.0, straightness=0.02)) == ["noise", "curved path"]
+
+
+def run_with_columns(path: list[float], rates: list[float], steadiness: float = 0.3) -> RunRecord:
+    """Rows every 25 steps; path lengths there."""
+    record = record_of(noise=0.0, bouncing=0.0)
+    columns = record.columns
+    last = {name: float(column[-1]) for name, column in columns.items() if name != "step"}
+    found = RunRecord(record.run)
+    for i, (length, rate) in enumerate(zip(path, rates, strict=True), 1):
+        row = last | {"path_length": length, "elapsed": 25.0 * i, "learning_rate": rate, "steadiness": steadiness}
+        found.append(25 * i, row)
+    return found
+
+
+def test_uneven_speed_says_where_the_burst_was() -> None:
+    front = run_with_columns([6, 9, 9.5, 10], [0.1, 0.1, 0.1, 0.1])
+    back = run_with_columns([0.5, 1, 4, 10], [0.1, 0.1, 0.1, 0.1])
+    both = run_with_columns([0.5, 5, 5.5, 10], [0.1, 0.1, 0.1, 0.1])
+    assert [causes(record) for record in (front, back, both)] == [["uneven speed"]] * 3
+    assert only(front, "uneven speed").evidence["first_half"] == pytest.approx(0.9)
+    assert "a burst and then a crawl: the gradients fell" in only(front, "uneven speed").sentence
+    assert "a crawl and then a burst" in only(back, "uneven speed").sentence
+    assert "bursts in both" in only(both, "uneven speed").sentence
+
+
+def test_a_schedule_that_did_it_is_named() -> None:
+    record = run_with_columns([6, 9, 9.5, 10], [0.1, 0.05, 0.02, 0.01])
+    finding = only(record, "uneven speed")
+    assert "the learning rate fell to 0.100 of its largest" in finding.sentence
+    assert "starts lower" in finding.advice
+
+
+def test_only_the_part_of_the_run_before_the_values_is_read() -> None:
+    record = run_with_columns([1, 2, 3, 10], [0.1, 0.1, 0.1, 0.1])
+    at_75 = {"step": 75.0, "elapsed": 75.0, "path_length": 3.0, "steadiness": 0.3, "straightness": 0.8}
+    at_75 |= {"conversion": 0.9, "signal_fraction": 0.9, "work_ito": 1.0}
+    assert diagnose(at_75, record)[0].evidence["first_half"] == pytest.approx(0.5)
+
+
+def test_steadiness_at_the_threshold_and_without_columns() -> None:
+    edge = diagnosis.STEADY_ENOUGH
+    assert causes(record_of(0.0, 0.0, steadiness=edge)) == ["nothing"]
+    record = record_of(0.0, 0.0, steadiness=edge - 1e-6, path_length=3.0, elapsed=100.0)
+    finding = only(record, "uneven speed")  # one row alone: where the burst was is not guessed
+    assert set(finding.evidence) == {"steadiness"}
+
+
+def test_the_costliest_comes_first() -> None:
+    # −ln conversion 0.36 ≈ 1.02; of steadiness 0.2: 1.61, of 0.45: 0.80
+    assert causes(record_of(noise=0.6, bouncing=0.04, straightness=0.3, steadiness=0.2)) == ["uneven speed", "noise"]
+    assert causes(record_of(noise=0.6, bouncing=0.04, straightness=0.3, steadiness=0.45)) == ["noise", "uneven speed"]
+
+
+# --- efficiency above 1
+
+
+def above_one(noise: float, bouncing: float, **more: Any) -> Finding:
+    return only(record_of(noise, bouncing, efficiency=1.5, **more), "efficiency above 1")
+
+
+def test_efficiency_above_one_names_what_lifts_it() -> None:
+    assert "batch noise" in above_one(0.6, 0.1).sentence
+    assert "learning rate x curvature" in above_one(0.1, 0.6).sentence
+    inertia = above_one(0.1, 0.0, work_action=4.0)  # η/η_action = work_action/loss_drop = (4/2)·(2/1.8)
+    assert "inertia" in inertia.sentence
+    assert inertia.evidence["inertia"] == pytest.approx(2.0)
+    assert "hardly fell" in above_one(0.6, 0.1, loss_drop_se=0.2).sentence  # a drop of 0.6: three of these
+    foreign = above_one(0.1, 0.0, reasons={"efficiency": "with the effective mobility of Lion: …"})
+    assert "no mobility formula" in foreign.sentence
+
+
+def test_efficiency_of_one_is_no_finding() -> None:
+    assert causes(record_of(0.1, 0.0, efficiency=1.0)) == ["nothing"]
+    assert causes(record_of(0.1, 0.0, efficiency=NAN)) == ["nothing"]
+
+
+# --- what can't be told
+
+
+@pytest.mark.parametrize("name", ["conversion", "signal_fraction", "straightness", "steadiness"])
+def test_a_missing_factor_is_said_and_not_guessed(name: str) -> None:
+    record = record_of(0.7, 0.1, reasons={name: "weights were moved outside"}, **{name: NAN})
+    found = diagnose(record)
+    missing = found[-1]
+    assert missing.cause == "undefined"
+    assert math.isnan(missing.evidence[name])
+    assert f"{name} is undefined (weights were moved outside)" in missing.sentence
+    works = name in ("straightness", "steadiness")
+    assert [finding.cause for finding in found[:-1]] == (["noise"] if works else [])
+    assert all("undefined" not in finding.sentence for finding in found[:-1])
+
+
+def test_an_empty_record_is_undefined() -> None:
+    assert causes(RunRecord()) == ["undefined"]
+
+
+def test_an_uncertain_loss_is_not_judged() -> None:
+    edge = diagnosis.UNCERTAIN
+    assert causes(record_of(0.7, 0.1, conversion_se=edge)) == ["noise"]
+    assert causes(record_of(0.7, 0.1, conversion_se=edge + 1e-6)) == ["undefined"]
+
+
+def test_work_against_the_force_is_not_judged() -> None:
+    assert causes(record_of(0.7, 0.1, work_ito=-1.0)) == ["undefined"]
+
+
+# --- words
+
+
+EVERY_KIND = [
+    record_of(0.523, 0.317),
+    record_of(0.317, 0.523, optimizer={"class": "Adam", "groups": [{"lr": 0.003}]}, batch=None),
+    record_of(0.9, 0.05, straightness=0.0123),
+    record_of(0.1, 0.0, straightness=0.21),
+    run_with_columns([6, 9, 9.5, 10], [0.1, 0.05, 0.02, 0.01], 0.234),
+    run_with_columns([6, 9, 9.5, 10], [0.1, 0.1, 0.1, 0.1], 0.0234),
+    run_with_columns([0.5, 1, 4, 10], [0.1, 0.1, 0.1, 0.1], 0.4),
+    record_of(0.6123, 0.1, efficiency=1.234),
+    record_of(0.1, 0.6123, efficiency=1.234),
+    record_of(0.1, 0.0, efficiency=12.34, work_action=4.0),
+    record_of(0.6, 0.1, efficiency=1.5, loss_drop_se=0.2),
+    record_of(0.6, 0.1, conversion_se=0.7),
+    record_of(0.6, 0.1, work_ito=-1.234),
+    record_of(0.1, 0.0),
+    RunRecord(),
+]
+
+
+@pytest.mark.parametrize("record", EVERY_KIND)
+def test_sentences_cite_their_evidence_with_three_digits(record: RunRecord) -> None:
+    for finding in diagnose(record):
+        text = finding.sentence.replace("is above 1", "").replace("of order 1", "")
+        cited = [float(match) for match in _NUMBER.findall(text)]
+        known = [value for value in finding.evidence.values() if math.isfinite(value)]
+        # Three digits: half a unit of the third is at most 0.5 % of the value.
+        for number in cited:
+            assert any(number == pytest.approx(value, rel=5e-3) for value in known), (number, finding)
+        for value in known:
+            assert any(number == pytest.approx(value, rel=5e-3) for number in cited), (value, finding)
+        assert finding.sentence.endswith(".")
+        assert len(finding.sentence) < 250
+
+
+def test_every_cause_is_among_the_kinds() -> None:
+    assert {cause for record in EVERY_KIND for cause in causes(record)} == set(diagnosis.CAUSES)
+
+
+def test_advice_is_for_the_optimizer_of_the_run() -> None:
+    plain = diagnose(record_of(0.4, 0.45, optimizer=sgd(0.3), batch=16))
+    assert "learning rate of 0.030" in plain[0].advice
+    assert "about 0.1 instead of 0.30" in plain[0].advice
+    assert "a batch of 64 instead of 16" in plain[1].advice
+    adam = diagnose(record_of(0.4, 0.45, optimizer={"class": "Adam", "groups": [{"lr": 0.01}]}, batch=None))
+    assert "momentum" not in adam[0].advice + adam[1].advice
+    assert "about 0.003 instead of 0.010" in adam[0].advice
+    assert "four times the batch" in adam[1].advice
+    heavy = diagnose(record_of(0.1, 0.7, optimizer=sgd(0.1, momentum=0.9)))
+    assert "momentum" not in heavy[0].advice
+    several = {"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0}, {"lr": 0.01, "momentum": 0}]}
+    assert "a third of the learning rate" in diagnose(record_of(0.1, 0.7, optimizer=several))[0].advice
+
+
+# --- real runs whose balance is recomputed by plain tensors
+
+
+class Quadratic:
+    """½ Σ h_i (θ − x)_i², x drawn anew for each step: gradient noise h x; of all data: the mean of x, 0."""
+
+    def __init__(self, spread: float) -> None:
+        self.curvature = torch.tensor([1.0, 0.3, 0.1, 0.03], dtype=torch.float64)
+        self.spread = spread
+        self.generator = torch.Generator().manual_seed(3)
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        noise = torch.randn(weights.shape, generator=self.generator, dtype=weights.dtype)
+        return self.curvature * weights + self.spread * noise
+
+    def loss(self, weights: Tensor) -> Tensor:
+        return 0.5 * (self.curvature * weights.detach() ** 2).sum()
+
+
+def run_quadratic(spread: float, lr: float, steps: int, pairs: bool = False) -> tuple[RunRecord, dict[str, float]]:
+    """SGD, measured, and its true shares; `pairs`: each second noise is the opposite of the one before it."""
+    problem = Quadratic(spread)
+    weights = torch.nn.Parameter(torch.full((4,), 5.0, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weights], lr=lr)
+    meter = TrajectoryMeter(optimizer)
+    record = RunRecord({"optimizers": [sgd(lr)], "batch_size": 8})
+    first, work, noisy = problem.loss(weights), 0.0, 0.0
+    noise = torch.zeros(4, dtype=torch.float64)
+    for step in range(steps):
+        exact = problem.curvature * weights.detach()
+        noise = -noise if pairs and step % 2 else problem.gradient(weights.detach()) - exact
+        weights.grad = exact + noise
+        before = weights.detach().clone()
+        optimizer.step()
+        update = weights.detach() - before
+        work -= float((exact + noise) @ update)
+        noisy -= float(noise @ update)
+    last = problem.loss(weights)
+    meter.record_probe(first.reshape(1), last.reshape(1))
+    record.append(steps, meter.compute(), meter.reasons)
+    useful = float(first - last) / work
+    return record, {"useful": useful, "noise": noisy / work, "bouncing": 1 - useful - noisy / work}
+
+
+def test_bouncing_without_any_noise_has_a_negative_signal_and_is_no_noise() -> None:
+    # lr·h = 1.9 in one direction: it overshoots at each step.
+    record, truth = run_quadratic(spread=0.0, lr=1.9, steps=60)
+    assert truth["noise"] == 0
+    assert truth["bouncing"] > 0.5
+    assert record.summary().signal_fraction < 0
+    assert causes(record)[0] == "bouncing"
+    assert "noise" not in causes(record)
+
+
+def test_noise_at_a_small_rate_is_noise() -> None:
+    record, truth = run_quadratic(spread=2.0, lr=0.05, steps=400)
+    found = only(record, "noise")
+    assert truth["noise"] > 0.6
+    # f_{k+1}·u_k has n_{k+1}·u_k of mean 0 in it: over 400 steps some 0.05 of the work; see also the next test.
+    assert found.evidence["noise_share"] == pytest.approx(truth["noise"], abs=0.1)
+    assert causes(record)[0] == "noise"
+
+
+def test_two_batches_of_an_epoch_show_half_of_their_noise_as_bouncing() -> None:
+    """The limit that the page tells of: noise without replacement turns back, as bouncing does."""
+    record, truth = run_quadratic(spread=2.0, lr=0.05, steps=400, pairs=True)
+    assert truth["noise"] > 0.6
+    shares = diagnosis.work_shares(record.summary().conversion, record.summary().signal_fraction)
+    # a has −n·n' = −|n|² for each second step: a half of the noise, and some 0.05 of chance.
+    assert shares["noise_share"] == pytest.approx(truth["noise"] / 2, abs=0.1)
+    assert shares["bouncing_share"] == pytest.approx(truth["noise"] / 2 + truth["bouncing"], abs=0.1)
+
+
+def test_full_batches_of_digits_at_a_rate_of_03_bounce() -> None:
+    """Signal is negative without any noise: the catch of the page on sweeps, as a run."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)]
+    model = torch.nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8)
+    meter = TrajectoryMeter(optimizer)
+    record = RunRecord({"optimizers": [sgd(0.8)]})
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        meter.record_loss(loss)
+        optimizer.step()
+    record.append(150, meter.compute(), meter.reasons)
+    assert record.summary().signal_fraction < 0
+    assert causes(record)[0] == "bouncing"
+
+
+def test_the_findings_are_read_only_values() -> None:
+    finding = diagnose(record_of(0.7, 0.1))[0]
+    with pytest.raises(AttributeError):
+        finding.cause = "nothing"  # type: ignore[misc]
+    assert isinstance(np.float64(finding.evidence["noise_share"]), float)
