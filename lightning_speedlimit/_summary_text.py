@@ -47,10 +47,10 @@ def with_error(x: float, standard_error: float) -> str:
 
 def table(summary: Summary) -> str:
     """Headline, raw quantities, then a line for everything undefined or to beware of."""
-    blocks = ["Speed limit of a training run", "-" * WIDTH, _lines(_headline(summary))]
+    blocks = ["Speed limit of a training run", "-" * WIDTH, _lines(headline(summary))]
     if _is_empty(summary):
         return "\n".join([*blocks[:2], "Nothing was measured: the record holds no values.", *_notes(summary)])
-    blocks += ["", "What it rests on", _lines(_quantities(summary))]
+    blocks += ["", "What it rests on", _lines(quantities(summary))]
     notes = _notes(summary)
     return "\n".join([*blocks, *(["", *notes] if notes else [])])
 
@@ -79,7 +79,8 @@ def _estimator(summary: Summary) -> str:
     return str(summary.run.get("entropy_production", "loss_drop"))
 
 
-def _headline(s: Summary) -> list[Row]:
+def headline(s: Summary) -> list[Row]:
+    """Name, value, meaning: the efficiencies and what they are made of."""
     cost = "for this loss drop" if _estimator(s) == "loss_drop" else f"at this work ({_estimator(s)})"
     return [
         ("steps", str(s.steps), "optimizer steps taken so far"),
@@ -142,7 +143,8 @@ def _short(x: float) -> str:
     return "?" if math.isnan(x) else number(x)
 
 
-def _quantities(s: Summary) -> list[Row]:
+def quantities(s: Summary) -> list[Row]:
+    """Name, value, meaning: what was added up."""
     time = "steps" if _clock_is_steps(s) else "sum of learning rates"
     return [
         ("time elapsed", number(s.elapsed), f"on the clock of the action ({time})"),
@@ -170,6 +172,10 @@ def _meaning_of_wasserstein2(s: Summary) -> str:
 
 
 def _notes(s: Summary) -> list[str]:
+    return [line for note in remarks(s) for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
+
+
+def remarks(s: Summary) -> list[str]:
     """A line for every reason given, for values beyond their bound, and for neurons that changed places."""
     notes = _reasons(s)
     for name in ("efficiency", "efficiency_action", "kinematic_efficiency", "straightness", "steadiness"):
@@ -186,7 +192,7 @@ def _notes(s: Summary) -> list[str]:
     ]
     if unexplained and not _is_empty(s):
         notes.append(f"not recorded: {', '.join(unexplained)}")
-    return [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
+    return notes
 
 
 def _reasons(s: Summary) -> list[str]:

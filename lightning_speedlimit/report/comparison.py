@@ -184,11 +184,30 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None) -> Compa
         print(comparison)
         comparison.html("report.html")
     """
+    _check_arguments(by, at)
+    return _compare(gather(runs), by, at)
+
+
+def compare_models(runs: Sources, *, by: By = "loss", at: float | None = None) -> list[Comparison]:
+    """One comparison for each model among the runs: for each number of parameters, in the order in which they come.
+
+    Args and errors are those of `compare`, which refuses to mix models.
+    """
+    _check_arguments(by, at)
+    models: dict[Any, list[Run]] = {}
+    for run in gather(runs):
+        models.setdefault(run.record.run.get("parameters"), []).append(run)
+    return [_compare(found, by, at) for found in models.values()]
+
+
+def _check_arguments(by: By, at: float | None) -> None:
     if by not in get_args(By):
         raise ValueError(f"by must be one of {', '.join(map(repr, get_args(By)))}, got {by!r}")
     if at is not None and not (math.isfinite(at) and (at > 0 or by == "loss")):
         raise ValueError(f"at must be a {by} that runs can reach, got {at!r}; leave it out for the last one in common")
-    gathered = gather(runs)
+
+
+def _compare(gathered: Sequence[Run], by: By, at: float | None) -> Comparison:
     check_alike(gathered)
     timelines = {run.name: Timeline(run.record) for run in gathered}
     empty = [name for name, timeline in timelines.items() if len(timeline.steps) < 2]

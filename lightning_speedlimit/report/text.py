@@ -74,13 +74,22 @@ def table(comparison: Comparison) -> str:
     columns = shown_columns(comparison)
     head = ["run" if all(len(g.points) == 1 for g in comparison.groups) else "group", *headings(comparison, columns)]
     rows = [[label(group), *cells(group, columns)] for group in comparison.groups]
-    lines = [f"Compared {where(comparison)}{_set_by(comparison)}", "", *_aligned([head, *rows]), ""]
+    lines = [heading(comparison), "", *aligned([head, *rows]), ""]
     lines += [line for text in comparison.verdict() for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
-    found = [f"{group.name}: {finding.sentence}" for group in comparison.groups for finding in group.findings[:1]]
-    for title, texts in (("What cost the most", found), ("Beware", comparison.notes)):
+    for title, texts in (("What cost the most", costliest(comparison)), ("Beware", comparison.notes)):
         if texts:
             lines += ["", title, *(line for text in texts for line in _item(text))]
     return "\n".join(lines)
+
+
+def heading(comparison: Comparison) -> str:
+    """ "Compared at the same loss, 0.138, where …"."""
+    return f"Compared {where(comparison)}{_set_by(comparison)}"
+
+
+def costliest(comparison: Comparison) -> list[str]:
+    """A sentence for each group that has a finding: its first."""
+    return [f"{group.name}: {finding.sentence}" for group in comparison.groups for finding in group.findings[:1]]
 
 
 def _item(text: str) -> list[str]:
@@ -114,7 +123,8 @@ def _set_by(comparison: Comparison) -> str:
     return f", where {comparison.set_by} {least}" if len(comparison.groups) > 1 else ""
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table of plain text, its heading underlined; the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows
@@ -218,14 +228,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """Plain values; NaN and infinities are None, as JSON has no word for them."""
     return {
         "by": comparison.by,
-        "at": _plain(comparison.at),
+        "at": plain(comparison.at),
         "set_by": comparison.set_by,
         "winner": comparison.winner,
         "frontier": list(comparison.frontier),
-        "loss_level": _plain(comparison.loss_level),
+        "loss_level": plain(comparison.loss_level),
         "groups": [_group_json(group) for group in comparison.groups],
         "at_loss": [_group_json(group) for group in comparison.at_loss],
-        "distances": [_plain(dataclasses.asdict(distance)) for distance in comparison.distances],
+        "distances": [plain(dataclasses.asdict(distance)) for distance in comparison.distances],
         "verdict": comparison.verdict(),
         "notes": list(comparison.notes),
     }
@@ -235,31 +245,32 @@ def _group_json(group: Group) -> dict[str, Any]:
     return {
         "name": group.name,
         "title": group.title,
-        "values": _plain(group.values),
-        "standard_errors": _plain(group.standard_errors),
-        "elapsed_interval": _plain(group.elapsed_interval),
-        "action_interval": _plain(group.action_interval),
+        "values": plain(group.values),
+        "standard_errors": plain(group.standard_errors),
+        "elapsed_interval": plain(group.elapsed_interval),
+        "action_interval": plain(group.action_interval),
         "beaten_by": group.beaten_by,
         "clearly": group.clearly,
-        "findings": [_plain(dataclasses.asdict(finding)) for finding in group.findings],
+        "findings": [plain(dataclasses.asdict(finding)) for finding in group.findings],
         "runs": [
             {
                 "name": point.run.name,
                 "path": None if point.run.path is None else str(point.run.path),
-                "values": _plain(point.values),
-                "elapsed_interval": _plain(point.elapsed_interval),
-                "action_interval": _plain(point.action_interval),
+                "values": plain(point.values),
+                "elapsed_interval": plain(point.elapsed_interval),
+                "action_interval": plain(point.action_interval),
             }
             for point in group.points
         ],
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Values as JSON knows them: NaN and infinities are None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, bool | str) or value is None:
         return value
     if isinstance(value, int | np.integer):
