@@ -64,7 +64,8 @@ def efficiency(record: RunRecord) -> Figure:
             panel.axhline(1, color=INK, linewidth=0.8, linestyle=LINES[1], zorder=1.5)
             shown = [columns[name] for name in names] + ([columns["efficiency_lower"]] if panel is upper else [])
             signed_log_axis(panel.yaxis, np.concatenate([*shown, [1.0]]))
-            panel.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
         log_axis(lower.xaxis, step)
         _draw_regimes(upper, lower, regimes)
         upper.set_title(_TITLE, pad=18 if len(regimes) > 1 else 6)

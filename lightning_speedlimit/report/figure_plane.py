@@ -187,6 +187,7 @@ def _text(points: Sequence[PlanePoint]) -> str:
 def _name_points(drawn: Figure, axes: Any, named: Sequence[PlanePoint], every: Sequence[PlanePoint]) -> None:
     """Each name at the nearest free place about its point; one that is not beside it gets a line to it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
 
     canvas: Any = FigureCanvasAgg(drawn)
     renderer = canvas.get_renderer()
@@ -211,7 +212,7 @@ def _name_points(drawn: Figure, axes: Any, named: Sequence[PlanePoint], every: S
             zorder=5,
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
         )
-        extent = label.get_window_extent(renderer)
+        extent = Text.get_window_extent(label, renderer)  # without the line to the point
         size = np.array([extent.width, extent.height]) + 3 * pixel
         offset, ring = _free_place(at[id(point)], size, taken, inside.extents, 6 * pixel)
         label.set_position(tuple(offset / pixel))
