@@ -4,7 +4,7 @@
 
 The meter hooks the optimizer, and measures whenever `optimizer.step()` is called. Three lines are yours to write:
 `record_loss` (without it there is no loss drop), `observe_gradients` (only where you clip: before you do, so that the
-work is that of the raw gradient), and on your log steps `measure`. Nothing else waits for the device.
+work is that of the raw gradient), and on your log steps `record.take(meter)`. Nothing else waits for the device.
 
 At the end it prints the course of the run. Where the rate is at its height the path turns: straightness falls from 0.78
 to 0.21 between steps 90 and 230. Where the rate fades the steps are too short to matter: steadiness falls from 0.89 to
@@ -48,16 +48,9 @@ def train(epochs: int) -> RunRecord:
     schedule = OneCycleLR(optimizer, max_lr=0.2, total_steps=len(batches), cycle_momentum=False)
 
     meter = TrajectoryMeter(optimizer)
-    record = RunRecord(
-        {  # what summaries and comparisons say about the run
-            "clock": meter.clock,
-            "entropy_production": meter.entropy_production,
-            "model": "MLP 64-128-10",
-            "optimizers": [{"class": "SGD", "groups": [{"lr": 0.2, "momentum": 0.9, "nesterov": False}]}],
-            "batch_size": BATCH_SIZE,
-            "gradient_clip_val": CLIP_AT,
-        }
-    )
+    # What summaries and comparisons say about the run; the last three the meter can't know.
+    more = {"model": "MLP 64-128-10", "batch_size": BATCH_SIZE, "gradient_clip_val": CLIP_AT}
+    record = RunRecord(meter.description() | more)
     for step, (images, labels) in enumerate(batches, start=1):
         loss = cross_entropy(model(images), labels)
         loss.backward()
@@ -68,17 +61,9 @@ def train(epochs: int) -> RunRecord:
         optimizer.zero_grad()
         schedule.step()
         if step % LOG_EVERY == 0 or step == len(batches):
-            take_row(record, meter, last=step == len(batches))
+            record.take(meter)
     meter.close()
     return record
-
-
-def take_row(record: RunRecord, meter: TrajectoryMeter, *, last: bool) -> None:
-    """What the Lightning callback does on a log step: a row, why some of it is NaN, a point of the trajectory."""
-    values, sketch = meter.measure(sketch=True)
-    record.append(meter.steps, values, meter.reasons)
-    if sketch is not None and (last or record.wants_sketch()):
-        record.add_sketch(meter.steps, sketch.numpy())
 
 
 def print_course(record: RunRecord) -> None:

@@ -89,8 +89,6 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.INFO)  # Lightning's list of devices, and its tips
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|exists and is not empty).*")
-    # Lightning's advice to average over the processes, at ends of epochs: these numbers are those of all of them.
-    warnings.filterwarnings("ignore", ".*speed_limit.*sync_dist=True.*")
     torch.set_num_threads(1)
     folder, epochs = options.output / "two_process_ddp", 2 if options.quick else 10
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.trajectory.description import describe_optimizers, plain
+
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 
 
@@ -161,11 +163,11 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         "model": type(module).__name__,
         "parameters": sum(p.numel() for p in parameters.values()),
         "trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
-        "optimizers": [_optimizer_description(o) for o in trainer.optimizers],
+        "optimizers": describe_optimizers(trainer.optimizers),
         "batch_size": batch_size(trainer),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradient_clip_val": _plain(trainer.gradient_clip_val),
-        "gradient_clip_algorithm": _plain(trainer.gradient_clip_algorithm),
+        "gradient_clip_val": plain(trainer.gradient_clip_val),
+        "gradient_clip_algorithm": plain(trainer.gradient_clip_algorithm),
         "precision": str(trainer.precision),
         "strategy": type(trainer.strategy).__name__,
         "world_size": trainer.world_size,
@@ -181,16 +183,3 @@ def batch_size(trainer: Any) -> int | None:
     if size is None:
         size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     return size if isinstance(size, int) else None
-
-
-def _optimizer_description(optimizer: Any) -> dict[str, Any]:
-    groups = [{k: _plain(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    return {"class": type(optimizer).__name__, "groups": groups}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.tolist()  # at the start of a fit: no step waits for it
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

@@ -187,6 +187,8 @@ class SpeedLimit(CallbackBase):
         self._said = set()
         self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
         self._has_logger = bool(trainer.loggers)
+        if self._several:  # the values are of all processes already; Lightning can't know, and says so for each name
+            warnings.filterwarnings("ignore", rf".*self\.log\('{PREFIX}.*sync_dist=True.*")
         if self.probe_batches and not pl_module.automatic_optimization:
             raise ValueError(
                 f"probe_batches={self.probe_batches} needs automatic optimization: under manual optimization "

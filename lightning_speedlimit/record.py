@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,17 @@ from .summary import Summary
 __all__ = ["MAX_SKETCHES", "SKETCH_SIZE", "RecordError", "Regime", "RunRecord", "Summary", "Windows"]
 
 _FIRST_CAPACITY = 64
+
+
+class Meter(Protocol):
+    """What `RunRecord.take` asks of a `TrajectoryMeter`."""
+
+    reasons: dict[str, str]
+
+    @property
+    def steps(self) -> int: ...
+
+    def measure(self, *, sketch: bool) -> tuple[dict[str, float], Any]: ...
 
 
 class RunRecord:
@@ -57,6 +69,7 @@ class RunRecord:
         self._values: dict[str, npt.NDArray[np.float64]] = {}
         self._shelf = SketchShelf()
         self._clouds = CloudTable()
+        self._began, self._seconds = time.monotonic(), 0.0
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -96,6 +109,19 @@ class RunRecord:
             column[index] = row.get(name, np.nan)
         self._reasons = {str(name): str(reason) for name, reason in (reasons or {}).items()}
         self._shelf.see(step)
+
+    def take(self, meter: Meter) -> None:
+        """Adds the row of what a `TrajectoryMeter` measures now, with a sketch and `seconds`; its only sync.
+
+        `seconds` is wall-clock time since this record was made or loaded, after what it held then.
+
+        Args:
+            meter: of a plain loop, after a step. With Lightning the callback does this by itself.
+        """
+        values, sketch = meter.measure(sketch=True)
+        self.append(meter.steps, {**values, "seconds": self._seconds + time.monotonic() - self._began}, meter.reasons)
+        if sketch is not None:
+            self.add_sketch(meter.steps, sketch.numpy())
 
     def amend(self, values: Mapping[str, float], reasons: Mapping[str, str] | None = None) -> None:
         """Adds columns to the last row, or replaces them; the row's other values stay, and their reasons.
@@ -321,6 +347,8 @@ class RunRecord:
             name: np.concatenate([values, np.full(spare, np.nan)])
             for name, values in zip(data.columns, data.values, strict=True)
         }
+        if "seconds" in record._values and record._rows:
+            record._seconds = float(np.nan_to_num(record._values["seconds"][record._rows - 1]))
         record._shelf = SketchShelf.restore(
             steps=data.sketch_steps,
             ticks=data.sketch_ticks,

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import losses, mobility
 from lightning_speedlimit.trajectory.bank import SUMS, WORK_ACTION, WORK_ITO, Bank
+from lightning_speedlimit.trajectory.description import describe_optimizers
 from lightning_speedlimit.trajectory.estimates import Estimates, Estimator, RunTotals, SectionTotals
 from lightning_speedlimit.trajectory.layout import Section, Slot
 from lightning_speedlimit.trajectory.mail import Mail
@@ -313,6 +314,20 @@ class TrajectoryMeter:
             values = Estimates(part, self.entropy_production).values
             found[name] = {key: values[key] for key in LAYER_VALUES}
         return found
+
+    def description(self) -> dict[str, Any]:
+        """What is measured and how, in plain types, as a record's `run` wants it: RunRecord(meter.description())."""
+        parameters = {id(p): p for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        known = [p for p in parameters.values() if not isinstance(p, torch.nn.UninitializedParameter)]
+        return {
+            "clock": self.clock,
+            "entropy_production": self.entropy_production,
+            "loss_window": self._losses.size,
+            "measure_every_n_steps": self.every,
+            "optimizers": describe_optimizers(self.optimizers),
+            "parameters": sum(p.numel() for p in known),
+            "versions": {"torch": str(torch.__version__)},
+        }
 
     def sketch(self) -> Tensor:
         """Σ over buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
