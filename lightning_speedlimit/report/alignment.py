@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.report.interpolation import Interval, Values, first_below, read_between
 
 By = Literal["loss", "step", "time"]
-Values = npt.NDArray[np.float64]
 
 CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
+LOSS_WINDOW = 50  # losses at each end that L_0 and L_K come from, where a record does not say
 NAN = math.nan
 
 # What grows with every step: 0 at the start, and linear between two log steps.
@@ -38,15 +38,15 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a run's loss came down to a level, in steps with a fraction: between two log steps.
-
-    The interval is where the loss ± 2 standard errors does, inf where that is not within the run. NaN: the loss
-    itself was never so low.
-    """
+    """Where a run's loss came down to a level, in steps with a fraction: between two log steps. NaN: never."""
 
     step: float
     earliest: float
+    """From here on it may have: the loss − 2 standard errors is at the level, or may be between two log steps."""
     latest: float
+    """Here it had: the loss + 2 standard errors is at the level; inf where that is not within the run."""
+    read: Interval
+    """`earliest` and `latest` of a loss without error: only what is not known between two log steps."""
 
 
 class Timeline:
@@ -57,6 +57,10 @@ class Timeline:
         rows = columns["step"] > 0
         self.steps: Values = np.concatenate([[0.0], columns["step"][rows]])
         self.missing: Values = np.full(len(self.steps), np.nan)
+        run = record.run
+        self._window: int = run.get("loss_window") or LOSS_WINDOW
+        optimizers = [found for found in run.get("optimizers") or [] if isinstance(found, Mapping)]
+        self._climbs = any(group.get("maximize") for found in optimizers for group in found.get("groups") or [])
         self._columns = {name: np.asarray(column[rows], dtype=np.float64) for name, column in columns.items()}
 
     def column(self, name: str, first: float) -> Values:
@@ -66,10 +70,18 @@ class Timeline:
 
     @property
     def loss(self) -> Values:
-        """L at every time, loss; L_0 = L_k + loss_drop, of the last row that has both."""
+        """L at every time, loss, and its negative where the loss is climbed; L_0 = L_k + loss_drop.
+
+        The drop has an L2 term in it, ½w(‖θ_0‖² − ‖θ_k‖²), which is least early: the row is the first whose windows
+        of losses at both ends are full, else the last.
+        """
         levels, drops = (self._columns.get(name, self.missing[1:]) for name in ("loss", "loss_drop"))
+        levels = -levels if self._climbs else levels
         known = np.flatnonzero(np.isfinite(levels + drops))
-        return self.column("loss", float(levels[known[-1]] + drops[known[-1]]) if len(known) else NAN)
+        full = known[self.steps[1:][known] >= self._window]
+        row = full[0] if len(full) else known[-1] if len(known) else None
+        start = NAN if row is None else float(levels[row] + drops[row])
+        return np.concatenate([[start], levels])
 
     @property
     def loss_error(self) -> Values:
@@ -84,23 +96,17 @@ class Timeline:
     def crossing(self, level: float) -> Crossing:
         """Where the loss comes down to the level for the first time; see `Crossing`."""
         loss, error = self.loss, CONFIDENCE * self.loss_error
-        step = self._first_below(loss, level)
-        earliest, latest = self._first_below(loss - error, level), self._first_below(loss + error, level)
+        first, step, last = first_below(self.steps, loss, level)
+        earliest, _, _ = first_below(self.steps, loss - error, level)
+        _, _, latest = first_below(self.steps, loss + error, level)
         if math.isnan(step):
-            return Crossing(NAN, earliest, math.inf)
-        return Crossing(step, min(step, earliest), math.inf if math.isnan(latest) else max(step, latest))
+            return Crossing(NAN, earliest, math.inf, read=(NAN, NAN))
+        latest = math.inf if math.isnan(latest) else max(last, latest)
+        return Crossing(step, min(first, earliest), latest, read=(first, last))
 
-    def _first_below(self, values: Values, level: float) -> float:
-        """The first step, linear between rows, at which the values are at most the level; NaN: nowhere."""
-        below = np.flatnonzero(values <= level)  # NaN is not
-        if not len(below):
-            return NAN
-        place = int(below[0])
-        if place == 0 or not values[place - 1] > level:  # a NaN before it tells nothing of the way there
-            return float(self.steps[place])
-        high, low = values[place - 1], values[place]
-        share = (high - level) / (high - low) if math.isfinite(high) else 1.0
-        return float(self.steps[place - 1] + share * (self.steps[place] - self.steps[place - 1]))
+    def read(self, name: str, step: float) -> Interval:
+        """Within which a sum, or the loss, is at a step: linear where it is known, and what may be between two rows."""
+        return read_between(self.steps, self.loss if name == "loss" else self.column(name, 0.0), step)
 
     def lowest_sure(self) -> float:
         """The lowest level that the loss + 2 standard errors came down to; NaN without losses."""
@@ -119,10 +125,10 @@ class Timeline:
     def at(self, step: float) -> dict[str, float]:
         """The run's numbers at a step, named and in units as in `Summary`, and `step`, `seconds`.
 
-        Sums, D, L and Σ(Δθ_i)²/m_i are linear between two log steps; ratios are made of them. NaN beyond the run.
+        Sums, D, L and Σ(Δθ_i)²/m_i are linear between two log steps; ratios are made of them. All NaN beyond the run.
         """
         if not 0 <= step <= self.steps[-1]:
-            return _ratios({}, step)
+            return _ratios({}, NAN)
 
         def at(column: Values) -> float:
             return float(np.interp(step, self.steps, column))

@@ -32,14 +32,19 @@ class Point:
     """Its numbers there, named and in units as in `Summary`, and `step`, `seconds`, `useful_share`, `bouncing_share`,
     `noise_share`: of the work, no unit. NaN where the run did not get there."""
     elapsed_interval: Interval
-    """Within which τ lies, clock: from the loss's standard error. One point where τ is exact."""
+    """Within which τ lies, clock: from the loss's standard error, and what may be between two log steps. One point
+    where τ is exact; up to inf for a run that did not get there, from what it took in all."""
     action_interval: Interval
-    """Within which the action lies, parameter²/clock: from that, and from the error of sampled steps."""
+    """Within which the action lies, parameter²/clock: from the same, and from the error of sampled steps."""
+    loss_interval: Interval
+    """Within which the loss lies, loss: from its standard error, and what may be between two log steps."""
+    read: Mapping[str, Interval]
+    """Of τ, the action and the loss, by name: what is not known between two log steps alone."""
 
     @property
     def reached(self) -> bool:
         """Whether the run got to where it is compared."""
-        return math.isfinite(self.values["elapsed"])
+        return math.isfinite(self.values["step"])
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,14 @@ class Group:
     standard_errors: Mapping[str, float]
     """Of these means, from the spread of the runs; NaN for a single run."""
     elapsed_interval: Interval
-    """95 % interval of the mean τ (Student's t over runs); of a single run, that of its point."""
+    """95 % interval of the mean τ (Student's t over runs); of a single run, that of its point. Where a run did not get
+    there: from the least that one took."""
     action_interval: Interval
     """The same of the action."""
+    loss_interval: Interval
+    """The same of the loss."""
     beaten_by: str | None = None
-    """A group whose means of τ and of the action are both lower; None: there is none."""
+    """A group of which one mean, of τ or of the action, is lower, and none higher; None: there is none."""
     clearly: bool = False
     """Whether the intervals of both do not overlap with those of `beaten_by`."""
     findings: tuple[Finding, ...] = ()
@@ -69,6 +77,11 @@ class Group:
     def reached(self) -> bool:
         """Whether every run of it got to where they are compared."""
         return all(point.reached for point in self.points)
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has a place in the plane: it got there, and its τ and action are known."""
+        return self.reached and math.isfinite(self.values["elapsed"] + self.values["action"])
 
 
 @dataclass(frozen=True)
@@ -97,13 +110,16 @@ class Comparison:
 
     @property
     def winner(self) -> str | None:
-        """The first of the ranking, where its interval does not overlap with any other's; else None."""
+        """The first of the ranking, where its interval does not overlap with any other's; else None.
+
+        A run that did not get to the loss is not behind before it took more steps than the first.
+        """
         return _winner(self.groups, self.by)
 
     @property
     def frontier(self) -> tuple[str, ...]:
         """The groups that are beaten by none at the same loss, from the fastest to the cheapest."""
-        return tuple(group.name for group in self.at_loss if group.reached and group.beaten_by is None)
+        return tuple(group.name for group in self.at_loss if group.placed and group.beaten_by is None)
 
     def verdict(self) -> list[str]:
         """Sentences: who needed the fewest steps and the least action, who is beaten by none, who by whom."""
@@ -148,8 +164,9 @@ class Comparison:
                     on_frontier=group.beaten_by is None,
                 )
                 for group in self.at_loss
-                if group.reached
-            ]
+                if group.placed
+            ],
+            clock=self.groups[0].points[0].run.record.run.get("clock") or "steps",
         )
 
     def html(self, path: str | os.PathLike[str]) -> None:
@@ -209,10 +226,10 @@ def _check_arguments(by: By, at: float | None) -> None:
 
 def _compare(gathered: Sequence[Run], by: By, at: float | None) -> Comparison:
     check_alike(gathered)
-    timelines = {run.name: Timeline(run.record) for run in gathered}
+    timelines = {run.name: Timeline(run.record) for run in gathered}  # names are unique
     empty = [name for name, timeline in timelines.items() if len(timeline.steps) < 2]
     if empty:
-        raise ValueError(f"{', '.join(empty)} holds no steps; leave it out, or train for at least one log step")
+        raise ValueError(f"no steps in {_listed(empty)}; leave it out, or train for at least one log step")
     level, limit = common_level(timelines)
     at_loss: tuple[Group, ...] = ()
     if math.isfinite(level):
@@ -260,16 +277,17 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _last_in_common(timelines: Mapping[str, Timeline], by: By) -> tuple[float, str]:
-    """The last step or second that every run has, and whose it is."""
+def _last_in_common(timelines: Mapping[str, Timeline], by: By) -> tuple[float, str | None]:
+    """The last step or second that every run has, and whose it is; None where all end there."""
     ends = {
-        name: float(timeline.steps[-1] if by == "step" else np.nanmax(timeline.column("seconds", 0.0)))
+        name: float(timeline.steps[-1] if by == "step" else np.fmax.reduce(timeline.column("seconds", 0.0)))
         for name, timeline in timelines.items()
     }
+    unknown = [name for name, end in ends.items() if not end > 0]
+    if unknown:
+        raise ValueError(f'no wall-clock times to compare by in {_listed(unknown)}; compare by="loss" or by="step"')
     name = min(ends, key=lambda name: ends[name])
-    if not ends[name] > 0:
-        raise ValueError(f'{name} has no wall-clock times to compare by; compare by="loss" or by="step"')
-    return ends[name], name
+    return ends[name], name if any(end > ends[name] for end in ends.values()) else None
 
 
 # --- points and groups
@@ -295,39 +313,63 @@ def _point(run: Run, timeline: Timeline, by: By, at: float) -> Point:
         where = timeline.crossing(at)
     else:
         step = at if by == "step" else timeline.step_of_time(at)
-        where = Crossing(step, step, step)
+        where = Crossing(step, step, step, read=(step, step))
     values = timeline.at(where.step)
-    bounds = [timeline.at(step) for step in (where.earliest, where.latest)]
-    error = CONFIDENCE * np.nan_to_num(values["action_se"])
-    low, high = ((b["elapsed"], b["action"]) for b in bounds)
+    sampled = CONFIDENCE * float(np.nan_to_num(values["action_se"]))
+    noise = CONFIDENCE * float(np.nan_to_num(values["loss_se"]))
+    least, most = _reach(timeline, "action", (where.earliest, where.latest))
+    lowest, highest = timeline.read("loss", where.step)
     return Point(
         run,
         values,
-        elapsed_interval=(low[0], _beyond(high[0])),
-        action_interval=(low[1] - error, _beyond(high[1]) + error),
+        elapsed_interval=_reach(timeline, "elapsed", (where.earliest, where.latest)),
+        action_interval=(least - sampled, most + sampled),
+        loss_interval=(lowest - noise, highest + noise),
+        read={
+            "elapsed": _reach(timeline, "elapsed", where.read),
+            "action": _reach(timeline, "action", where.read),
+            "loss": (lowest, highest),
+        },
     )
 
 
-def _beyond(value: float) -> float:
-    """What is not within the run is above all of it."""
-    return math.inf if math.isnan(value) else value
+def _reach(timeline: Timeline, name: str, steps: Interval) -> Interval:
+    """Of a sum that grows, from the first step to the last: what is not within the run is above all of it."""
+    first, last = steps
+    end = float(timeline.steps[-1])
+    low = timeline.read(name, first if first <= end else end)[0]
+    return low, timeline.read(name, last)[1] if last <= end else math.inf
 
 
 def _group(name: str, points: Sequence[Point]) -> Group:
     keys = points[0].values.keys()
     values = {key: _mean([point.values[key] for point in points]) for key in keys}
     errors = {key: _standard_error([point.values[key] for point in points]) for key in keys}
-    intervals = []
-    for key in ("elapsed", "action"):
-        if len(points) == 1:
-            intervals.append(getattr(points[0], f"{key}_interval"))
-        else:
-            reach = _student(len(points)) * errors[key]
-            intervals.append((values[key] - reach, values[key] + reach))
     reached = [point for point in points if point.reached]
     findings = diagnose(values, reached[0].run.record) if reached else []
-    title = optimizer_title(points[0].run.record.run)
-    return Group(name, title, tuple(points), values, errors, intervals[0], intervals[1], findings=tuple(findings))
+    return Group(
+        name,
+        optimizer_title(points[0].run.record.run),
+        tuple(points),
+        values,
+        errors,
+        elapsed_interval=_interval("elapsed", points),
+        action_interval=_interval("action", points),
+        loss_interval=_interval("loss", points),
+        findings=tuple(findings),
+    )
+
+
+def _interval(name: str, points: Sequence[Point]) -> Interval:
+    """Of a mean over runs: Student's of the lower and of the upper ends of what is known between two log steps."""
+    own: list[Interval] = [getattr(point, f"{name}_interval") for point in points]
+    if len(points) == 1:
+        return own[0]
+    if not all(point.reached for point in points):
+        return (NAN, NAN) if name == "loss" else (min(low for low, _ in own), math.inf)
+    lows, highs = zip(*(point.read[name] for point in points), strict=True)
+    times = _student(len(points))
+    return _mean(lows) - times * _standard_error(lows), _mean(highs) + times * _standard_error(highs)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -370,27 +412,22 @@ def _clearly(a: Group, b: Group) -> bool:
     return bool(a.elapsed_interval[1] < b.elapsed_interval[0] and a.action_interval[1] < b.action_interval[0])
 
 
-def _loss_interval(group: Group) -> Interval:
-    """95 % interval of the loss at the same step or time."""
-    mean = group.values["loss"]
-    if len(group.points) > 1:
-        reach = _student(len(group.points)) * group.standard_errors["loss"]
-    else:
-        reach = CONFIDENCE * float(np.nan_to_num(group.values["loss_se"]))
-    return mean - reach, mean + reach
-
-
 def ranking_interval(group: Group, by: By) -> Interval:
     """Of what the groups are ranked by."""
-    return group.elapsed_interval if by == "loss" else _loss_interval(group)
+    return group.elapsed_interval if by == "loss" else group.loss_interval
+
+
+def rivals(groups: Sequence[Group], by: By) -> list[Group]:
+    """Those that may be the first: at the same loss also who did not get there yet; else who has a loss there."""
+    return [group for group in groups if by == "loss" or math.isfinite(group.values["loss"])]
 
 
 def _winner(groups: Sequence[Group], by: By) -> str | None:
-    reached = [group for group in groups if group.reached]
-    if not reached or len(groups) < 2:
+    compared = rivals(groups, by)
+    if len(compared) < 2 or not compared[0].reached:
         return None
-    high = ranking_interval(reached[0], by)[1]
-    return reached[0].name if all(high < ranking_interval(group, by)[0] for group in reached[1:]) else None
+    high = ranking_interval(compared[0], by)[1]
+    return compared[0].name if all(high < ranking_interval(other, by)[0] for other in compared[1:]) else None
 
 
 # --- what to beware of

@@ -48,7 +48,8 @@ def gather(sources: Sources) -> list[Run]:
         ValueError: nothing given; runs of one group whose optimizers differ.
     """
     if isinstance(sources, Mapping):
-        runs = [run for name, source in sources.items() for run in _of_group(str(name), source)]
+        found = [run for name, source in sources.items() for run in _of_group(str(name), source)]
+        runs = [replace(run, name=name) for run, name in zip(found, _unique(found), strict=True)]
     else:
         runs = _named(_several(sources))
     if not runs:
@@ -90,21 +91,32 @@ def _several(sources: Source | Iterable[Source]) -> list[Source]:
 
 
 def _named(sources: Sequence[Source]) -> list[Run]:
-    """Each run a group of its own, but for seeds; names are what tells the runs' folders apart."""
+    """Each run a group of its own, but for seeds; names are what tells the runs' folders apart.
+
+    Each run once, however often it is named: twice it would be two replicas that agree to the last digit.
+    """
     found: list[tuple[RunRecord | None, Path | None]] = []
     for source in sources:
         if isinstance(source, RunRecord):
             found.append((source, None))
         else:
             found += [(None, path) for path in records_within(Path(source))]
-    paths = list(dict.fromkeys(path for _, path in found if path is not None))  # each once, however often it is named
+    paths = list({path.resolve(): path for _, path in reversed(found) if path is not None}.values())[::-1]
     labels = dict(zip(paths, _labels(paths), strict=True))
     loaded = dict(zip(paths, _load(paths), strict=True))
-    runs = [Run(labels[path], _SEED.sub("", labels[path]).strip("/ ") or "run", loaded[path], path) for path in paths]
-    for record in (record for record, _ in found if record is not None):
-        name = optimizer_title(record.run)
-        runs.append(Run(name, name, record))
-    return _unique(runs)
+    runs = [Run(labels[path], _without_seed(labels[path]), loaded[path], path) for path in paths]
+    records = {id(record): record for record, _ in found if record is not None}.values()
+    runs += [Run(title, title, record) for record in records for title in [optimizer_title(record.run)]]
+    names = _unique(runs)  # of one name, but told apart: no replicas
+    return [
+        run if run.name == name else replace(run, name=name, group=name) for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def _without_seed(label: str) -> str:
+    """ "adam" of "adam/seed_0" and of "seed_0/adam"."""
+    parts = [_SEED.sub("", part).strip(" _.-") for part in label.split("/")]
+    return "/".join(part for part in parts if part) or "run"
 
 
 def _of_group(name: str, source: Source | Iterable[Source]) -> list[Run]:
@@ -142,17 +154,16 @@ def _telling(path: Path) -> tuple[str, ...]:
     return parts[:-1] if parts[-1:] == (_FOLDER,) and len(parts) > 1 else parts
 
 
-def _unique(runs: list[Run]) -> list[Run]:
-    """A number behind every name that came before; such runs are told apart, and so no replicas."""
-    seen: dict[str, int] = {}
-    found = []
+def _unique(runs: Sequence[Run]) -> list[str]:
+    """The runs' names, with a number behind every one that came before."""
+    names: list[str] = []
     for run in runs:
-        seen[run.name] = seen.get(run.name, 0) + 1
-        if seen[run.name] > 1:
-            name = f"{run.name} ({seen[run.name]})"
-            run = replace(run, name=name, group=name)
-        found.append(run)
-    return found
+        name, count = run.name, 1
+        while name in names:
+            count += 1
+            name = f"{run.name} ({count})"
+        names.append(name)
+    return names
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

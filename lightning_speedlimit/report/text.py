@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_speedlimit.report.comparison import rivals
+
 if TYPE_CHECKING:
     from lightning_speedlimit.report.comparison import Comparison, Group
 
@@ -138,78 +140,101 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def verdict(comparison: Comparison) -> list[str]:
     """Sentences; each claim of a winner rests on intervals that do not overlap."""
     if len(comparison.groups) < 2:
-        return ["One run: there is nothing to compare it with."]
-    sentences = [_ranking(comparison)] if comparison.by != "loss" else []
-    groups = comparison.at_loss
-    if not groups:
+        one = "One run" if len(comparison.groups[0].points) == 1 else "One group"
+        return [f"{one}: there is nothing to compare it with."]
+    sentences = _ranking(comparison) if comparison.by != "loss" else []
+    if not comparison.at_loss:
         return [*sentences, "The losses are unknown, so that steps and action can't be compared at the same one."]
     at = f"at loss {number(comparison.loss_level)}"
-    absent = [group.name for group in groups if not group.reached]
-    groups = tuple(group for group in groups if group.reached)
+    absent = [group.name for group in comparison.at_loss if not group.reached]
+    there = [group for group in comparison.at_loss if group.reached]
+    groups = [group for group in there if group.placed]
     if absent:
         sentences.append(f"{_listed(absent)} did not get to loss {number(comparison.loss_level)}.")
+    sentences += [_unknown(group) for group in there if not group.placed]
     if len(groups) < 2:
-        return [*sentences, f"{_listed([g.name for g in groups]) or 'No run'} alone got there: nothing to compare."]
-    sentences += [_extreme(groups, at, comparison), _free(groups, at)]
-    sentences += _losers(groups)
-    return sentences
+        return [*sentences, f"That leaves {groups[0].name if groups else 'none'}: there is nothing to compare {at}."]
+    if len(groups) < len(comparison.at_loss):
+        at = f"among the others, {at}"
+    clock = clock_word(comparison)
+    return [*sentences, _extreme(groups, at, clock), _free(groups, at, clock), *_losers(groups, clock)]
 
 
-def _ranking(comparison: Comparison) -> str:
-    reached = [group for group in comparison.groups if group.reached]
-    if not reached:
-        return f"No run got so far ({where(comparison)})."
+def _ranking(comparison: Comparison) -> list[str]:
+    """Who has the lowest loss at the same step or time, and who has none there."""
+    ended = [group.name for group in comparison.groups if not group.reached]
+    known = rivals(comparison.groups, comparison.by)
+    unknown = [group.name for group in comparison.groups if group.reached and group not in known]
+    told = [f"{_listed(ended)} ended before."] if ended else []
+    told += [f"{_listed(unknown)} has no finite loss {where(comparison)}."] if unknown else []
+    if len(known) < 2:
+        return [*told, f"No two runs have a loss {where(comparison)}."]
     if comparison.winner is not None:
-        return f"{comparison.winner} has the lowest loss {where(comparison)}."
-    return f"No run has clearly the lowest loss {where(comparison)}: the intervals overlap."
+        return [*told, f"{comparison.winner} has the lowest loss {where(comparison)}."]
+    return [*told, f"No run has clearly the lowest loss {where(comparison)}: the intervals overlap."]
 
 
-def _extreme(groups: Sequence[Group], at: str, comparison: Comparison) -> str:
+def _unknown(group: Group) -> str:
+    """Why a group has no place in the plane."""
+    key = "action" if math.isfinite(group.values["elapsed"]) else "elapsed"
+    reasons = [point.run.record.reasons.get(key) for point in group.points]
+    why = next((f": {reason}" for reason in reasons if reason), "")
+    return f"The {'action' if key == 'action' else 'elapsed time'} of {group.name} is unknown{why}."
+
+
+def _extreme(groups: Sequence[Group], at: str, clock: str) -> str:
     """Who was the fastest and who the cheapest, as far as that can be told."""
-    word = clock_word(comparison)
     told = []
     for key, least, unit in (
-        ("elapsed", "fewest steps" if word == "steps" else "least time", f" {word}"),
+        ("elapsed", "fewest steps" if clock == "steps" else "least time", f" {clock}"),
         ("action", "least action", ""),
     ):
         first, *others = sorted(groups, key=lambda group: group.values[key])
         bounds = getattr(first, f"{key}_interval")
-        rivals = [g.name for g in others if getattr(g, f"{key}_interval")[0] <= bounds[1]]
-        value = f"{number(first.values[key])}{unit}, {interval(bounds)}"
-        if rivals:
+        near = [g.name for g in others if not getattr(g, f"{key}_interval")[0] > bounds[1]]
+        value = f"{number(first.values[key])}{unit}"
+        if interval(bounds) != number(first.values[key]):
+            value += f", {interval(bounds)}"
+        if near:
             told.append(
-                f"who needed the {least} can't be told: {first.name} ({value}) overlaps with {_listed(rivals, 3)}"
+                f"who needed the {least} can't be told: {first.name} ({value}) overlaps with {_listed(near, 3)}"
             )
         else:
             told.append(f"{first.name} needed the {least} ({value})")
-    return _capital(f"{at[0].upper()}{at[1:]}, {told[0]}; {told[1]}.")
+    return f"{_capital(at)}, {told[0]}; {told[1]}."
 
 
-def _free(groups: Sequence[Group], at: str) -> str:
+def _free(groups: Sequence[Group], at: str, clock: str) -> str:
+    """Who is on the frontier, of the means."""
     names = [group.name for group in groups if group.beaten_by is None]
-    kept = "is" if len(names) == 1 else "are"
-    return f"Beaten by none in both: {_listed(names)} {kept} on the frontier {at}; these trade steps for action."
+    means = " in the mean" if any(len(group.points) > 1 for group in groups) else ""
+    if len(names) == 1:
+        less = "fewer steps" if clock == "steps" else "less time"
+        return f"{_capital(at)}, no other took {less} or less action than {names[0]}{means}."
+    time = "steps" if clock == "steps" else "time"
+    return f"{_capital(at)}, {_listed(names)} are beaten by none{means}: these trade {time} for action."
 
 
-def _losers(groups: Sequence[Group]) -> list[str]:
+def _losers(groups: Sequence[Group], clock: str) -> list[str]:
     """Beaten clearly, and those of which that can't be told."""
     by_name = {group.name: group for group in groups}
+    time = "steps" if clock == "steps" else "time"
     sentences, unclear = [], []
     for group in groups:
         if group.beaten_by is None:
             continue
         other = by_name[group.beaten_by]
         if group.clearly:
-            steps, action = (group.values[key] / other.values[key] for key in ("elapsed", "action"))
+            elapsed, action = (group.values[key] / other.values[key] for key in ("elapsed", "action"))
             sentences.append(
-                f"{group.name} is beaten by {other.name}: {number(steps, 2)} times the time, "
+                f"{group.name} is beaten by {other.name}: {number(elapsed, 2)} times the {time}, "
                 f"{number(action, 2)} times the action."
             )
         else:
             unclear.append(f"{group.name} (behind {other.name})")
-    if unclear:
-        sentences.append(f"Behind in both, but within the intervals: {_listed(unclear, 6)}.")
-    return sentences if len(sentences) <= 8 else [*sentences[:7], f"{len(sentences) - 7} more are beaten."]
+    if len(sentences) > 8:
+        sentences = [*sentences[:7], f"{len(sentences) - 7} more are beaten clearly."]
+    return sentences + ([f"Behind, but within the intervals: {_listed(unclear, 6)}."] if unclear else [])
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
@@ -249,6 +274,7 @@ def _group_json(group: Group) -> dict[str, Any]:
         "standard_errors": plain(group.standard_errors),
         "elapsed_interval": plain(group.elapsed_interval),
         "action_interval": plain(group.action_interval),
+        "loss_interval": plain(group.loss_interval),
         "beaten_by": group.beaten_by,
         "clearly": group.clearly,
         "findings": [plain(dataclasses.asdict(finding)) for finding in group.findings],
@@ -259,6 +285,7 @@ def _group_json(group: Group) -> dict[str, Any]:
                 "values": plain(point.values),
                 "elapsed_interval": plain(point.elapsed_interval),
                 "action_interval": plain(point.action_interval),
+                "loss_interval": plain(point.loss_interval),
             }
             for point in group.points
         ],
