@@ -33,6 +33,7 @@ ROOMS = {
     "metrics": room(2, "torch", "torchmetrics"),
     "callback": room(2, "torch", "numpy", "torchmetrics", "lightning", "lightning_utilities", "pytorch_lightning"),
     "report": room(2, "torch", "numpy", "scipy", "matplotlib", "jinja2"),
+    "demo": room(2, "torch", "sklearn"),
     "cli": room(3, "numpy", "matplotlib", "jinja2", "typer", "rich"),
     "__init__": room(4),
 }
@@ -51,6 +52,7 @@ ALIASES = {
     "_neuron_clouds": "callback",
     "_probe": "callback",
     "_start_file": "callback",
+    "__main__": "cli",
 }
 
 # (from, to): the only steps sideways. The callback hands its record to the figures at the end of a run

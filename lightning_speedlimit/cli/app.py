@@ -1,0 +1,191 @@
+"""The commands with their options and help; what they do is in a file each, imported when it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+By = Literal["loss", "step", "time"]  # as in report.alignment, which would cost the help half a second
+
+EXAMPLES = {
+    "demo": ("speedlimit demo", "speedlimit demo --quick --output tried"),
+    "show": ("speedlimit show runs/adamw/seed_0", "speedlimit show runs", "speedlimit show runs/sgd/seed_0 --json"),
+    "compare": (
+        "speedlimit compare runs",
+        "speedlimit compare runs/sgd runs/adamw --by step --at 40",
+        "speedlimit compare --group plain=runs/sgd --group adaptive=runs/adamw",
+        "speedlimit compare runs --html report.html",
+        "speedlimit compare runs models --split --json",
+    ),
+    "gradient-flow": ("speedlimit theory gradient-flow --eigenvalues 1,0.1 --residual 1,1 --times 0,1,10,100",),
+    "langevin": (
+        "speedlimit theory langevin --curvature 1 --mean 1 --std 1 --temperature 0.5 --times 0.1,1,10",
+        "speedlimit theory langevin --curvature 1,4 --mean 0,2 --std 1 --temperature 1 --times 1 --json",
+    ),
+    "power-law": (
+        "speedlimit theory power-law --kernel-exponent 1.5 --residual-exponent 0.5 --modes 100000 --times 1e1,1e2,1e3",
+    ),
+}
+
+
+def _examples(command: str) -> str:
+    """Lines that the help does not wrap."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in EXAMPLES[command])])
+
+
+app = typer.Typer(
+    help="How close training runs came to the thermodynamic speed limit, and how they compare.",
+    epilog="""\b
+Examples:
+  speedlimit demo
+  speedlimit compare runs --html report.html
+
+Start with the demo: it trains a few small networks and shows what there is to see. Completion of your shell:
+speedlimit --install-completion.""",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # examples without a frame around them, to be copied
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+theory = typer.Typer(
+    help="Closed forms: what an exact run would show. Lists are numbers with commas between.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(theory, name="theory")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else; undefined values are null.")]
+Times = Annotated[str, typer.Option(help="Times, in units of learning rate x steps.", metavar="T,T,..")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"speedlimit {version('lightning-speedlimit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def speedlimit(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = (
+        False
+    ),
+) -> None:
+    """What all commands have in common: nothing but the version."""
+
+
+@app.command(epilog=_examples("demo"))
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the records and the page.")] = Path("speedlimit_demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps of two optimizers, to see that it works.")] = False,
+) -> None:
+    """Train small networks with several optimizers and compare them.
+
+    It takes half a minute and downloads nothing: the data are the handwritten digits of scikit-learn where that is
+    installed, else two spirals.
+    """
+    from lightning_speedlimit.cli.demonstration import demonstrate
+
+    demonstrate(output, quick=quick)
+
+
+@app.command(epilog=_examples("show"))
+def show(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or one that holds runs.", metavar="RUN")],
+    json: AsJson = False,
+) -> None:
+    """Show what one run did: its numbers, its regimes, what cost it the most.
+
+    Of a folder that holds several runs, show a line for each (with --json a list).
+    """
+    from lightning_speedlimit.cli.showing import show_runs
+
+    show_runs(run, json=json)
+
+
+@app.command(epilog=_examples("compare"))
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders of runs, or that hold runs. Those that differ in a seed alone are one group.",
+            metavar="RUN",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[By, typer.Option(help="Compare at the same loss (the fair one), step, or time of the clock.")] = (
+        "loss"
+    ),
+    at: Annotated[
+        float | None,
+        typer.Option(
+            help="That loss, step or second. Left out: the lowest loss, or last step or second, that all have.",
+            show_default=False,
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A group of replicas with its name, in place of RUN; again for each group, or for more of one.",
+            metavar="NAME=PATH",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        bool, typer.Option("--split", help="One comparison for each model (number of parameters); JSON is then a list.")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with figures to this file.", metavar="FILE", show_default=False),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Compare runs: which came how far, at what price, and what wasted the others' work."""
+    from lightning_speedlimit.cli.comparing import compare_runs
+
+    compare_runs(runs or [], group or [], by=by, at=at, split=split, html=html, json=json)
+
+
+@theory.command("gradient-flow", epilog=_examples("gradient-flow"))
+def gradient_flow(
+    eigenvalues: Annotated[str, typer.Option(help="Of the kernel, one for each mode.", metavar="L,L,..")],
+    residual: Annotated[str, typer.Option(help="f - y at the start, in the kernel's eigenbasis.", metavar="R,R,..")],
+    times: Times,
+    json: AsJson = False,
+) -> None:
+    """Gradient flow on a quadratic loss: of a linear model, or a wide network."""
+    from lightning_speedlimit.cli.closed_forms import print_gradient_flow
+
+    print_gradient_flow(eigenvalues, residual, times, json=json)
+
+
+@theory.command(epilog=_examples("langevin"))
+def langevin(
+    curvature: Annotated[str, typer.Option(help="Of the loss, one for each mode or one for all.", metavar="H,H,..")],
+    mean: Annotated[str, typer.Option(help="Of the weights at the start.", metavar="M,M,..")],
+    std: Annotated[str, typer.Option(help="Standard deviation of the weights at the start.", metavar="S,S,..")],
+    temperature: Annotated[float, typer.Option(help="Of the noise, in units of the loss.")],
+    times: Times,
+    json: AsJson = False,
+) -> None:
+    """Langevin dynamics on a quadratic loss, from Gaussian weights."""
+    from lightning_speedlimit.cli.closed_forms import print_langevin
+
+    print_langevin(curvature, mean, std, temperature, times, json=json)
+
+
+@theory.command("power-law", epilog=_examples("power-law"))
+def power_law(
+    kernel_exponent: Annotated[float, typer.Option(help="a: eigenvalues fall as k^-a.")],
+    residual_exponent: Annotated[float, typer.Option(help="b: squared residuals fall as k^-b.")],
+    modes: Annotated[int, typer.Option(help="Number of modes.")],
+    times: Times,
+    json: AsJson = False,
+) -> None:
+    """Gradient flow with power laws for spectrum and residual."""
+    from lightning_speedlimit.cli.closed_forms import print_power_law
+
+    print_power_law(kernel_exponent, residual_exponent, modes, times, json=json)

@@ -1,0 +1,101 @@
+"""`speedlimit compare`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_speedlimit.cli import terminal
+from lightning_speedlimit.cli.complaints import Complaint, check_writable, from_user, writing
+from lightning_speedlimit.report import Comparison, compare, compare_models, text
+from lightning_speedlimit.report.alignment import By
+
+
+def compare_runs(
+    runs: Sequence[Path],
+    groups: Sequence[str],
+    *,
+    by: By,
+    at: float | None,
+    split: bool,
+    html: Path | None,
+    json: bool,
+) -> None:
+    """Prints the comparison, and writes its page where one is wanted."""
+    if html is not None:
+        check_writable(html)
+    sources = _sources(runs, groups)
+    with from_user():
+        found = compare_models(sources, by=by, at=at) if split else [compare(sources, by=by, at=at)]
+    if json:
+        terminal.print_json([c.to_dict() for c in found] if split else found[0].to_dict())
+    else:
+        print_comparisons(found)
+    if html is not None:
+        write_page(html, found)
+        print(f"The page is {html.resolve().as_uri()}", file=sys.stderr)  # where it is in no one's way
+
+
+def write_page(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Writes the page, on which stands the command that is running."""
+    from lightning_speedlimit.report import page
+
+    with writing(path):
+        page.write_page(path, comparisons, command=shlex.join(["speedlimit", *sys.argv[1:]]))
+
+
+def _sources(runs: Sequence[Path], groups: Sequence[str]) -> Sequence[Path] | dict[str, list[Path]]:
+    if bool(runs) == bool(groups):
+        got = "both" if runs else "neither"
+        raise Complaint(f"compare wants either RUN... or --group NAME=PATH, got {got}; speedlimit compare --help")
+    named: dict[str, list[Path]] = {}
+    for group in groups:
+        name, separator, path = group.partition("=")
+        if not (name and separator and path):
+            raise Complaint(f"--group wants NAME=PATH, got {group!r}; as --group adamw=runs/adamw")
+        named.setdefault(name, []).append(Path(path))
+    return named or runs
+
+
+def print_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """One below the other, with the number of parameters over each where there are several."""
+    for i, comparison in enumerate(comparisons):
+        if i:
+            print()
+        if len(comparisons) > 1:
+            terminal.print_title(_model(comparison))
+        if terminal.is_terminal():
+            _print_for_terminal(comparison)
+        else:
+            print(comparison.table())
+
+
+def _model(comparison: Comparison) -> str:
+    run = comparison.groups[0].points[0].run.record.run
+    count, name = run.get("parameters"), run.get("model")
+    known = f"{count:,} parameters" if isinstance(count, int) else "number of parameters unknown"
+    return f"{name}, {known}" if name else f"Model with {known}"
+
+
+def _print_for_terminal(comparison: Comparison) -> None:
+    """What `Comparison.table` says, laid out for the width; and a mark at the groups that none beats."""
+    columns = text.shown_columns(comparison)
+    marks = comparison.frontier if comparison.by == "loss" and len(comparison.groups) > 1 else ()
+    rows = [
+        [text.label(group) + (" *" if group.name in marks else ""), *text.cells(group, columns)]
+        for group in comparison.groups
+    ]
+    console = terminal.console()
+    console.print(text.heading(comparison))
+    print()
+    terminal.print_rows(["run", *text.headings(comparison, columns)], rows)
+    print("* beaten by none in both time and action\n" if marks else "")
+    for sentence in comparison.verdict():
+        console.print(sentence)
+    for title, texts in (("What cost the most", text.costliest(comparison)), ("Beware", comparison.notes)):
+        if texts:
+            print()
+            terminal.print_title(title)
+            terminal.print_items(texts, width=text.WIDTH)

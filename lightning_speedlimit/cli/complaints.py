@@ -1,0 +1,43 @@
+"""What the user can mend, told from faults of the program."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Complaint(Exception):
+    """Ends the command with this text: what, got, wanted, cure."""
+
+
+@contextlib.contextmanager
+def from_user() -> Iterator[None]:
+    """Around what checks the user's input: its ValueErrors (RecordError among them) and TypeErrors are complaints."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise Complaint(str(error)) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes to `path`: where the system refuses, it is a complaint."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Complaint(
+            f"can't write {path}: {error.strerror or error}; name a place that exists, has room and may be written to"
+        ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Before any work: `path` can be a new file."""
+    if path.is_dir():
+        raise Complaint(
+            f"can't write {path}: it is a folder, wanted the name of a file; add one, as {path}/report.html"
+        )
+    if not path.parent.is_dir():
+        raise Complaint(f"can't write {path}: there is no folder {path.parent}; make it, or name another place")
