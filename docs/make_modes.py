@@ -36,7 +36,7 @@ GROUPS = {
     "Precision": r"precision",
     "Optimizers and steps": r"trajectory|style|steps|midway|neutrality|dispatch|input|monitor\.py|probe|clouds",
     "Life cycle": r"lifecycle|failures|resume|state",
-    "Loggers and monitors": r"logger|monitor",
+    "Loggers and monitors": r"logger|figures|monitor",
     "Namespaces and command line": r"namespace|cli",
 }
 WORDS = {"measured": "measured", "caveat": "measured, with a caveat", "refused": "refused"}

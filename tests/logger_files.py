@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 Metrics = dict[str, list[tuple[int, float]]]
 
@@ -36,6 +37,16 @@ def of_tensorboard(folder: Path) -> Metrics:
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
+def images_of_tensorboard(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Tag → [(step, content of a PNG file)]."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (path,) = {event.parent for event in folder.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(path), size_guidance={"images": 0})
+    events.Reload()
+    return {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
 def of_mlflow(folder: Path) -> Metrics:
     """MLflow's file store: one file for each metric, lines of time, value, step."""
     found: Metrics = {}
@@ -49,20 +60,34 @@ def of_mlflow(folder: Path) -> Metrics:
 
 def of_wandb(folder: Path) -> Metrics:
     """W&B's offline file. x is `trainer/global_step`, under which Lightning logs everything."""
-    from wandb.proto import wandb_internal_pb2
-
     found: Metrics = {}
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    for data in _leveldb(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") != "history":
-            continue
-        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+    for row in _wandb_rows(folder):
         for name, value in row.items():
             if name != "trainer/global_step" and not name.startswith("_"):
                 found.setdefault(name, []).append((int(row["trainer/global_step"]), float(value)))
     return found
+
+
+def images_of_wandb(folder: Path) -> dict[str, tuple[int, Path]]:
+    """Name → (step, file) of the last picture."""
+    (files,) = folder.glob("wandb/offline-run-*/files")
+    return {
+        name.removesuffix("/filenames"): (int(row["trainer/global_step"]), files / value[0])
+        for row in _wandb_rows(folder)
+        for name, value in row.items()
+        if name.endswith("/filenames")
+    }
+
+
+def _wandb_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    for data in _leveldb(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
 
 
 def _leveldb(content: bytes) -> Iterator[bytes]:
