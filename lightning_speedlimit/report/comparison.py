@@ -19,6 +19,7 @@ from lightning_speedlimit.report.runs import Run, Sources, gather, optimizer_tit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ROUNDING = 1e-9
 NAN = math.nan
 Interval = tuple[float, float]
 
@@ -404,12 +405,22 @@ def _with_beaten(groups: Sequence[Group]) -> tuple[Group, ...]:
 def _beats(a: Group, b: Group) -> bool:
     """Less of one, no more of the other; who reached the loss beats nobody who did not: that is told otherwise."""
     pairs = [(a.values[key], b.values[key]) for key in ("elapsed", "action")]
-    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+    return not any(_less(y, x) for x, y in pairs) and any(_less(x, y) for x, y in pairs) and a.placed and b.placed
 
 
 def _clearly(a: Group, b: Group) -> bool:
     """Both intervals apart."""
-    return bool(a.elapsed_interval[1] < b.elapsed_interval[0] and a.action_interval[1] < b.action_interval[0])
+    return below(a.elapsed_interval, b.elapsed_interval) and below(a.action_interval, b.action_interval)
+
+
+def below(a: Interval, b: Interval) -> bool:
+    """Whether one interval ends before the other begins; no where either end is unknown."""
+    return _less(a[1], b[0])
+
+
+def _less(a: float, b: float) -> bool:
+    """By more than sums over a long run round to, about 1e-10."""
+    return a < b and not math.isclose(a, b, rel_tol=ROUNDING)
 
 
 def ranking_interval(group: Group, by: By) -> Interval:
@@ -426,8 +437,8 @@ def _winner(groups: Sequence[Group], by: By) -> str | None:
     compared = rivals(groups, by)
     if len(compared) < 2 or not compared[0].reached:
         return None
-    high = ranking_interval(compared[0], by)[1]
-    return compared[0].name if all(high < ranking_interval(other, by)[0] for other in compared[1:]) else None
+    first = ranking_interval(compared[0], by)
+    return compared[0].name if all(below(first, ranking_interval(other, by)) for other in compared[1:]) else None
 
 
 # --- what to beware of

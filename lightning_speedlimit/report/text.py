@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_speedlimit.report.comparison import rivals
+from lightning_speedlimit.report.comparison import below, rivals
 
 if TYPE_CHECKING:
     from lightning_speedlimit.report.comparison import Comparison, Group
@@ -191,7 +191,7 @@ def _extreme(groups: Sequence[Group], at: str, clock: str) -> str:
     ):
         first, *others = sorted(groups, key=lambda group: group.values[key])
         bounds = getattr(first, f"{key}_interval")
-        near = [g.name for g in others if not getattr(g, f"{key}_interval")[0] > bounds[1]]
+        near = [other.name for other in others if not below(bounds, getattr(other, f"{key}_interval"))]
         value = f"{number(first.values[key])}{unit}"
         if interval(bounds) != number(first.values[key]):
             value += f", {interval(bounds)}"
