@@ -5,6 +5,7 @@ Nothing is fetched while it builds, and the pages need no network to be read: fo
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -66,17 +67,22 @@ sphinx_gallery_conf = {
     "filename_pattern": r"plot_",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    "run_stale_examples": True,  # a script that is the same may print something else with a package that is not
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
     "remove_config_comments": True,
     "min_reported_time": 1e9,
     "write_computation_times": False,
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("matplotlib", "gallery_figures"),
     "reset_modules": ("matplotlib",),
     "copyfile_regex": "",
 }
-warnings.filterwarnings("ignore", ".*does not have many workers.*")
+# What Lightning says of devices, workers and its other products belongs to no page.
+for name in ("pytorch_lightning", "lightning.pytorch"):  # the package under its two names
+    logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.ERROR)
+for message in (".*does not have many workers.*", ".*LeafSpec.*"):
+    warnings.filterwarnings("ignore", message)
 
 # --- how it looks
 

@@ -91,6 +91,14 @@ def test_a_name_that_is_missing_would_be_noticed() -> None:
     assert undescribed(api.replace("theory.langevin\n", "\n")) == ["langevin"]
 
 
+def test_every_command_is_described() -> None:
+    typer = pytest.importorskip("typer")
+    from lightning_speedlimit.cli.app import app
+
+    described = set(re.findall(r"^\| `speedlimit (\w+)", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert described == set(typer.main.get_command(app).commands)
+
+
 def test_docstrings_become_restructured_text() -> None:
     docstring = [
         "|θ|² of `x`, a* and b_",

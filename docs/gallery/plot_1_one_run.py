@@ -6,7 +6,6 @@ A small network on scikit-learn's digits with plain SGD and small batches, train
 callback; all figures are of the record that it leaves.
 """
 
-import logging
 import tempfile
 
 import pytorch_lightning as pl
@@ -16,8 +15,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_speedlimit import SpeedLimit
 from lightning_speedlimit.report import figures
-
-logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
 class Classifier(pl.LightningModule):

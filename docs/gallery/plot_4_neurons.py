@@ -8,7 +8,6 @@ with those at the start: W₂ is the displacement that is left when they may swa
 much the squared displacement is longer than that.
 """
 
-import logging
 import math
 import tempfile
 
@@ -18,8 +17,6 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_speedlimit import SpeedLimit
-
-logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
 def two_spirals(count=400):
