@@ -479,6 +479,45 @@ def test_state_without_sketches_keeps_the_rows() -> None:
     assert restored.sketch_steps.tolist() == [40]
 
 
+def test_a_record_is_read_without_its_sketches(tmp_path: Path) -> None:
+    record = clouded_record()
+    for step in (10, 20, 30):
+        record.append(step + 100, {"loss": 1.0})
+        record.add_sketch(step + 100, sketch_of(step))
+    record.save(tmp_path)
+    restored = RunRecord.load(tmp_path, sketches=False)
+    assert_same(restored, RunRecord.from_state_dict(record.state_dict(sketches=False)))
+    assert restored.sketches.shape == (0, SKETCH_SIZE)
+    assert restored.sketches.dtype == np.float32
+    assert np.isnan(restored.windows([0], [10]).efficiency).all()
+    restored.append(500, {})
+    restored.add_sketch(500, sketch_of(7))  # and goes on
+    assert restored.sketch_steps.tolist() == [500]
+    assert_same(RunRecord.load(tmp_path), record)
+
+
+def test_a_provisional_sketch_that_is_left_out_is_none(tmp_path: Path) -> None:
+    record = RunRecord({})
+    for step in range(1, MAX_SKETCHES + 3):
+        record.append(step, {"loss": 1.0 / step})
+        record.add_sketch(step, sketch_of(step))
+    assert record.state_dict()["sketch_state"]["last_is_provisional"] == 1, "what the test is about"
+    record.save(tmp_path)
+    restored = RunRecord.load(tmp_path, sketches=False)
+    assert restored.state_dict()["sketch_state"]["last_is_provisional"] == 0
+    restored.add_sketch(MAX_SKETCHES + 2, sketch_of(1))
+    assert len(restored.sketch_steps) == 1
+
+
+def test_damage_is_refused_without_the_sketches_too(tmp_path: Path) -> None:
+    record = small_record()
+    record.save(tmp_path)
+    (file,) = tmp_path.glob("*.npz")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(RecordError, match="sha256"):
+        RunRecord.load(tmp_path, sketches=False)
+
+
 def test_state_is_plain() -> None:
     def kinds(value: object) -> set[type]:
         if isinstance(value, dict):

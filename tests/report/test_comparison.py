@@ -298,7 +298,7 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match=r"no steps in SGD lr 0\.1.*train for at least one"):
         compare(RunRecord(description()))
     dark = straight(range(1, 10), lambda k: math.nan)
-    with pytest.raises(ValueError, match='no run has a finite loss.*by="step"'):
+    with pytest.raises(ValueError, match=r'no run has a finite loss.*by="step"'):
         compare(dark)
     without = straight(range(1, 10), decay(5), columns={"seconds": lambda k: math.nan})
     for runs in ({"timed": dark, "without": without}, {"without": without, "timed": dark}):

@@ -101,6 +101,45 @@ def test_the_standard_error_is_honest_where_a_window_is_a_line(sigma: float) -> 
     assert 0.8 < math.sqrt(fmean(z * z for z in found)) < 1.5
 
 
+@pytest.mark.parametrize("sigma", [0.05, 0.3])
+def test_the_last_losss_own_error_is_that_of_least_squares(sigma: float) -> None:
+    """σ √(1/n + (K − x̄)²/Σ(x − x̄)²) of the line through n losses, at K, and nothing of the start's.
+
+    With σ² from second differences, mean (y_{i−1} − 2y_i + y_{i+1})²/6, wherever the whole window is taken and nothing
+    in it looks like curvature; elsewhere the error is honest by its scores.
+    """
+    count, line = 400, [2.0 - 0.004 * k for k in range(400)]
+    x = [float(k) for k in range(count - 50, count)]
+    lever = math.sqrt(1 / 50 + (count - fmean(x)) ** 2 / sum((k - fmean(x)) ** 2 for k in x))
+    off, errors, whole = [], [], 0
+    for seed in range(200):
+        losses = [a + b for a, b in zip(line, normal(seed, count, sigma), strict=True)]
+        found = drop(*windows(losses, 50), count)
+        off.append(found.last - (2.0 - 0.004 * count))
+        errors.append(found.last_error)
+        assert found.last_error < found.standard_error
+        end = extrapolate(list(range(count - 50, count)), losses[-50:], count)
+        if len(end.weights) == 50 and end.bias_squared == 0:
+            whole += 1
+            y = losses[-50:]
+            told = math.sqrt(fmean((y[i - 1] - 2 * y[i] + y[i + 1]) ** 2 for i in range(1, 49)) / 6)
+            assert found.last_error == pytest.approx(told * lever, rel=1e-9)
+    assert whole > 50, "a parabola through noise is no taller than noise makes it in about two draws of three"
+    assert 0.8 < math.sqrt(fmean((o / e) ** 2 for o, e in zip(off, errors, strict=True))) < 1.5
+
+
+def test_the_last_losss_own_error_is_in_the_values() -> None:
+    run = Recorded()
+    noise = normal(3, 60, 0.1)
+    for k in range(60):
+        run.meter.record_loss(1.0 - 0.01 * k + noise[k])
+        run.step()
+    steps = list(range(10, 60))
+    end = extrapolate(steps, [1.0 - 0.01 * k + noise[k] for k in steps], 60)
+    spread = end.variance * sum(w * w for w in end.weights.values()) + end.bias_squared
+    assert run.values()["loss_se"] == pytest.approx(math.sqrt(spread), rel=1e-6)
+
+
 def test_curvature_that_noise_can_not_hide_is_in_the_standard_error() -> None:
     # A decay over 60 steps: the line through 50 of them is off by A (50/60)²/12 = 0.12, six times its noise.
     true = [2.0 * math.exp(-k / 60) for k in range(401)]
@@ -397,12 +436,15 @@ def test_a_probe_pairs_its_batches() -> None:
     assert found.value == 1.0
     assert found.standard_error == pytest.approx(math.sqrt(0.5 / 4), rel=1e-12)
     assert (found.first, found.last) == (3.0, 2.0)
+    # 2, ½, 3/2, 4 about 2: squared deviations 0 + 9/4 + ¼ + 4 = 13/2, over 3, over 4.
+    assert found.last_error == pytest.approx(math.sqrt(6.5 / 3 / 4), rel=1e-12)
 
 
 def test_one_batch_has_no_standard_error() -> None:
     found = paired_drop(torch.tensor([[2.0], [0.5]]))
     assert found.value == 1.5
     assert math.isnan(found.standard_error)
+    assert math.isnan(found.last_error)
 
 
 def test_pairing_takes_the_batches_own_differences_out() -> None:
@@ -423,4 +465,5 @@ def test_a_probe_takes_the_place_of_the_windows() -> None:
     values = run.values()
     assert values["loss_drop"] == 2.5
     assert values["loss_drop_se"] == pytest.approx(0.5, rel=1e-6)  # differences 2 and 3: std √½, over √2
+    assert values["loss_se"] == 0.0, "both batches have the loss 1"
     assert values["loss"] == 1.0
