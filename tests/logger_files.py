@@ -6,6 +6,7 @@ and data; types 1 a whole record, 2 its beginning, 3 its middle, 4 its end.
 
 import csv
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,18 +81,32 @@ def images_of_wandb(folder: Path) -> dict[str, tuple[int, Path]]:
 
 
 def _wandb_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    from wandb.proto import wandb_internal_pb2
-
+    """The rows of the history of a finished run."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    for data in _leveldb(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in _wandb_records(path):
         if record.WhichOneof("record_type") == "history":
             yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
 
 
+def _wandb_records(path: Path, patience: float = 30.0) -> list[Any]:
+    """All records, the one of the run's exit among them: W&B's own process writes, and `finish` does not wait for it."""
+    from wandb.proto import wandb_internal_pb2
+
+    latest = time.monotonic() + patience
+    while True:
+        found = [wandb_internal_pb2.Record.FromString(data) for data in _leveldb(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        if time.monotonic() > latest:
+            raise TimeoutError(
+                f"{path} holds {len(found)} records and no exit after {patience:.0f} s; was it finished?"
+            )
+        time.sleep(0.1)
+
+
 def _leveldb(content: bytes) -> Iterator[bytes]:
-    assert content[:4] == b":W&B"
+    """What is whole so far: the file may be being written."""
+    assert content[:4] in (b":W&B", b"")
     position, whole = 7, b""
     while position + 7 <= len(content):
         if _BLOCK - position % _BLOCK < 7:  # what is left of a block is too short for a header
@@ -99,6 +114,8 @@ def _leveldb(content: bytes) -> Iterator[bytes]:
             continue
         length, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
         if kind == 0:
+            return
+        if position + 7 + length > len(content):
             return
         whole += content[position + 7 : position + 7 + length]
         position += 7 + length
