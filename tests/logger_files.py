@@ -89,7 +89,7 @@ def _wandb_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _wandb_records(path: Path, patience: float = 30.0) -> list[Any]:
-    """All records, the one of the run's exit among them: W&B's own process writes, and `finish` does not wait for it."""
+    """All records, the run's exit among them: W&B's own process writes, and `finish` does not wait for it."""
     from wandb.proto import wandb_internal_pb2
 
     latest = time.monotonic() + patience
