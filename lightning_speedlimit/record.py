@@ -280,7 +280,13 @@ class RunRecord:
         Raises:
             RecordError: the folder is missing, damaged, newer than this version, or no record.
         """
-        return cls._from_data(read_folder(Path(path), sketches=sketches))
+        try:
+            data = read_folder(Path(path), sketches=sketches)
+        except RecordError as error:
+            if str(path) in str(error):
+                raise
+            raise RecordError(f"{path}: {error}") from error  # of many records, which
+        return cls._from_data(data)
 
     def state_dict(self, *, sketches: bool = True) -> dict[str, Any]:
         """Everything, as dicts, lists, str, int, float and (under "arrays") numpy arrays.
