@@ -5,6 +5,7 @@ Nothing is fetched while it builds, and the pages need no network to be read: fo
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -94,6 +95,12 @@ html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 
 
+def without_signature(app: object, what: str, name: str, obj: object, *_: object) -> tuple[str, None] | None:
+    """Results are not made by who reads them: their fields are described, and how they are constructed is not."""
+    return ("", None) if what == "class" and dataclasses.is_dataclass(obj) else None
+
+
 def setup(app: object) -> None:
     """Docstrings become reStructuredText before napoleon reads their sections (it comes at priority 500)."""
+    app.connect("autodoc-process-signature", without_signature)  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)  # type: ignore[attr-defined]

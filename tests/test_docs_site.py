@@ -61,7 +61,7 @@ def dead_links(page: Path, text: str) -> list[str]:
 
 def undescribed(api: str) -> list[str]:
     """Public names of the package that the page of the API does not have."""
-    described = set(re.findall(r"auto\w+:: lightning_speedlimit\.(?:\w+\.)*(\w+)", api))
+    described = set(re.findall(r"(?:auto\w+|py:data):: lightning_speedlimit\.(?:\w+\.)*(\w+)", api))
     names = {name for package in PACKAGES for name in importlib.import_module(package).__all__}
     return sorted(names - described)
 
