@@ -35,9 +35,11 @@ def writing(path: Path) -> Iterator[None]:
 
 def check_writable(path: Path) -> None:
     """Before any work: `path` can be a new file."""
-    if path.is_dir():
+    with writing(path):  # as for a name that is too long
+        is_folder, is_in_folder = path.is_dir(), path.parent.is_dir()
+    if is_folder:
         raise Complaint(
-            f"can't write {path}: it is a folder, wanted the name of a file; add one, as {path}/report.html"
+            f"can't write {path}: it is a folder, wanted the name of a file; add one, as {path / 'report.html'}"
         )
-    if not path.parent.is_dir():
+    if not is_in_folder:
         raise Complaint(f"can't write {path}: there is no folder {path.parent}; make it, or name another place")
