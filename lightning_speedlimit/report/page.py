@@ -1,0 +1,171 @@
+"""Comparisons as one HTML page that opens from disk and asks for nothing else."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_speedlimit.report import page_figures, page_words
+from lightning_speedlimit.report.page_figures import Picture
+from lightning_speedlimit.report.page_table import Table, table_of
+from lightning_speedlimit.report.text import number, where
+
+if TYPE_CHECKING:
+    from lightning_speedlimit.report.comparison import Comparison, Group
+
+MOST_OPEN = 12  # groups whose findings are shown at once; those of the others are folded
+
+_CURE = 'pip install "lightning-speedlimit[report]"'
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """A run with figures of its own."""
+
+    name: str
+    sentence: str
+    summary: str
+    """As `print(record.summary())` shows it."""
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One comparison as the template shows it."""
+
+    prefix: str
+    """Begins every id in it."""
+    heading: str
+    compared: str
+    """ "at the same loss, 0.130"."""
+    comparison: Comparison
+    answer: str
+    verdict: tuple[str, ...]
+    plane: Picture | None
+    table: Table
+    pictures: tuple[Picture, ...]
+    runs: tuple[RunDetails, ...]
+    left_out: int
+    """Runs without figures of their own."""
+    settings: page_words.Settings
+
+    @property
+    def open_groups(self) -> tuple[Group, ...]:
+        """Those whose findings are shown at once."""
+        return self.comparison.groups[:MOST_OPEN]
+
+    @property
+    def folded_groups(self) -> tuple[Group, ...]:
+        """The others."""
+        return self.comparison.groups[MOST_OPEN:]
+
+
+def write_page(path: str | os.PathLike[str], comparisons: Sequence[Comparison], *, command: str | None = None) -> None:
+    """Writes the page of `page` to a file, at once: who reads it meanwhile sees the old one or the new one.
+
+    Raises:
+        ValueError: no comparison. ImportError: the extra "report" is not installed. OSError: the file can't be written.
+    """
+    content = page(comparisons, command=command)
+    target = Path(path)
+    # Hidden, beside its goal, with the rights that a new file has there.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8", newline="\n")
+        os.replace(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"the page can't be written ({error.strerror}); give a file in a folder that exists", str(path)
+        ) from error
+
+
+def page(comparisons: Sequence[Comparison], *, command: str | None = None) -> str:
+    """One self-contained HTML document: a section for each comparison, in this order. The same ones, the same text.
+
+    Args:
+        comparisons: one, or several, as one for each model.
+        command: the command line that makes the page again; None: shown as the Python that does.
+
+    Raises:
+        ValueError: no comparison. ImportError: the extra "report" is not installed.
+    """
+    if not comparisons:
+        raise ValueError("the page needs at least one comparison, got none; pass [compare(runs)]")
+    _check_installed()
+    environment = _environment()
+    script = environment.get_template("page.js").render()
+    sections = [
+        _section(comparison, place, several=len(comparisons) > 1) for place, comparison in enumerate(comparisons)
+    ]
+    only = sections[0].comparison
+    several = f"Speed limits of {len(sections)} comparisons"
+    return str(
+        environment.get_template("page.html.j2").render(
+            title=page_words.heading(only) if len(sections) == 1 else several,
+            sections=sections,
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+            command=command,
+            python=page_words.python_call(comparisons),
+            versions=page_words.versions(comparisons),
+        )
+    )
+
+
+def _check_installed() -> None:
+    """Both at once: the first figure would come after a minute's work, and the template after that."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"the page needs matplotlib and jinja2, got {error}; {_CURE}") from error
+
+
+def _environment() -> Any:
+    """Everything that is put in is escaped; a name that a template lacks is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value: number(float(value))
+    environment.filters["spoken"] = lambda name: name.replace("_", " ")
+    return environment
+
+
+def _section(comparison: Comparison, place: int, *, several: bool) -> Section:
+    prefix = f"c{place + 1}"
+    told = page_words.answer(comparison)
+    detailed = page_figures.detailed_points(comparison)
+    total = sum(len(group.points) for group in comparison.groups)
+    return Section(
+        prefix=prefix,
+        heading=(f"{page_words.name(comparison)}: " if several else "") + page_words.heading(comparison),
+        compared=where(comparison),
+        comparison=comparison,
+        answer=told,
+        verdict=tuple(sentence for sentence in comparison.verdict() if sentence != told),
+        plane=page_figures.plane(comparison, prefix),
+        table=table_of(comparison),
+        pictures=tuple(page_figures.of_all(comparison, detailed, prefix)),
+        runs=tuple(_details(point, f"{prefix}-r{index + 1}") for index, point in enumerate(detailed)),
+        left_out=total - len(detailed),
+        settings=page_words.settings_of(comparison),
+    )
+
+
+def _details(point: Any, prefix: str) -> RunDetails:
+    summary = point.run.record.summary()
+    return RunDetails(point.run.name, summary.sentence(), str(summary), tuple(page_figures.of_run(point, prefix)))

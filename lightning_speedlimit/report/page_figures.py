@@ -1,0 +1,133 @@
+"""The figures of the page: inline SVG, each with a caption that says how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lightning_speedlimit.report import figures
+from lightning_speedlimit.report.runs import KEEP_SKETCHES, with_sketches
+from lightning_speedlimit.report.text import clock_word, number
+
+if TYPE_CHECKING:
+    from lightning_speedlimit.record import RunRecord
+    from lightning_speedlimit.report.comparison import Comparison, Point
+
+MOST_DETAILED = 12  # runs with figures of their own: some 0.3 MB and a second each
+MOST_BARS = 40  # rows of the balance of work that can be read
+MOST_CURVES = 200
+
+BALANCE = (
+    "All work of a run's updates along the gradients, up to its last step, as one bar. Only the first part lowered the "
+    "loss. Bouncing is steps that overshoot (half of u·H·u); batch noise is work that the next batch does not confirm."
+)
+TRAJECTORIES = (
+    "The weights of each run less its first ones, in the plane of the two directions in which all of them moved most. "
+    "The titles of the axes say how much of the motion that plane holds; what it does not hold is not to be seen here."
+)
+CURVES = (
+    "Left: the loss against steps. Right: the action that it took to come down to a loss; lower is cheaper, and a run "
+    "goes to the right in both."
+)
+OF_ONE_RUN = {
+    "efficiency": (
+        "Efficiency over the steps",
+        "Each value is of the run from its start to that step. The band reaches down to the efficiency with the batch "
+        "noise's random motion taken out. Below: the factors. Dotted lines part regimes, if there are several.",
+    ),
+    "windows": (
+        "Efficiency of every window",
+        "Each cell is the run from step s (upwards) to step t (to the right), as if it were a run of its own. A dark "
+        "patch is a stretch that wasted time, whatever came before it.",
+    ),
+    "layers": (
+        "W₂ of each layer's neurons",
+        "How far the neurons of a layer went, with and without their names: a displacement beyond W₂ means that "
+        "neurons changed places.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page, or why there is none."""
+
+    key: str
+    """Unique in the page: ends the element's id, and begins all within the figure."""
+    title: str
+    caption: str
+    svg: str
+    """Empty where there is nothing to draw."""
+    missing: str = ""
+    """Why, where there is nothing to draw."""
+
+
+def plane(comparison: Comparison, prefix: str) -> Picture | None:
+    """The first figure; None where no run has a place in it."""
+    if not any(group.placed for group in comparison.at_loss):
+        return None
+    caption = (
+        f"Each mark is where a run's loss first came down to {number(comparison.loss_level)}; bars are 95 % intervals. "
+        f"Down and to the left is better: less time ({clock_word(comparison)}), less action (what the motion cost). "
+        "The thin line of a run is τ·A = D²: the least action and time that this change of its weights could have "
+        "taken; the further a run is from its line, the more it wasted. The wide grey line is the frontier: runs on it "
+        "are beaten by none in both."
+    )
+    return _picture(f"{prefix}-plane", "Time and action at the same loss", caption, comparison.figure)
+
+
+def of_all(comparison: Comparison, detailed: list[Point], prefix: str) -> list[Picture]:
+    """The balance of work, trajectories, curves: of every run, or of the detailed ones where there are too many."""
+    every = [point for group in comparison.groups for point in group.points]
+
+    def choose(most: int) -> tuple[list[Point], str]:
+        if len(every) <= most:
+            return every, ""
+        return detailed, f" Of {len(every)} runs these are {len(detailed)}, the frontier's first."
+
+    drawn = []
+    for name, title, caption, draw, most in (
+        ("balance", "Where the work went", BALANCE, figures.work_balance, MOST_BARS),
+        ("trajectories", "The paths of the weights", TRAJECTORIES, figures.trajectories, KEEP_SKETCHES),
+        ("curves", "Loss and action", CURVES, figures.curves, MOST_CURVES),
+    ):
+        points, remark = choose(most)
+        records = _records(points, sketches=name == "trajectories")
+        drawn.append(_picture(f"{prefix}-{name}", title, caption + remark, partial(draw, records)))
+    return drawn
+
+
+def of_run(point: Point, prefix: str) -> list[Picture]:
+    """Efficiency over steps, of windows, and per layer where clouds were measured."""
+    record = with_sketches(point.run)
+    names = [name for name in OF_ONE_RUN if name != "layers" or record.clouds["layers"]]
+    return [
+        _picture(f"{prefix}-{name}", *OF_ONE_RUN[name], partial(figures.OF_ONE_RUN[name], record)) for name in names
+    ]
+
+
+def detailed_points(comparison: Comparison) -> list[Point]:
+    """The runs with figures of their own: all of them, or, of more than 12, first runs of the frontier's groups first.
+
+    Then their second runs, and so on; no others, as a page has to be read.
+    """
+    every = [point for group in comparison.groups for point in group.points]
+    if len(every) <= MOST_DETAILED:
+        return every
+    groups = [group for group in comparison.groups if group.name in comparison.frontier] or list(comparison.groups)
+    turns = max(len(group.points) for group in groups)
+    found = [group.points[turn] for turn in range(turns) for group in groups if turn < len(group.points)]
+    return found[:MOST_DETAILED]
+
+
+def _records(points: list[Point], *, sketches: bool) -> Mapping[str, RunRecord]:
+    return {point.run.name: with_sketches(point.run) if sketches else point.run.record for point in points}
+
+
+def _picture(key: str, title: str, caption: str, draw: Callable[[], Any]) -> Picture:
+    try:
+        return Picture(key, title, caption, figures.svg(draw(), prefix=key))
+    except figures.NothingToDraw as reason:
+        return Picture(key, title, caption, "", missing=str(reason))

@@ -1,0 +1,185 @@
+"""What the page says in words: the answer, the settings of the runs, how to make the page again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_speedlimit.report.text import clock_word, number, where
+
+if TYPE_CHECKING:
+    from lightning_speedlimit.report.comparison import Comparison, Group, Point
+
+_DISTRIBUTION = "lightning-speedlimit"
+
+
+# --- the answer
+
+
+def heading(comparison: Comparison) -> str:
+    """ "5 runs at the same loss, 0.130"."""
+    return f"{count(comparison)} {where(comparison)}"
+
+
+def count(comparison: Comparison) -> str:
+    """ "5 runs", "9 runs in 3 groups"."""
+    groups, runs = len(comparison.groups), sum(len(group.points) for group in comparison.groups)
+    several = f" in {groups} group{'s' if groups > 1 else ''}" if groups < runs else ""
+    return f"{runs} run{'s' if runs > 1 else ''}{several}"
+
+
+def name(comparison: Comparison) -> str:
+    """What tells it from the page's other comparisons: the folder that its runs have in common, else its model."""
+    runs = [point.run for group in comparison.groups for point in group.points]
+    paths = [run.path for run in runs if run.path is not None]
+    if len(runs) > 1 and len(paths) == len(runs) and (common := os.path.commonpath([p.resolve() for p in paths])):
+        return Path(common).name or common
+    models = dict.fromkeys(str(run.record.run["model"]) for run in runs if run.record.run.get("model"))
+    return ", ".join(models) or runs[0].name
+
+
+def answer(comparison: Comparison) -> str:
+    """One sentence for who does not know the plane: who made the best of time and action, and who did not."""
+    placed = [group for group in comparison.at_loss if group.placed]
+    if comparison.by != "loss" or len(placed) < 2:
+        return comparison.verdict()[0]
+    best = [group for group in placed if group.beaten_by is None]
+    clear = [group for group in placed if group.beaten_by is not None and group.clearly]
+    close = [group for group in placed if group.beaten_by is not None and not group.clearly]
+    absent = [group for group in comparison.at_loss if not group.placed]
+    parts = [_best(best, comparison, clearly=not close)]
+    for groups, words in (
+        (clear, "took more of both"),
+        (close, f"{'seem' if len(close) > 1 else 'seems'} to have taken more, but within the error"),
+        (absent, "can't be placed"),
+    ):
+        if groups:
+            parts.append(f"{listed([group.name for group in groups])} {words}")
+    return "; ".join(parts) + "."
+
+
+def _best(best: Sequence[Group], comparison: Comparison, *, clearly: bool) -> str:
+    steps = clock_word(comparison) == "steps"
+    names, at = listed([group.name for group in best]), f"loss {number(comparison.loss_level)}"
+    if len(best) > 1:
+        return f"{names} came to {at} with the best trades of {'steps' if steps else 'time'} for action"
+    least = f"{'the fewest steps' if steps else 'the least time'} and the least action"
+    return f"{names} came to {at} with {least}" if clearly else f"{names} seems to have come to {at} with {least}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """ "a, b and c"; "a, b and 7 more"."""
+    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+# --- settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was run, from the records: what all runs share, and what tells the groups apart."""
+
+    same: tuple[tuple[str, str], ...]
+    """(name, value)."""
+    differing: tuple[str, ...]
+    """Names."""
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    """(group, its values of these names)."""
+
+
+def settings_of(comparison: Comparison) -> Settings:
+    """Every entry of `record.run`; replicas of a group that differ are listed with "or"."""
+    said = {group.name: _of_group(group) for group in comparison.groups}
+    keys = list(dict.fromkeys(key for values in said.values() for key in values))
+    same, differing = [], []
+    for key in keys:
+        found = {values.get(key, "not recorded") for values in said.values()}
+        if len(found) == 1:
+            same.append((_spoken(key), found.pop()))
+        else:
+            differing.append(key)
+    rows = [(group, tuple(v.get(key, "not recorded") for key in differing)) for group, v in said.items()]
+    return Settings(tuple(same), tuple(map(_spoken, differing)), tuple(rows))
+
+
+def _of_group(group: Group) -> dict[str, str]:
+    runs = [point.run.record.run for point in group.points]
+    keys = dict.fromkeys(key for run in runs for key in run)
+    return {key: " or ".join(dict.fromkeys(_setting(key, run.get(key)) for run in runs)) for key in keys}
+
+
+def _spoken(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _setting(key: str, value: Any) -> str:
+    if key == "optimizers" and isinstance(value, list):
+        return " + ".join(_optimizer(item) for item in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{inner} {_setting('', item)}" for inner, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(_setting("", item) for item in value) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:,}" if isinstance(value, int) else f"{value}"
+
+
+def _optimizer(optimizer: Any) -> str:
+    """ "AdamW(lr=0.001, betas=[0.9, 0.999])": what is None was not set and is left out."""
+    if not isinstance(optimizer, Mapping):
+        return str(optimizer)
+    groups = [
+        ", ".join(f"{key}={value}" for key, value in group.items() if value is not None)
+        for group in optimizer.get("groups") or []
+        if isinstance(group, Mapping)
+    ]
+    return f"{optimizer.get('class', 'optimizer')}({'; '.join(dict.fromkeys(groups))})"
+
+
+# --- how to make it again
+
+
+def python_call(comparisons: Sequence[Comparison]) -> str:
+    """Python that makes the page again; records that came as objects stand as "…"."""
+    calls = [_compare_call(comparison) for comparison in comparisons]
+    if len(calls) == 1:
+        return f"from lightning_speedlimit import compare\n\n{calls[0]}.html('report.html')"
+    body = "".join(f"    {call.replace(chr(10), chr(10) + '    ')},\n" for call in calls)
+    return (
+        "from lightning_speedlimit import compare\n"
+        "from lightning_speedlimit.report.page import write_page\n\n"
+        f"write_page('report.html', [\n{body}])"
+    )
+
+
+def _compare_call(comparison: Comparison) -> str:
+    """With the groups by name, and `at` where it was asked for."""
+    lines = [f"    {group.name!r}: [{', '.join(map(_source, group.points))}]," for group in comparison.groups]
+    at = f", at={comparison.at!r}" if comparison.set_by is None else ""
+    return "\n".join(["compare({", *lines, f"}}, by={comparison.by!r}{at})"])
+
+
+def _source(point: Point) -> str:
+    return "…" if point.run.path is None else repr(str(point.run.path))
+
+
+def versions(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
+    """(who, with what): of this package now, and what the runs were made with."""
+    try:
+        here = metadata.version(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:  # run from its source folder
+        here = "not installed"
+    found: dict[str, None] = {}
+    for comparison in comparisons:
+        for group in comparison.groups:
+            for point in group.points:
+                said = point.run.record.run.get("versions")
+                if isinstance(said, Mapping):
+                    found[", ".join(f"{library} {version}" for library, version in said.items())] = None
+    runs = "; ".join(found) or "not recorded"
+    return [("This page", f"{_DISTRIBUTION} {here}"), ("The runs", runs)]
