@@ -5,8 +5,9 @@ The least time for the same displacement on the same action falls short of the t
     ln(τ/τ_SL) = −ln straightness − ln steadiness = −ln conversion − ln(straightness/conversion) − ln steadiness
 
 where the first part is work that did not lower the loss, divided between batch noise and bouncing as the work is;
-the second is what the path would still turn without them (for plain gradient descent the action is wasted in the
-same proportion as the work); the third is changes of speed. The findings are ordered by these parts.
+the second is what the path turns without them (for plain gradient descent the action is wasted in the same
+proportion as the work); the third is changes of speed. The findings are ordered by these parts. The second is judged
+only where most of the work lowered the loss: noise hides changes of speed, and puts them into the straightness.
 
 Whether work was lost to noise or to bouncing is told by the work balance (`work_shares`), and not by the signal
 fraction: that is negative for gradient descent on all data with too large a rate, where there is no noise at all.
@@ -32,7 +33,7 @@ CAUSES: tuple[Cause, ...] = get_args(Cause)
 # Fixed on the digits of one seed by examples/diagnosis/truth.py (36 settings of SGD, momentum and Adam), and judged
 # on another seed, on batches without replacement and on a transformer: docs/diagnosis.md.
 USEFUL_CONVERSION = 0.5  # at least this much of the work lowered the loss: the rest is not worth a finding
-NOISE_LEAD = 0.0  # by how much the share of noise must exceed that of bouncing to be named first
+NOISE_LEAD = -0.05  # by how much the share of noise must exceed that of bouncing to be named first
 
 # Conventions, without a truth to be fitted to: a factor below one half doubles the least time.
 SECOND_SHARE = 0.25  # of the work: from here on the smaller of noise and bouncing is named too
@@ -195,17 +196,18 @@ def _waste(run: _Run) -> list[tuple[float, Finding]]:
     if not run.wasteful:
         return []
     noise, bouncing = run.shares["noise_share"], run.shares["bouncing_share"]
-    noise_leads = noise > bouncing + NOISE_LEAD
     total = math.inf if run.conversion <= 0 else -math.log(run.conversion)
-    found = []
-    for is_first, share, finding in (
-        (noise_leads, noise, _noise(run)),
-        (not noise_leads, bouncing, _bouncing(run)),
-    ):
-        if is_first or share >= SECOND_SHARE:
-            found.append((total * share / max(noise + bouncing, _ROUNDING) if math.isfinite(total) else total, finding))
-    # The lead, and not the rounded costs, says which of the two is first.
-    return found if noise_leads else found[::-1]
+    shares, findings = (noise, bouncing), (_noise(run), _bouncing(run))
+    if not _noise_leads(run):
+        shares, findings = shares[::-1], findings[::-1]
+    if shares[1] < SECOND_SHARE:
+        return [(total, findings[0])]
+    costs = sorted((total * share / (noise + bouncing) for share in shares), reverse=True)
+    return list(zip(costs, findings, strict=True))  # the lead says which is first, also where it has the smaller share
+
+
+def _noise_leads(run: _Run) -> bool:
+    return run.shares["noise_share"] > run.shares["bouncing_share"] + NOISE_LEAD
 
 
 def _noise(run: _Run) -> Finding:
@@ -252,9 +254,9 @@ def _turns(evidence: dict[str, float]) -> str:
 
 
 def _curved(run: _Run) -> list[tuple[float, Finding]]:
-    """What turning is left when the work's loss is taken out: straightness/conversion."""
+    """What turning is left when the lost work is taken out, straightness/conversion, where little is lost."""
     straightness = run["straightness"]
-    if not run.balance_known or not run.conversion > 0 or math.isnan(straightness):
+    if not run.balance_known or run.wasteful or math.isnan(straightness):
         return []
     left = straightness / min(run.conversion, 1.0)
     if left >= STRAIGHT_ENOUGH:
@@ -349,15 +351,12 @@ def _why(run: _Run, evidence: dict[str, float]) -> str:
         evidence["inertia"] = inertia
         return f"inertia, the updates' own work is {number(inertia)} times that along the gradients"
     evidence["conversion"] = run.conversion
-    noise, bouncing = run.shares["noise_share"], run.shares["bouncing_share"]
-    share = "noise_share" if noise > bouncing + NOISE_LEAD else "bouncing_share"
+    share = "noise_share" if _noise_leads(run) else "bouncing_share"
     evidence[share] = run.shares[share]
+    taken = f"{number(evidence[share])} of the work"
     if share == "noise_share":
-        return f"batch noise, {number(noise)} of the work, moved the weights too (conversion {number(run.conversion)})"
-    return (
-        f"learning rate x curvature is of order 1, {number(bouncing)} of the work went into bouncing "
-        f"(conversion {number(run.conversion)})"
-    )
+        return f"batch noise, {taken}, moved the weights too (conversion {number(run.conversion)})"
+    return f"learning rate x curvature is of order 1, {taken} was bouncing (conversion {number(run.conversion)})"
 
 
 # --- what can't be told, and when all is well
