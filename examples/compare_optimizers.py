@@ -1,12 +1,13 @@
 """Which optimizer wastes what: one MLP and one small CNN on real images, several optimizers, the same loss.
 
-    pip install -e ".[test]"
-    python examples/compare_optimizers.py            # less than a minute on two cores
+    pip install -e ".[report,test]"
+    python examples/compare_optimizers.py            # about a minute on two cores
     python examples/compare_optimizers.py --help
 
 The images are the 1,797 handwritten digits that scikit-learn ships. Every run starts from the same weights,
 sees the same batches and ends when the loss on all images reaches the same target. The LightningModules below
-know nothing of the measurement: it is one line in `train`, and `--bare` leaves that line out.
+know nothing of the measurement: it is one line in `train`, and `--bare` leaves that line out. What is said in the end
+is `compare`'s, for each model, at the lowest loss that all its runs surely reached.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import shlex
 import sys
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -31,12 +32,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_speedlimit import SpeedLimit
-from lightning_speedlimit.record import Summary
+from lightning_speedlimit import Comparison, SpeedLimit, compare
+from lightning_speedlimit.report.page import write_page
 
 BATCH_SIZE = 128
 LOG_EVERY = 5  # steps
-WIDTH = 110
 
 LEARNING_RATES = {
     "sgd": {"mlp": 0.1, "cnn": 0.1},
@@ -151,17 +151,6 @@ class Job:
         return Classifier(network, OPTIMIZERS[self.optimizer], self.lr)
 
 
-@dataclass(frozen=True)
-class Result:
-    """A run that was done."""
-
-    job: Job
-    steps: int
-    loss: float
-    reached: bool
-    summary: Summary
-
-
 class StopAtLoss(pl.Callback):
     """Ends the fit when the loss on all images reaches the target, or after max_steps.
 
@@ -194,7 +183,7 @@ class ProgressLine(pl.Callback):
         line = f"  {self.title:<24} step {self.stop.steps:>5}   loss {self.stop.loss:7.4f}"
         efficiency = trainer.callback_metrics.get("speed_limit/efficiency")
         if efficiency is not None:
-            line += f"   efficiency {fixed(float(efficiency)):>5}"
+            line += f"   efficiency {efficiency:5.2f}"
         print(f"\r{line}" if sys.stdout.isatty() else line, end=end, flush=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -205,7 +194,7 @@ class ProgressLine(pl.Callback):
         self.show(trainer, end="\n")
 
 
-def train(job: Job, data: tuple[Tensor, Tensor], options: argparse.Namespace) -> Result:
+def train(job: Job, data: tuple[Tensor, Tensor], options: argparse.Namespace) -> None:
     pl.seed_everything(options.seed, verbose=False)
     module = job.module()
     order = torch.Generator().manual_seed(options.seed)
@@ -227,9 +216,6 @@ def train(job: Job, data: tuple[Tensor, Tensor], options: argparse.Namespace) ->
         enable_checkpointing=False,
     )
     trainer.fit(module, batches)
-    records = [callback.record for callback in callbacks if isinstance(callback, SpeedLimit)]
-    summary = records[0].summary() if records and records[0] is not None else Summary()
-    return Result(job, stop.steps, stop.loss, stop.loss <= options.target, summary)
 
 
 def loggers(folder: Path, name: str) -> list[Any]:
@@ -259,21 +245,28 @@ def main() -> None:
     print(f"{len(jobs)} training runs on {count:,} images of handwritten digits, {BATCH_SIZE} a batch.")
     print(f"Each ends when the loss on all images is {options.target:g}, or after {options.steps:,} steps.")
     print("All runs of a model start from the same weights and see the same batches.\n")
-    results = [train(job, data, options) for job in jobs]
+    for job in jobs:
+        train(job, data, options)
     print(f"\nThis took {time.monotonic() - started:.0f} s.")
     if options.bare:
         print(f"Nothing was measured; the losses in {options.output} are those of the measured runs.")
         return
-    for model in options.models:
-        print_table(model, [r for r in results if r.job.model == model], options.target)
-    print(LEGEND)
-    print("\nIn words\n")
-    for result in results:
-        print_wrapped(f"{result.job.full_title}: {sentence(result)}")
-    print(TRADE_OFF)
-    for model in options.models:
-        print_trade_off(model, [r for r in results if r.job.model == model and r.reached])
-    print_where(results[-1], options.output)
+    comparisons = [compare_runs(model, jobs, options.output) for model in dict.fromkeys(j.model for j in jobs)]
+    page = options.output / "report.html"
+    write_page(page, comparisons, command=shlex.join(["python", *sys.argv]))
+    print(f"""
+How to go on
+  the page with figures   {page.resolve().as_uri()}
+  one run                 speedlimit show {options.output / jobs[-1].model / jobs[-1].optimizer}
+  curves                  tensorboard --logdir {options.output}
+  numbers                 {options.output}/<model>/<optimizer>/metrics.csv""")
+
+
+def compare_runs(model: str, jobs: list[Job], output: Path) -> Comparison:
+    """Prints the comparison of a model's runs."""
+    comparison = compare({job.title: output / model / job.optimizer for job in jobs if job.model == model})
+    print(f"\n{model.upper()}\n\n{comparison}")
+    return comparison
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -304,96 +297,6 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
-
-
-ROW = "{:<20} {:>5} {:>6}{:1}  {:<17} {:>10} {:1} {:>12} {:1} {:>10} {:>10} {:>6}"
-
-LEGEND = """
-How to read the table
-
-steps                 optimizer steps until the loss was reached
-loss                  on all images, at the end
-efficiency            least time in which gradient flow could lead from the first weights to the last, paying
-                      with this loss drop, as a share of the time taken; 1: the thermodynamic speed limit
-  [its interval]      the lower end is an estimate without the random motion that comes from batch noise
-kinematic efficiency  fewest steps / steps: what the motion of the weights alone tells; never above 1
-  = straightness      (distance from first to last weights / length of the path)^2; low: the path turns
-  x steadiness        1: steps of one length; low: a burst, then a crawl
-conversion            share of the work along the gradients that lowered the loss; the rest went into batch
-                      noise and bouncing
-fewest steps          this change of the weights could not have been done in fewer steps on the same budget;
-                      the budget is the action: the squared lengths of all steps, added up"""
-
-TRADE_OFF = """
-A trade-off, not a ranking
-
-Steps and action buy each other: the same motion in half the steps costs twice the action. At the same loss
-one run beats another only if it took no more of either."""
-
-
-def print_table(model: str, results: list[Result], target: float) -> None:
-    upper = (model.upper(), "", "", "", "efficiency", "kinematic", "", "", "", "", "", "fewest")
-    lower = ("", "steps", "loss", "", "[its interval]", "efficiency", "=", "straightness", "x", "steadiness")
-    header = ROW.format(*lower, "conversion", "steps")
-    print(f"\n{ROW.format(*upper)}\n{header}\n{'-' * len(header)}")
-    for r in results:
-        s = r.summary
-        efficiency = f"{fixed(s.efficiency)} [{fixed(s.efficiency_lower)}, {fixed(s.efficiency)}]"
-        start = r.job.title, r.steps, fixed(r.loss, 3), "" if r.reached else "*", efficiency
-        factors = fixed(s.kinematic_efficiency, 3), "=", fixed(s.straightness, 3), "x", fixed(s.steadiness, 3)
-        print(ROW.format(*start, *factors, f"{fixed(100 * s.conversion, 1)} %", fewest_steps(s)))
-    if not all(r.reached for r in results):
-        print(f"* ended before the loss was {target:g}: not to be compared with runs that got there")
-    remarks: dict[str, list[str]] = {}
-    for r in results:
-        for name, reason in r.summary.reasons.items():
-            remarks.setdefault(f"{name.replace('_', ' ')}: {reason}", []).append(r.job.title)
-    for remark, titles in remarks.items():
-        print_wrapped(f"- {', '.join(titles)}: {remark}")
-
-
-def fixed(value: float, digits: int = 2) -> str:
-    return "?" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.00"
-
-
-def fewest_steps(summary: Summary) -> str:
-    limit = summary.speed_limit_time
-    return str(math.ceil(limit)) if math.isfinite(limit) else "?"
-
-
-def sentence(result: Result) -> str:
-    """The summary's own, and the speed limit."""
-    limit = f"this could not have been done in fewer than {fewest_steps(result.summary)} steps"
-    return f"{result.summary.sentence().rstrip('.')}; {limit} on the same budget."
-
-
-def print_wrapped(text: str) -> None:
-    print(textwrap.fill(text, WIDTH, subsequent_indent="    "))
-
-
-def beats(a: Result, b: Result) -> bool:
-    """Less of one, no more of the other."""
-    ours, theirs = (a.steps, a.summary.action), (b.steps, b.summary.action)
-    return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
-
-
-def print_trade_off(model: str, results: list[Result]) -> None:
-    """Which runs are beaten by none, and one that beats each of the others."""
-    nothing = "" if results else ": no run reached the loss, so there is nothing to compare"
-    print(f"\n{model.upper()}{nothing}")
-    for b in sorted(results, key=lambda r: r.steps):
-        better = next((a for a in sorted(results, key=lambda r: r.summary.action) if beats(a, b)), None)
-        verdict = "beaten by none" if better is None else f"beaten by {better.job.title}"
-        print(f"  {b.job.title:<20} {b.steps:>6} steps, action {b.summary.action:>6.3g}   {verdict}")
-
-
-def print_where(result: Result, output: Path) -> None:
-    record = output / result.job.model / result.job.optimizer / "speed_limit"
-    print(f"""
-Curves         tensorboard --logdir {output}
-Numbers        {output}/<model>/<optimizer>/metrics.csv
-Records        from lightning_speedlimit import RunRecord
-               print(RunRecord.load("{record}").summary())""")
 
 
 if __name__ == "__main__":
