@@ -45,6 +45,14 @@ def files_in(folder: Path) -> dict[str, Any]:
     return {path.stem: imread(path) for path in folder.glob("*.png")}
 
 
+@pytest.fixture
+def one(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the figures that are drawn: the quickest alone."""
+    for name in figures.OF_ONE_RUN.keys() - {"work_balance"}:
+        monkeypatch.delitem(figures.OF_ONE_RUN, name)
+    return {"work_balance"}
+
+
 @pytest.mark.mode(MODE, "measured")
 @pytest.mark.parametrize("options", [{"accumulate_grad_batches": 5}, {"log_every_n_steps": 5}])
 def test_tensorboard(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -63,33 +71,35 @@ def test_tensorboard(tmp_path: Path, options: dict[str, Any]) -> None:
 
 @pytest.mark.mode(MODE, "measured")
 @pytest.mark.parametrize("with_csv", [True, False])
-def test_files(tmp_path: Path, with_csv: bool) -> None:
+def test_files(tmp_path: Path, with_csv: bool, one: set[str]) -> None:
     """In the record's folder, which is still a record."""
     callback = fit(tmp_path, logger=CSVLogger(tmp_path) if with_csv else False)
     (folder,) = {path.parent for path in tmp_path.rglob("*.png")}
     assert folder == callback._folder / "figures"
-    same_pictures(files_in(folder), callback)
+    same_pictures(files_in(folder), callback, one)
     assert len(type(callback.record).load(folder.parent)) == 12
 
 
-def test_files_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
+def test_files_of_an_earlier_run_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES - {"work_balance"}:
+        monkeypatch.delitem(figures.OF_ONE_RUN, name)
     fit(tmp_path, dirpath=tmp_path / "here", clouds="neurons")
     (tmp_path / "here" / "figures" / "own.png").write_bytes(b"of the user")
     assert (tmp_path / "here" / "figures" / "layers.png").exists()
     fit(tmp_path, dirpath=tmp_path / "here")
-    assert {path.stem for path in (tmp_path / "here" / "figures").iterdir()} == NAMES | {"own"}
+    assert {path.stem for path in (tmp_path / "here" / "figures").iterdir()} == {"work_balance", "own"}
 
 
 @pytest.mark.mode(MODE, "measured")
-def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: set[str]) -> None:
     pytest.importorskip("mlflow", reason="needs mlflow-skinny: extra 'test'")
     from pytorch_lightning.loggers import MLFlowLogger
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     callback = fit(tmp_path, logger=MLFlowLogger(save_dir=str(tmp_path / "mlruns")))
     (artifacts,) = tmp_path.glob("mlruns/*/*/artifacts")
-    same_pictures(files_in(artifacts / "speed_limit" / "figures"), callback)
-    assert len(list(tmp_path.rglob("*.png"))) == len(NAMES)
+    same_pictures(files_in(artifacts / "speed_limit" / "figures"), callback, one)
+    assert len(list(tmp_path.rglob("*.png"))) == len(one)
 
 
 @pytest.mark.slow
@@ -148,6 +158,7 @@ def test_none_are_drawn_by_other_processes(tmp_path: Path, drawings: list[Any]) 
     assert not drawings
 
 
+@pytest.mark.usefixtures("one")
 def test_they_are_drawn_once_and_after_the_last_step(tmp_path: Path, drawings: list[Any]) -> None:
     counts: list[tuple[int, int]] = []
 
@@ -161,14 +172,6 @@ def test_they_are_drawn_once_and_after_the_last_step(tmp_path: Path, drawings: l
 
 
 # --- when something is in the way
-
-
-@pytest.fixture
-def one(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The names of the figures that are drawn: the quickest alone."""
-    for name in figures.OF_ONE_RUN.keys() - {"work_balance"}:
-        monkeypatch.delitem(figures.OF_ONE_RUN, name)
-    return {"work_balance"}
 
 
 def said(found: list[Any]) -> list[str]:
