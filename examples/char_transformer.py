@@ -133,7 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, metavar="WINDOWS", help="of the 243 in the text")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the windows")
-    parser.add_argument("--output", type=Path, default=Path("char_transformer_runs"), metavar="DIR")
+    parser.add_argument("--output", type=Path, default=Path("demo_runs/transformer"), metavar="DIR")
     parser.add_argument("--quick", action="store_true", help="at most 20 steps, to see that everything works")
     options = parser.parse_args()
     if options.lr is None:

@@ -222,8 +222,10 @@ def _noise(run: _Run) -> Finding:
 def _noise_advice(run: _Run) -> str:
     larger = "four times the batch" if run.batch is None else f"a batch of {4 * run.batch} instead of {run.batch}"
     if run.is_plain_sgd:
-        return f"Try momentum 0.9 with {_tenth(run)}, which averages batches at no cost in data, or {larger}."
-    return f"Try {larger}."
+        return f"Try {_momentum(run)}, which needs no more data; or {larger}."
+    return (
+        f"Try {larger}: fewer steps, more data; or let the learning rate decay: less action for about the same steps."
+    )
 
 
 def _bouncing(run: _Run) -> Finding:
@@ -236,9 +238,8 @@ def _bouncing(run: _Run) -> Finding:
 
 
 def _bouncing_advice(run: _Run) -> str:
-    if run.is_plain_sgd:
-        return f"Try momentum 0.9 with {_tenth(run)}; with SGD alone, {_third(run)}, for more steps."
-    return f"Try {_third(run)}: less action for more steps."
+    slower = f"{_third(run)}: more steps, but less action by more than that"
+    return f"Try {_momentum(run)}; or {slower}." if run.is_plain_sgd else f"Try {slower}."
 
 
 def _turns(evidence: dict[str, float]) -> str:
@@ -308,10 +309,12 @@ def _loading(run: _Run, evidence: dict[str, float]) -> str:
 
 
 def _uneven_advice(run: _Run) -> str:
-    first_half = run.first_half
-    if first_half >= LOADED and run.rate_kept < DECAYED:
-        return "Try a learning rate that starts lower and is kept up longer."
-    return ""
+    """For a burst at the front alone: what helps against others was not measured."""
+    if not run.first_half >= LOADED:
+        return ""
+    if run.rate_kept < DECAYED:
+        return f"The rate falls too early. Try {_third(run)}, kept constant."
+    return "Try a learning rate that rises as the gradients fall."
 
 
 # --- efficiency above 1
@@ -411,6 +414,8 @@ def _third(run: _Run) -> str:
     return f"a learning rate of about {number(rate / 3, 1)} instead of {number(rate, 2)}"
 
 
-def _tenth(run: _Run) -> str:
+def _momentum(run: _Run) -> str:
+    """The same steady mobility lr/(1 − β)."""
     rate = run.rate
-    return "a tenth of the learning rate" if not rate > 0 else f"a learning rate of {number(rate / 10, 2)}"
+    tenth = "a tenth of the learning rate" if not rate > 0 else f"a learning rate of {number(rate / 10, 2)}"
+    return f"momentum 0.9 with {tenth}: about the same steps for a fraction of the action"

@@ -137,7 +137,9 @@ def test_uneven_speed_says_where_the_burst_was() -> None:
     assert [causes(record) for record in (front, back, both)] == [["uneven speed"]] * 3
     assert only(front, "uneven speed").evidence["first_half"] == pytest.approx(0.9)
     assert "a burst and then a crawl: the gradients fell" in only(front, "uneven speed").sentence
+    assert "rises as the gradients fall" in only(front, "uneven speed").advice
     assert "a crawl and then a burst" in only(back, "uneven speed").sentence
+    assert only(back, "uneven speed").advice == only(both, "uneven speed").advice == ""
     assert "bursts in both" in only(both, "uneven speed").sentence
 
 
@@ -145,7 +147,7 @@ def test_a_schedule_that_did_it_is_named() -> None:
     record = run_with_columns([6, 9, 9.5, 10], [0.1, 0.05, 0.02, 0.01])
     finding = only(record, "uneven speed")
     assert "the learning rate fell to 0.100 of its largest" in finding.sentence
-    assert "starts lower" in finding.advice
+    assert "about 0.03 instead of 0.10, kept constant" in finding.advice
 
 
 def test_only_the_part_of_the_run_before_the_values_is_read() -> None:
