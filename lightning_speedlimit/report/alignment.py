@@ -15,6 +15,9 @@ from lightning_speedlimit.report.interpolation import Interval, Values, first_be
 By = Literal["loss", "step", "time"]
 
 CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
+# The first of many rows at which a noisy loss is low is one that dips. Of two runs of one curve, one of much noise and
+# one of little, 2 standard errors made the noisy one the clear winner in 8 to 33 of 100, 3 do in 0 to 8.
+SURE = 3.0
 LOSS_WINDOW = 50  # losses at each end that L_0 and L_K come from, where a record does not say
 NAN = math.nan
 
@@ -42,9 +45,9 @@ class Crossing:
 
     step: float
     earliest: float
-    """From here on it may have: the loss − 2 standard errors is at the level, or may be between two log steps."""
+    """From here on it may have: the loss − 3 standard errors is at the level, or may be between two log steps."""
     latest: float
-    """Here it had: the loss + 2 standard errors is at the level; inf where that is not within the run."""
+    """Here it had: the loss + 3 standard errors is at the level; inf where that is not within the run."""
     read: Interval
     """`earliest` and `latest` of a loss without error: only what is not known between two log steps."""
 
@@ -95,7 +98,7 @@ class Timeline:
 
     def crossing(self, level: float) -> Crossing:
         """Where the loss comes down to the level for the first time; see `Crossing`."""
-        loss, error = self.loss, CONFIDENCE * self.loss_error
+        loss, error = self.loss, SURE * self.loss_error
         first, step, last = first_below(self.steps, loss, level)
         earliest, _, _ = first_below(self.steps, loss - error, level)
         _, _, latest = first_below(self.steps, loss + error, level)
@@ -109,8 +112,8 @@ class Timeline:
         return read_between(self.steps, self.loss if name == "loss" else self.column(name, 0.0), step)
 
     def lowest_sure(self) -> float:
-        """The lowest level that the loss + 2 standard errors came down to; NaN without losses."""
-        values = self.loss + CONFIDENCE * self.loss_error
+        """The lowest level that the loss + 3 standard errors came down to; NaN without losses."""
+        values = self.loss + SURE * self.loss_error
         values = values[np.isfinite(values)]
         return float(values.min()) if len(values) else NAN
 

@@ -95,21 +95,21 @@ def test_ties_and_duplicates_beat_nobody() -> None:
 
 
 def test_clear_verdicts_need_both_intervals_apart() -> None:
-    """Losses on a line with error s: τ within ±2s/slope, and the action in proportion."""
+    """Losses on a line with error s: τ within ±3s/slope, and the action in proportion."""
 
     def run(steps: float, loss_se: float) -> RunRecord:
         return straight(range(1, int(2 * steps)), lambda k: 1 - 0.5 * k / steps, speed=0.1, loss_se=loss_se)
 
-    apart = compare({"fast": run(100, 0.005), "slow": run(110, 0.005)}, at=0.5)  # 100 ± 2, 110 ± 2.2
+    apart = compare({"fast": run(100, 0.005), "slow": run(110, 0.005)}, at=0.5)  # 100 ± 3, 110 ± 3.3
     assert apart.winner == "fast"
     assert standing(apart)["slow"] == ("fast", True)
-    assert apart.groups[0].elapsed_interval == pytest.approx((98, 102), abs=1e-9)
-    assert apart.groups[0].action_interval == pytest.approx((0.98, 1.02), abs=1e-9)
-    near = compare({"fast": run(100, 0.02), "slow": run(110, 0.02)}, at=0.5)  # 100 ± 8, 110 ± 8.8
+    assert apart.groups[0].elapsed_interval == pytest.approx((97, 103), abs=1e-9)
+    assert apart.groups[0].action_interval == pytest.approx((0.97, 1.03), abs=1e-9)
+    near = compare({"fast": run(100, 0.02), "slow": run(110, 0.02)}, at=0.5)  # 100 ± 12, 110 ± 13.2
     assert near.winner is None
     assert standing(near)["slow"] == ("fast", False)
     told = " ".join(near.verdict())
-    assert "can't be told: fast (100 steps, 92.0 to 108) overlaps with slow" in told
+    assert "can't be told: fast (100 steps, 88.0 to 112) overlaps with slow" in told
     assert "is beaten by" not in told
     assert "Behind, but within the intervals: slow (behind fast)." in told
 
@@ -142,6 +142,20 @@ def test_rows_that_are_far_apart_make_no_winner_of_one_curve() -> None:
     assert compare(replicas, at=0.3).winner is None, "all replicas are read off their chords too late alike"
 
 
+def test_a_noisy_run_is_no_winner_for_the_row_at_which_it_dips() -> None:
+    """One curve, L = 1 − k/4000, with errors of 0.05 and 0.005 that last for 50 steps as means of 50 losses do."""
+    generator = np.random.default_rng(5)
+
+    def run(error: float) -> RunRecord:
+        noise = error * np.convolve(generator.normal(size=2060), np.ones(50) / math.sqrt(50), mode="valid")
+        return straight(range(25, 2000, 25), lambda k: 1 - k / 4000 + (noise[int(k)] if k else 0), loss_se=error)
+
+    trials = 200
+    winners = [compare({"noisy": run(0.05), "quiet": run(0.005)}).winner for _ in range(trials)]
+    # 5 % are allowed; three standard errors of 200 trials are 4.6 %.
+    assert sum(name is not None for name in winners) / trials < 0.05 + 0.046
+
+
 # --- runs that did not get there
 
 
@@ -162,12 +176,12 @@ def test_a_run_that_stopped_early_is_not_behind() -> None:
 
 def test_a_run_that_may_have_got_there_within_its_error() -> None:
     sure = straight(range(1, 501), lambda k: 1 - k / 500)
-    near = straight(range(1, 501), lambda k: 1 - k / 1000, loss_se=0.1)
-    found = compare({"sure": sure, "near": near}, at=0.45)  # near: 0.5 at the end, ± 0.2; 0.45 + 0.2 at step 350
-    assert found.groups[1].elapsed_interval == pytest.approx((350, math.inf), abs=1e-6)
-    assert found.winner == "sure", "275 steps are fewer than 350"
+    near = straight(range(1, 501), lambda k: 1 - k / 1000, loss_se=0.07)
+    found = compare({"sure": sure, "near": near}, at=0.45)  # near: 0.5 at the end, ± 0.21; 0.45 + 0.21 at step 340
+    assert found.groups[1].elapsed_interval == pytest.approx((340, math.inf), abs=1e-6)
+    assert found.winner == "sure", "275 steps are fewer than 340"
     early = compare({"sure": sure, "near": near}, at=0.61)
-    assert early.groups[1].elapsed_interval[0] == pytest.approx(190, abs=1e-6)
+    assert early.groups[1].elapsed_interval[0] == pytest.approx(180, abs=1e-6)
     assert early.winner is None, "195 steps are not"
 
 
@@ -242,7 +256,7 @@ def test_the_level_is_the_lowest_that_all_surely_reached() -> None:
         straight(range(1, 201), lambda k: 1 - k / 400, loss_se=0.01),
     )
     found = compare({"deep": deep, "shallow": shallow})
-    assert found.at == pytest.approx(0.5 + 0.02, abs=1e-12)
+    assert found.at == pytest.approx(0.5 + 0.03, abs=1e-12)
     assert found.set_by == "shallow"
     assert found.loss_level == found.at
     assert "where shallow got surely no lower" in found.table()
