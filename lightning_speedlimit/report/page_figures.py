@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report import figures
+from lightning_speedlimit.report.figure_windows import log_spaced
 from lightning_speedlimit.report.runs import KEEP_SKETCHES, with_sketches
 from lightning_speedlimit.report.text import clock_word, number
 
 if TYPE_CHECKING:
-    from lightning_speedlimit.record import RunRecord
     from lightning_speedlimit.report.comparison import Comparison, Point
 
 MOST_DETAILED = 12  # runs with figures of their own: some 0.3 MB and a second each
 MOST_BARS = 40  # rows of the balance of work that can be read
 MOST_CURVES = 200
+MOST_ROWS = 400  # log steps of a run that its figures show, besides those with a sketch: 10,000 would take a megabyte
 
 BALANCE = (
     "All work of a run's updates along the gradients, up to its last step, as one bar. Only the first part lowered the "
@@ -101,11 +105,29 @@ def of_all(comparison: Comparison, detailed: list[Point], prefix: str) -> list[P
 
 def of_run(point: Point, prefix: str) -> list[Picture]:
     """Efficiency over steps, of windows, and per layer where clouds were measured."""
-    record = with_sketches(point.run)
-    names = [name for name in OF_ONE_RUN if name != "layers" or record.clouds["layers"]]
+    whole = with_sketches(point.run)
+    record = thinned(whole)
+    remark = f" Of {len(whole):,} log steps {len(record):,} are shown." if len(record) < len(whole) else ""
     return [
-        _picture(f"{prefix}-{name}", *OF_ONE_RUN[name], partial(figures.OF_ONE_RUN[name], record)) for name in names
+        _picture(f"{prefix}-{name}", title, caption + remark, partial(figures.OF_ONE_RUN[name], record))
+        for name, (title, caption) in OF_ONE_RUN.items()
+        if name != "layers" or record.clouds["layers"]
     ]
+
+
+def thinned(record: RunRecord) -> RunRecord:
+    """The record with at most 400 of its rows, evenly on a logarithmic axis, and those that have a sketch.
+
+    Windows and regimes, which rest on sketches, are those of the whole.
+    """
+    steps = record.columns["step"]
+    if len(steps) <= MOST_ROWS:
+        return record
+    kept = np.isin(steps, np.concatenate([log_spaced(steps[steps > 0], MOST_ROWS), record.sketch_steps]))
+    state = record.state_dict()
+    arrays = state["arrays"]
+    arrays |= {"step": arrays["step"][kept], "values": arrays["values"][:, kept]}
+    return RunRecord.from_state_dict(state)
 
 
 def detailed_points(comparison: Comparison) -> list[Point]:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from page_cases import FAST, HOSTILE, LEVEL, SEEDS, SHORT, SLOW, Element, Zigzag, comparison, read
 
@@ -340,6 +341,26 @@ def test_of_many_runs_the_frontier_alone_has_figures() -> None:
     assert len(page_figures.detailed_points(alike)) == page_figures.MOST_DETAILED
     few = compare({"fast": fast, "slow": slow}, at=LEVEL)
     assert len(page_figures.detailed_points(few)) == 2
+
+
+def test_figures_of_a_long_run_show_some_of_its_rows_and_all_of_its_windows() -> None:
+    whole = Zigzag(300, 0.1, 0.3, steps=4000).record()
+    shown = page_figures.thinned(whole)
+    assert len(whole) == 1000
+    # 400 evenly on a logarithmic axis, of which the first steps are all there are, and those with one of 500 sketches.
+    assert 500 < len(shown) < 900
+    assert shown.columns["step"][0] == 4
+    assert shown.columns["step"][-1] == 4000
+    rows = np.searchsorted(whole.columns["step"], shown.columns["step"])
+    for name, column in shown.columns.items():
+        np.testing.assert_array_equal(column, whole.columns[name][rows])
+    np.testing.assert_array_equal(shown.sketch_steps, whole.sketch_steps)
+    assert shown.regimes() == whole.regimes()
+    pictures = page_figures.of_run(compare(whole).groups[0].points[0], "r")
+    assert pictures[0].caption.endswith(f"Of 1,000 log steps {len(shown)} are shown.")
+    assert len(pictures[0].svg) < 3e5
+    short = FAST.record()
+    assert page_figures.thinned(short) is short
 
 
 @pytest.mark.slow
