@@ -292,13 +292,13 @@ def test_a_pipe_gets_the_plain_table(home: Path) -> None:
 
 def test_a_page_is_written_and_its_place_said_aside(home: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    done = speedlimit("compare", "runs", "--json", "--html", page, cwd=home)
+    done = speedlimit("compare", "runs/adamw", "--json", "--html", page, cwd=home)
     assert done.returncode == 0
     assert json.loads(done.stdout)["by"] == "loss", "nothing else on stdout"
     assert done.stderr == f"The page is {page.as_uri()}\n"
     text = page.read_text("utf-8")
-    assert "adamw" in text
-    assert f"speedlimit compare runs --json --html {page}" in text
+    assert "AdamW" in text
+    assert f"speedlimit compare runs/adamw --json --html {page}" in text
 
 
 # --- terminals
@@ -493,20 +493,46 @@ def run_all(lines: list[str], cwd: Path) -> dict[str, tuple[int, str, str]]:
 
 
 COMMANDS = ("demo", "show", "compare", "theory gradient-flow", "theory langevin", "theory power-law")
+CLOSED_FORMS = {
+    "flow": "gradient-flow --eigenvalues 1,0.1 --residual 1,-2 --times 0.1,1,10",
+    "still": "langevin --curvature 2 --mean 0 --std 0.5 --temperature 0.5 --times 0.1,1,10",
+    "wide": f"langevin --curvature 2,3 --mean=-1,2 --std 0.5,{math.sqrt(0.5 / 3)!r} --temperature 0.5 --times 0.1,1,10",
+    "law": "power-law --kernel-exponent 1.5 --residual-exponent 1.5 --modes 3 --times 0.1,1,10",
+    "no law": "power-law --kernel-exponent 0.3 --residual-exponent 0.5 --modes 3 --times 0.1,1,10",
+}
+AS_TEXT = "speedlimit theory power-law --kernel-exponent 1.5 --residual-exponent 0.5 --modes 100 --times 1,10"
+BAD = {
+    "gradient-flow --eigenvalues 1,x --residual 1,1 --times 1": (
+        "--eigenvalues must be numbers with commas between, got '1,x'; as --eigenvalues 0.1,1,10"
+    ),
+    "gradient-flow --eigenvalues 1,2,3 --residual 1,1 --times 1": "must have one value per mode each",
+    "langevin --curvature 1 --mean 1 --std -1 --temperature 1 --times 1": "std must not be negative",
+    "power-law --kernel-exponent -1 --residual-exponent 1 --modes 5 --times 1": "kernel_exponent must be above 0",
+}
 
 
-def test_the_examples_of_the_help_work(home: Path, tmp_path: Path) -> None:
-    helps = run_all([f"speedlimit {command} --help" for command in COMMANDS], home)
+@pytest.fixture(scope="module")
+def examples(home: Path) -> list[str]:
+    """Of the help of all commands, without the demo and the page, which have tests of their own."""
     lines = []
-    for line, (code, text, _) in helps.items():
+    for line, (code, text, _) in run_all([f"speedlimit {command} --help" for command in COMMANDS], home).items():
         assert code == 0
-        examples = re.findall(r"^    (speedlimit .*)$", text, re.MULTILINE)
-        assert examples, f"{line} shows no example"
-        lines += examples
-    # The demo is a test of its own; the page too.
-    lines = [line for line in lines if not line.startswith("speedlimit demo") and "--html" not in line]
-    assert len(lines) >= 9
-    for line, (code, out, err) in run_all(lines, home).items():
+        found = re.findall(r"^    (speedlimit .*)$", text, re.MULTILINE)
+        assert found, f"{line} shows no example"
+        lines += found
+    return [line for line in lines if not line.startswith("speedlimit demo") and "--html" not in line]
+
+
+@pytest.fixture(scope="module")
+def answers(home: Path, examples: list[str]) -> dict[str, tuple[int, str, str]]:
+    good = [f"speedlimit theory {line} --json" for line in CLOSED_FORMS.values()]
+    return run_all([*examples, *good, AS_TEXT, *(f"speedlimit theory {line}" for line in BAD)], home)
+
+
+def test_the_examples_of_the_help_work(examples: list[str], answers: dict[str, tuple[int, str, str]]) -> None:
+    assert len(examples) >= 9
+    for line in examples:
+        code, out, err = answers[line]
         assert (code, err) == (0, ""), line
         assert out
         if "--json" in line:
@@ -517,77 +543,50 @@ def test_the_examples_of_the_help_work(home: Path, tmp_path: Path) -> None:
 # --- theory
 
 
-def theories(lines: list[str], cwd: Path) -> list[dict[str, Any]]:
-    found = run_all([f"speedlimit theory {line} --json" for line in lines], cwd)
-    assert [(code, err) for code, _, err in found.values()] == [(0, "")] * len(lines)
-    return [json.loads(out) for _, out, _ in found.values()]
-
-
-def test_closed_forms(home: Path) -> None:
+def test_closed_forms(answers: dict[str, tuple[int, str, str]]) -> None:
     times = np.array([0.1, 1.0, 10.0])
-    flow, one, wide, law, none = theories(
-        [
-            "gradient-flow --eigenvalues 1,0.1 --residual 1,-2 --times 0.1,1,10",
-            "langevin --curvature 2 --mean 0 --std 0.5 --temperature 0.5 --times 0.1,1,10",
-            f"langevin --curvature 2,3 --mean=-1,2 --std 0.5,{math.sqrt(0.5 / 3)!r} --temperature 0.5 --times 0.1,1,10",
-            "power-law --kernel-exponent 1.5 --residual-exponent 1.5 --modes 3 --times 0.1,1,10",
-            "power-law --kernel-exponent 0.3 --residual-exponent 0.5 --modes 3 --times 0.1,1,10",
-        ],
-        home,
-    )
+    found = {name: json.loads(answers[f"speedlimit theory {line} --json"][1]) for name, line in CLOSED_FORMS.items()}
     # THEORY §6: W₂² = Σ (1 − e^{−λt})² r²/λ, Q = ½ Σ (1 − e^{−2λt}) r².
-    for found, rates, squares in (
-        (flow, np.array([1.0, 0.1]), np.array([1.0, 4.0])),
-        (law, np.arange(1, 4) ** -1.5, np.arange(1, 4) ** -1.5),
+    for name, rates, squares in (
+        ("flow", np.array([1.0, 0.1]), np.array([1.0, 4.0])),
+        ("law", np.arange(1, 4) ** -1.5, np.arange(1, 4) ** -1.5),
     ):
         decay = np.exp(-np.outer(times, rates))
         distance = ((1 - decay) ** 2 * squares / rates).sum(1)
         produced = 0.5 * ((1 - decay**2) * squares).sum(1)
-        assert found["time"] == times.tolist()
-        np.testing.assert_allclose(found["wasserstein2_squared"], distance, rtol=1e-12)  # float64, few terms
-        np.testing.assert_allclose(found["entropy_production"], produced, rtol=1e-12)
-        np.testing.assert_allclose(found["efficiency"], distance / (times * produced), rtol=1e-12)
-    assert law["asymptotic_slope"] == pytest.approx((1 - 1.5) / 1.5)
-    assert none["asymptotic_slope"] is None, "the number of modes carries both sums"
+        curve = found[name]
+        assert curve["time"] == times.tolist()
+        np.testing.assert_allclose(curve["wasserstein2_squared"], distance, rtol=1e-12)  # float64, few terms
+        np.testing.assert_allclose(curve["entropy_production"], produced, rtol=1e-12)
+        np.testing.assert_allclose(curve["efficiency"], distance / (times * produced), rtol=1e-12)
+    assert found["law"]["asymptotic_slope"] == pytest.approx((1 - 1.5) / 1.5)
+    assert found["no law"]["asymptotic_slope"] is None, "the number of modes carries both sums"
     # One mode from s_0² = T/h = 0.25 about the minimum: nothing moves, so there is no efficiency.
-    assert one["wasserstein2_squared"] == [0, 0, 0]
-    assert one["efficiency"] == [None, None, None]
+    assert found["still"]["wasserstein2_squared"] == [0, 0, 0]
+    assert found["still"]["efficiency"] == [None, None, None]
     # Displaced, with s_0² = T/h in both modes, the widths stay and the means decay (THEORY §5).
     decay = np.exp(-np.outer(times, [2.0, 3.0]))
     distance = ((1 - decay) ** 2 * [1.0, 4.0]).sum(1)
     produced = 0.5 * ((1 - decay**2) * [2.0 * 1.0, 3.0 * 4.0]).sum(1)
-    np.testing.assert_allclose(wide["efficiency"], distance / (times * produced), rtol=1e-9)  # s_0² as rounded
+    np.testing.assert_allclose(found["wide"]["efficiency"], distance / (times * produced), rtol=1e-9)  # s_0² rounded
 
 
-def test_closed_forms_as_text(home: Path) -> None:
-    good = "speedlimit theory power-law --kernel-exponent 1.5 --residual-exponent 0.5 --modes 100 --times 1,10"
-    bad = [
-        "speedlimit theory gradient-flow --eigenvalues 1,x --residual 1,1 --times 1",
-        "speedlimit theory gradient-flow --eigenvalues 1,2,3 --residual 1,1 --times 1",
-        "speedlimit theory langevin --curvature 1 --mean 1 --std -1 --temperature 1 --times 1",
-        "speedlimit theory power-law --kernel-exponent -1 --residual-exponent 1 --modes 5 --times 1",
-    ]
-    found = run_all([good, *bad], home)
-    code, text, _ = found[good]
+def test_closed_forms_as_text(answers: dict[str, tuple[int, str, str]]) -> None:
+    code, text, _ = answers[AS_TEXT]
     assert code == 0
     rows = [line.split() for line in text.splitlines()[2:4]]
     assert [row[0] for row in rows] == ["1", "10"]
     for time_, squared, produced, efficiency in ([float(x) for x in row] for row in rows):
         assert efficiency == pytest.approx(squared / (time_ * produced), rel=1e-5)  # six digits each
     assert "the efficiency tends to a constant" in text
-    for line, said in zip(
-        bad,
-        [
-            "--eigenvalues must be numbers with commas between, got '1,x'; as --eigenvalues 0.1,1,10",
-            "must have one value per mode each",
-            "std must not be negative",
-            "kernel_exponent must be above 0",
-        ],
-        strict=True,
-    ):
-        code, out, err = found[line]
-        assert (code, out) == (2, "")
-        assert said in err
+
+
+@pytest.mark.parametrize(("line", "said"), BAD.items())
+def test_closed_forms_of_what_is_none(answers: dict[str, tuple[int, str, str]], line: str, said: str) -> None:
+    code, out, err = answers[f"speedlimit theory {line}"]
+    assert (code, out) == (2, "")
+    assert err.startswith("speedlimit: ")
+    assert said in err
 
 
 # --- the demo
