@@ -20,13 +20,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_speedlimit.report.diagnosis import diagnose
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit.report.diagnosis import diagnose
 
 TEXT = Path(__file__).with_name("declaration.txt")
 CONTEXT = 32  # letters

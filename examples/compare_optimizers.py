@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -202,7 +204,7 @@ def train(job: Job, data: tuple[Tensor, Tensor], options: argparse.Namespace) ->
     stop = StopAtLoss(*data, options.target, options.steps)
     callbacks: list[pl.Callback] = [stop]
     if not options.bare:
-        callbacks.append(SpeedLimit(print_summary=False))  # the one line: all else is shared
+        callbacks.append(SpeedLimit(print_summary=False, log_figures=False))  # the one line: all else is shared
     callbacks.append(ProgressLine(job.full_title, stop))
     trainer = pl.Trainer(
         callbacks=callbacks,
@@ -257,9 +259,15 @@ def main() -> None:
     print(f"""
 How to go on
   the page with figures   {page.resolve().as_uri()}
-  one run                 speedlimit show {options.output / jobs[-1].model / jobs[-1].optimizer}
-  curves                  tensorboard --logdir {options.output}
+  one run                 {command("speedlimit")} show {options.output / jobs[-1].model / jobs[-1].optimizer}
+  curves                  {command("tensorboard")} --logdir {options.output}
   numbers                 {options.output}/<model>/<optimizer>/metrics.csv""")
+
+
+def command(name: str) -> str:
+    """As it can be typed here: by its path where the environment is not activated."""
+    path = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not path.exists() else os.path.relpath(path)
 
 
 def compare_runs(model: str, jobs: list[Job], output: Path) -> Comparison:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .summary import Summary
 
-WIDTH = 90
+WIDTH = 92
 _NAME_WIDTH = 22
-_VALUE_WIDTH = 17
+_VALUE_WIDTH = 19
 
 ABOVE_ONE = "noise, learning rate x curvature of order 1, inertia, or a loss that hardly fell can do this"
 OUTSIDE_MOVES = (
