@@ -111,6 +111,7 @@ def test_a_loss_that_is_not_reached() -> None:
     assert math.isnan(near.step)
     assert near.earliest == pytest.approx(80, abs=1e-9), "1 − k/1000 − 0.03 = 0.89"
     assert crossing(record, 0.975).earliest == 0, "1 − 0.03 at the start is not above 0.975"
+    assert crossing(record, 1.02).latest == pytest.approx(10, abs=1e-9), "1 + 0.03 at the start is not below 1.02"
     surely_not = crossing(record, 0.905)
     assert surely_not.step == pytest.approx(95, abs=1e-9)
     assert surely_not.latest == math.inf, "0.9 + 0.03 at the end is above 0.905"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import lightning_speedlimit
 from lightning_speedlimit import Comparison, RunRecord, compare
-from lightning_speedlimit.report import compare_models
+from lightning_speedlimit.report import compare_models, figures
 from lightning_speedlimit.report.text import COLUMNS, interval, number, with_error
 
 # Places in the plane; few values, so that ties and duplicates come up.
@@ -156,6 +156,21 @@ def test_a_noisy_run_is_no_winner_for_the_row_at_which_it_dips() -> None:
     assert sum(name is not None for name in winners) / trials < 0.05 + 0.046
 
 
+def test_replicas_with_rows_far_apart_hold_the_truth_between_them() -> None:
+    """Three seeds that are almost alike: their spread is small against what lies between two rows."""
+    for bend in (1.0, -1.0):  # below its chords and above them
+
+        def curve(time: float, bend: float = bend) -> Callable[[float], float]:
+            return lambda k: math.exp(-k / time) if bend > 0 else 2 - math.exp(k / time)
+
+        times, level = (99.9, 100.0, 100.1), curve(100)(60)
+        (group,) = compare({"A": [straight(range(40, 401, 40), curve(time)) for time in times]}, at=level).groups
+        low, high = group.elapsed_interval
+        assert low <= 60 <= high
+        spread = 4.31 * float(np.std([0.6 * time for time in times], ddof=1)) / math.sqrt(3)
+        assert not group.values["elapsed"] - spread <= 60 <= group.values["elapsed"] + spread, "which is not enough"
+
+
 # --- runs that did not get there
 
 
@@ -286,6 +301,8 @@ def test_by_step_and_by_time() -> None:
         assert {group.name for group in found.at_loss} == {"slow", "fast"}
         assert found.frontier == ("fast",)
     assert compare({"a": slow, "b": slow.from_state_dict(slow.state_dict())}, by="step").set_by is None, "all end there"
+    cut = straight(range(10, 201, 10), decay(50), columns={"seconds": lambda k: 0.1 * k if k < 150 else math.nan})
+    assert compare({"slow": slow, "cut": cut}, by="time").at == pytest.approx(14, abs=1e-9), "the last that is known"
     late = compare(runs, by="step", at=250)
     assert late.winner is None
     assert late.verdict()[:2] == ["fast ended before.", "No two runs have a loss after 250 steps."]
@@ -385,6 +402,21 @@ def test_students_interval_holds_the_truth_as_often_as_it_says() -> None:
         group = compare({"A": [reaching(tau, 1.0) for tau in taus]}, at=0.5).groups[0]
         held += group.elapsed_interval[0] <= 12.0 <= group.elapsed_interval[1]
     assert held / trials == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / trials))
+
+
+def test_the_plane_gets_the_groups_that_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(figures, "plane", lambda points, **options: drawn.update(points=points, **options))
+    line: Callable[[float], float] = lambda k: 1 - k / 200  # noqa: E731 - a formula
+    blind = straight(range(1, 150), line, run=description(clock="lr"), columns={"action": lambda k: math.nan})
+    fast, slow = (straight(range(1, 150), line, speed=v, run=description(clock="lr")) for v in (0.1, 0.3))
+    short = straight(range(1, 20), line, run=description(clock="lr"))
+    compare({"A": [fast, slow], "B": fast, "blind": blind, "short": short}, at=0.5).figure()
+    assert drawn["clock"] == "lr"
+    assert {point.name: point.on_frontier for point in drawn["points"]} == {"B": True, "A": False}
+    (mean,) = [point for point in drawn["points"] if point.name == "A"]
+    assert (mean.elapsed, mean.action) == pytest.approx((100, 5.0), rel=1e-9)
+    assert mean.displacement == pytest.approx(math.sqrt((10**2 + 30**2) / 2), rel=1e-9), "D² is what τ·A is compared to"
 
 
 # --- as text
