@@ -59,7 +59,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, address: str) -> Any:
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", DESKTOP)
     browser.get(address)
     return browser
@@ -228,10 +228,18 @@ def test_without_javascript_all_is_there_but_sorting(opened: Any, address: str) 
         opened.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_what_is_folded_is_printed(opened: Any) -> None:
+def test_paper_holds_the_table_and_what_is_folded(opened: Any) -> None:
     state = "return [...document.querySelectorAll('details')].filter(d => d.open).length"
     total = opened.execute_script("return document.querySelectorAll('details').length")
     assert opened.execute_script(state) == 0
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    opened.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**DESKTOP, "width": 718})  # A4 less margins of 1 cm
+    box, table = opened.execute_script("""
+        const table = document.querySelector("table.sortable");
+        return [table.parentElement.getBoundingClientRect().right, table.getBoundingClientRect().right];
+    """)
+    assert table <= box + 1
     opened.execute_script("dispatchEvent(new Event('beforeprint'))")
     assert opened.execute_script(state) == total > 4
     opened.execute_script("dispatchEvent(new Event('afterprint'))")
