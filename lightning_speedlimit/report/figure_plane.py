@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, log_axis, look, style
+from .style import GREY, INK, NothingToDraw, describe, figure, log_axis, look, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,7 +199,7 @@ def _name_points(drawn: Figure, axes: Any, named: Sequence[PlanePoint], every: S
     taken += [box for line in axes.lines if line.get_gid() == _KEPT_FREE for box in _along(line)]
     taken += [box for p in named for box in _bar_boxes(axes, p)]
     inside = axes.get_window_extent(renderer)
-    for index, point in enumerate(named):
+    for point in named:
         label = axes.annotate(
             _short(point.name),
             (point.elapsed, point.action),
@@ -208,7 +208,7 @@ def _name_points(drawn: Figure, axes: Any, named: Sequence[PlanePoint], every: S
             ha="center",
             va="center",
             fontsize=8,
-            color=COLOURS[index % len(COLOURS)],
+            color=INK,  # the colours are too light for small letters; the marker beside it has them
             zorder=5,
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
         )

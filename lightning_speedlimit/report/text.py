@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 UNDEFINED = "?"
+_ROUNDING = 1e-9  # relative: of sums and means in float64
 
 # Heading, key in the values, significant digits: what a row of the table shows.
 COLUMNS = (
@@ -47,8 +48,9 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def with_error(value: float, error: float, digits: int = 3) -> str:
-    """ "123 ± 4": the error with two digits at most; alone where it is unknown."""
-    return number(value, digits) + (f" ± {number(error, 2)}" if math.isfinite(error) else "")
+    """ "123 ± 4": the error with two digits at most; alone where that is unknown, or mere rounding."""
+    told = math.isfinite(error) and error > _ROUNDING * abs(value)
+    return number(value, digits) + (f" ± {number(error, 2)}" if told else "")
 
 
 def interval(bounds: tuple[float, float]) -> str:
