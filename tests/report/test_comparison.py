@@ -94,6 +94,16 @@ def test_ties_and_duplicates_beat_nobody() -> None:
     assert tie.winner is None
 
 
+def test_the_last_digits_of_a_sum_decide_nothing() -> None:
+    def run(action: float) -> RunRecord:
+        return straight(range(1, 150), lambda k: 1 - k / 200, speed=math.sqrt(action / 100))
+
+    found = compare({"a": run(1.0), "b": run(1.0 + 1e-12)}, at=0.5)
+    assert standing(found) == {"a": (None, False), "b": (None, False)}
+    assert "can't be told: a (1.00) overlaps with b" in found.verdict()[0]
+    assert standing(compare({"a": run(1.0), "b": run(1.0 + 1e-6)}, at=0.5))["b"] == ("a", False)
+
+
 def test_clear_verdicts_need_both_intervals_apart() -> None:
     """Losses on a line with error s: τ within ±3s/slope, and the action in proportion."""
 
