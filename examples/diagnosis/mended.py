@@ -232,20 +232,20 @@ def main() -> None:
 
 
 def show(results: Sequence[dict[str, Any]]) -> None:
-    """The tables of docs/diagnosis.md."""
+    """The table of docs/diagnosis.md: each case begins with the run before, in bold."""
+    print(f"\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
     for case in results:
-        print(f"\n{case['cause']}, {case['problem']} to loss {case['target']:g}\n\n| {' | '.join(HEAD)} |")
-        print(f"|{'---|' * len(HEAD)}")
         for name, numbers in case["rows"].items():
-            print(f"| {' | '.join(cells(name, numbers))} |")
+            print(f"| {' | '.join(cells(case, name, numbers))} |")
 
 
-def cells(name: str, numbers: dict[str, Any]) -> list[str]:
-    """One row of a table."""
+def cells(case: dict[str, Any], name: str, numbers: dict[str, Any]) -> list[str]:
+    """One row of the table."""
     steps = f"{numbers['steps']:.0f}" + ("" if numbers["reached"] else " (not reached)")
     factors = [f"{numbers[key]:.2f}" for key in ("straightness", "steadiness", "efficiency")]
     told = ", ".join(dict.fromkeys(causes[0] for causes in numbers["told"]))
-    setting = f"**{numbers['setting']}**" if name == "before" else f"{name}: {numbers['setting']}"
+    before = f"**{case['cause']}, {case['problem']} to {case['target']:g}: {numbers['setting']}**"
+    setting = before if name == "before" else f"{name}: {numbers['setting']}"
     return [
         setting,
         steps,

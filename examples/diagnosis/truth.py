@@ -133,9 +133,10 @@ def counterfactual(runs: Sequence[Any]) -> list[dict[str, Any]]:
         if larger is None or slower is None or run["told"] not in ("noise", "bouncing"):
             continue
         gains = {name: other["measured"]["conversion"] for name, other in (("batch", larger), ("rate", slower))}
+        steps = {"steps_batch": larger["steps"], "steps_rate": slower["steps"], "steps": run["steps"]}
         helped = "noise" if gains["batch"] > gains["rate"] else "bouncing"
         name = {key: run[key] for key in ("group", "optimizer", "lr", "batch", "told")}
-        found.append(name | {"conversion": run["measured"]["conversion"], **gains, "helped": helped})
+        found.append(name | {"conversion": run["measured"]["conversion"], **gains, **steps, "helped": helped})
     return found
 
 

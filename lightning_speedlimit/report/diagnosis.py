@@ -42,6 +42,7 @@ STEADY_ENOUGH = 0.5  # gradient flow on digits has 0.58
 LOADED = 0.6  # share of the path that one half of the time has to hold to be called the heavy one
 DECAYED = 0.5  # a last rate below this share of the largest is a schedule's doing
 UNCERTAIN = 0.1  # standard error of the conversion from which on the work balance is not judged
+_STRAIGHTEN = "A lower learning rate will not straighten it; a larger batch may."
 _ROUNDING = 1e-6  # sums in float64 over 10⁶ steps round to about 1e-10
 
 
@@ -223,9 +224,7 @@ def _noise_advice(run: _Run) -> str:
     larger = "four times the batch" if run.batch is None else f"a batch of {4 * run.batch} instead of {run.batch}"
     if run.is_plain_sgd:
         return f"Try {_momentum(run)}, which needs no more data; or {larger}."
-    return (
-        f"Try {larger}: fewer steps, more data; or let the learning rate decay: less action for about the same steps."
-    )
+    return f"Try {larger}: fewer steps for no more action, but more data."
 
 
 def _bouncing(run: _Run) -> Finding:
@@ -264,15 +263,11 @@ def _curved(run: _Run) -> list[tuple[float, Finding]]:
         return []
     evidence = _evidence(run, "straightness", "conversion") | {"straightness_over_conversion": left}
     sentence = (
-        f"The path itself bends: straightness {number(straightness)} is {number(left)} of the conversion "
-        f"{number(run.conversion)}, so that neither noise nor bouncing accounts for it."
+        f"The path bends more than the lost work accounts for: straightness {number(straightness)} is {number(left)} "
+        f"of the conversion {number(run.conversion)}."
     )
     cost = -math.log(left) if left > 0 else math.inf
-    return [(cost, Finding("curved path", sentence, _curved_advice(run), evidence))]
-
-
-def _curved_advice(run: _Run) -> str:
-    return "Neither batch nor learning rate will straighten it."
+    return [(cost, Finding("curved path", sentence, _STRAIGHTEN, evidence))]
 
 
 def _uneven(run: _Run) -> list[tuple[float, Finding]]:
@@ -314,7 +309,7 @@ def _uneven_advice(run: _Run) -> str:
         return ""
     if run.rate_kept < DECAYED:
         return f"The rate falls too early. Try {_third(run)}, kept constant."
-    return "Try a learning rate that rises as the gradients fall."
+    return "Try a learning rate that rises as the gradients fall: lower at the start, and about twice this at the end."
 
 
 # --- efficiency above 1
