@@ -79,7 +79,8 @@ def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _T
         _draw_legend(panel, frontier=any(p.on_frontier for p in drawable), rest=not few)
         missing = [_short(p.name) for p in points if p not in drawable]
         if missing:
-            panel.set_xlabel(f"{panel.get_xlabel()}\nnot drawn, for they did not get here: {_listed(missing)}")
+            why = "not drawn, for their time or action is 0 or unknown"
+            panel.set_xlabel(f"{panel.get_xlabel()}\n{why}: {_listed(missing)}")
         _name_points(drawn, panel, named, drawable)
         describe(drawn, title, _text(drawable))
     return drawn

@@ -227,16 +227,19 @@ def _losers(groups: Sequence[Group], clock: str) -> list[str]:
             continue
         other = by_name[group.beaten_by]
         if group.clearly:
-            elapsed, action = (group.values[key] / other.values[key] for key in ("elapsed", "action"))
-            sentences.append(
-                f"{group.name} is beaten by {other.name}: {number(elapsed, 2)} times the {time}, "
-                f"{number(action, 2)} times the action."
-            )
+            elapsed, action = (_times(group, other, *what) for what in (("elapsed", time), ("action", "action")))
+            sentences.append(f"{group.name} is beaten by {other.name}: {elapsed}, {action}.")
         else:
             unclear.append(f"{group.name} (behind {other.name})")
     if len(sentences) > 8:
         sentences = [*sentences[:7], f"{len(sentences) - 7} more are beaten clearly."]
     return sentences + ([f"Behind, but within the intervals: {_listed(unclear, 6)}."] if unclear else [])
+
+
+def _times(group: Group, other: Group, key: str, word: str) -> str:
+    """ "2.0 times the steps"; "40.0 steps against 0" where the other was there at its start."""
+    value, least = group.values[key], other.values[key]
+    return f"{number(value / least, 2)} times the {word}" if least else f"{number(value)} {word} against 0"
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

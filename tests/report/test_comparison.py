@@ -479,6 +479,18 @@ def test_sentences_name_what_the_intervals_allow() -> None:
     assert rates.verdict()[1].endswith("these trade time for action.")
 
 
+def test_a_run_that_starts_below_the_level() -> None:
+    """A pretrained one is there before its first step: 0 of both, by which nothing can be divided."""
+    scratch = straight(range(1, 201), decay(50))
+    found = compare({"scratch": scratch, "pretrained": straight(range(1, 101), decay(50, start=0.01))}, at=0.5)
+    steps = 50 * math.log(2)
+    assert found.frontier == ("pretrained",)
+    assert found.verdict()[-1] == (
+        f"scratch is beaten by pretrained: {steps:.1f} steps against 0, {0.01 * steps:.3f} action against 0."
+    )
+    assert "time or action is 0 or unknown: pretrained" in found.figure().axes[0].get_xlabel()
+
+
 def test_many_runs() -> None:
     generator = np.random.default_rng(3)
     places = [

@@ -498,9 +498,10 @@ def test_of_two_hundred_runs_the_frontier_alone_is_named() -> None:
     assert len(rest.get_xdata()) == sum(not p.on_frontier for p in points) > 150
 
 
-def test_plane_names_who_did_not_get_there() -> None:
-    points = [*points_of([100.0], [2.0]), PlanePoint("lost", math.nan, math.nan, 1.0)]
-    assert figures.plane(points).axes[0].get_xlabel().endswith("not drawn, for they did not get here: lost")
+def test_plane_names_who_has_no_place_on_it() -> None:
+    points = [*points_of([100.0], [2.0]), PlanePoint("lost", math.nan, math.nan, 1.0), PlanePoint("there", 0, 0, 0)]
+    told = figures.plane(points).axes[0].get_xlabel()
+    assert told.endswith("not drawn, for their time or action is 0 or unknown: lost, there")
     assert "sum of learning rates" in figures.plane(points[:1], clock="lr").axes[0].get_xlabel()
 
 
