@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_speedlimit.record import RunRecord
-from lightning_speedlimit.report.interpolation import Interval, Values, first_below, read_between
+from lightning_speedlimit.report.interpolation import Interval, Values, first_below, read_between, time_above
 
 By = Literal["loss", "step", "time"]
 
@@ -97,15 +97,21 @@ class Timeline:
         return np.nan_to_num(errors, nan=0.0, posinf=np.inf)
 
     def crossing(self, level: float) -> Crossing:
-        """Where the loss comes down to the level for the first time; see `Crossing`."""
+        """Where the loss comes down to the level for the first time; see `Crossing`.
+
+        The first row at which a noisy loss is that low is one that dips, long before the curve under the noise is. From
+        where it may have come down, a, to where it surely had, b, it is above the level for a time t: the crossing is
+        a + t, which noise on either side leaves where it is, and which is the first row's where there is none.
+        """
         loss, error = self.loss, SURE * self.loss_error
         first, step, last = first_below(self.steps, loss, level)
-        earliest, _, _ = first_below(self.steps, loss - error, level)
-        _, _, latest = first_below(self.steps, loss + error, level)
+        earliest, may, _ = first_below(self.steps, loss - error, level)
+        _, had, latest = first_below(self.steps, loss + error, level)
         if math.isnan(step):
             return Crossing(NAN, earliest, math.inf, read=(NAN, NAN))
         latest = math.inf if math.isnan(latest) else max(last, latest)
-        return Crossing(step, min(first, earliest), latest, read=(first, last))
+        middle = may + time_above(self.steps, loss, level, (may, had)) if may < had else step
+        return Crossing(middle, min(first, earliest), latest, read=(middle - (step - first), middle + (last - step)))
 
     def read(self, name: str, step: float) -> Interval:
         """Within which a sum, or the loss, is at a step: linear where it is known, and what may be between two rows."""

@@ -316,6 +316,8 @@ def _point(run: Run, timeline: Timeline, by: By, at: float) -> Point:
         step = at if by == "step" else timeline.step_of_time(at)
         where = Crossing(step, step, step, read=(step, step))
     values = timeline.at(where.step)
+    if by == "loss" and math.isfinite(values["loss"]):
+        values["loss"] = at  # and not what the noise made of it there
     sampled = CONFIDENCE * float(np.nan_to_num(values["action_se"]))
     noise = CONFIDENCE * float(np.nan_to_num(values["loss_se"]))
     least, most = _reach(timeline, "action", (where.earliest, where.latest))

@@ -44,6 +44,22 @@ def first_below(steps: Values, values: Values, level: float) -> tuple[float, flo
     return _around(_meets(steps, values, place - 1, level), ends, start, end)
 
 
+def time_above(steps: Values, values: Values, level: float, between: Interval) -> float:
+    """How long the chords are above a level from one step to another, steps; rows that are not finite are left out.
+
+    Args:
+        steps: (rows,), increasing. values: (rows,). between: within the rows.
+    """
+    known = np.isfinite(values)
+    inner = (steps > between[0]) & (steps < between[1]) & known
+    at = np.concatenate([[between[0]], steps[inner], [between[1]]])
+    y = np.interp(at, steps[known], values[known])
+    low, high = np.minimum(y[:-1], y[1:]), np.maximum(y[:-1], y[1:])
+    crosses = (low <= level) & (high > level)
+    share = np.where(crosses, (high - level) / np.where(crosses, high - low, 1.0), low > level)
+    return float(np.sum(share * np.diff(at)))
+
+
 def read_between(steps: Values, values: Values, step: float) -> Interval:
     """Within which a curve is at a step, for one that does not leave its rows' range; NaN beyond the rows.
 

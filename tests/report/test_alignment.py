@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
 from lightning_speedlimit.report.alignment import Timeline, common_level, values_at, work_shares
-from lightning_speedlimit.report.interpolation import first_below, read_between
+from lightning_speedlimit.report.interpolation import first_below, read_between, time_above
+from lightning_speedlimit.trajectory.losses import drop as losses_drop
 
 ROUNDING = 1e-12  # a dozen operations in float64 on numbers of order 1 to 500
 
@@ -470,3 +471,46 @@ def test_the_common_level_is_the_lowest_that_all_surely_reached() -> None:
     level, nobody = common_level({"lost": timelines["lost"]})
     assert math.isnan(level)
     assert nobody is None
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_noise_does_not_bring_the_crossing_forward(noise: float) -> None:
+    """L(k) = 2 e^(−k/200) + 0.1 with noise of each batch: the first row below 0.6 comes long before step 277."""
+    truth = 200 * math.log(2 / (0.6 - 0.1))
+    steps = np.arange(801)
+    found, first_rows = [], []
+    for seed in range(9):
+        losses = 2 * np.exp(-steps / 200) + 0.1 + noise * np.random.default_rng(seed).standard_normal(len(steps))
+        record = RunRecord({"clock": "steps"})
+        for k in range(10, 801, 10):
+            known = slice(max(0, k - 50), k)
+            drop = losses_drop(
+                (list(range(min(50, k))), losses[: min(50, k)].tolist()),
+                (steps[known].tolist(), losses[known].tolist()),
+                k,
+            )
+            record.append(k, {"loss": drop.last, "loss_se": drop.last_error, "loss_drop": drop.value})
+        found.append(Timeline(record).crossing(0.6).step)
+        columns = record.columns
+        first_rows.append(columns["step"][columns["loss"] <= 0.6][0])
+    error = 4 * np.std(found, ddof=1) / 3  # four standard errors of the mean of 9
+    assert np.mean(found) == pytest.approx(truth, abs=error)
+    if noise > 0.1:
+        assert np.mean(first_rows) < truth - error, "the first row would have been told from the truth"
+
+
+@pytest.mark.parametrize(
+    ("values", "between", "above"),
+    [
+        ([2.0, 0.0], (0.0, 10.0), 5.0),  # a chord through the level 1 in its middle
+        ([2.0, 0.0], (4.0, 10.0), 1.0),
+        ([2.0, 0.0, 2.0, 0.0], (0.0, 30.0), 15.0),
+        ([1.0, 1.0], (0.0, 10.0), 0.0),  # at the level is not above it
+        ([2.0, 2.0], (1.0, 4.0), 3.0),
+        ([2.0, math.nan, 0.0], (0.0, 20.0), 10.0),  # the chord over what is missing
+        ([3.0, 0.0], (0.0, 10.0), 20 / 3),
+    ],
+)
+def test_the_time_above_a_level(values: list[float], between: tuple[float, float], above: float) -> None:
+    steps = 10.0 * np.arange(len(values))
+    assert time_above(steps, np.array(values), 1.0, between) == pytest.approx(above, rel=1e-12)
