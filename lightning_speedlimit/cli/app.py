@@ -62,9 +62,13 @@ Times = Annotated[str, typer.Option(help="Times, in units of learning rate x ste
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"speedlimit {version('lightning-speedlimit')}")
+        try:
+            found = version("lightning-speedlimit")
+        except PackageNotFoundError:
+            found = "of a source folder that is not installed"
+        typer.echo(f"speedlimit {found}")
         raise typer.Exit
 
 

@@ -24,7 +24,10 @@ ROOT = HERE.parents[1]
 NEED_TORCH = ("torch", "lightning", "pytorch-lightning", "torchmetrics", "geomloss")
 SHOWN = ("torch", "pytorch-lightning", "lightning", "torchmetrics", "numpy")
 # Callback, trajectory, record and theory, without what takes long.
-TESTS = ("test_callback_*.py", "test_namespaces.py", "trajectory", "theory", "test_record.py", "test_summary.py")
+TESTS = (
+    *("test_callback_*.py", "test_namespaces.py", "test_record.py", "test_summary.py", "test_plain_records.py"),
+    *("trajectory", "theory", "report/test_[acfpr]*.py"),
+)
 NAMESPACES = {"lightning": "lightning.pytorch", "pytorch-lightning": "pytorch_lightning"}
 
 
