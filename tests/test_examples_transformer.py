@@ -47,7 +47,9 @@ def test_it_learns_and_tells(printed: str) -> None:
     first, last = map(float, found.groups())
     assert first == pytest.approx(torch.tensor(57.0).log().item(), abs=0.4)  # 57 letters, nearly even scores at first
     assert last < first - 0.5
-    assert "The model writes: 'We " in printed
+    text = (ROOT / "examples" / "declaration.txt").read_text(encoding="utf-8")
+    assert f"It read {text[32:48]!r} … and goes on " in printed
+    assert f"where the text has {text[48:65]!r}" in printed
     assert "Speed limit of a training run" in printed
     assert re.search(r"Diagnosis\n\n- \w+", printed)
 

@@ -219,7 +219,7 @@ def test_what_would_have_helped(found: dict[str, Any], page: str) -> None:
     assert f"told bouncing it is {len(bouncing)} runs, and the rate by more in {rate_more}" in text
     medians = [statistics.median(gain[i] for gain in noise) for i in (2, 3)]
     assert f"({medians[1]:.1f} times as many in the median" in text
-    assert f"with the batch {medians[0]:.1f} times)" in text
+    assert f"with the batch {medians[0]:.1f} times;" in text
 
 
 def test_the_cases_have_what_they_are_about(found: dict[str, Any]) -> None:
