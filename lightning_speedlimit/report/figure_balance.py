@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_speedlimit.record import RunRecord
 
-from .style import GREY, INK, NothingToDraw, describe, figure, number, style
+from .style import GREY, INK, NothingToDraw, describe, figure, number, short_name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,9 @@ def work_balance(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
             _draw_bar(panel, place, parts, words=row == _ROW)
         for position, line in ((0, "-"), (1, "--")):
             panel.axvline(position, color=INK, linewidth=0.8, linestyle=line)
-        panel.set_yticks(range(len(found)), list(found), fontsize=9 if row == _ROW else max(9 * row / _ROW, 3))
+        panel.set_yticks(
+            range(len(found)), list(map(short_name, found)), fontsize=9 if row == _ROW else max(9 * row / _ROW, 3)
+        )
         panel.set_ylim(len(found) - 0.5, -0.5)
         panel.tick_params(axis="y", length=0)
         panel.grid(visible=False, axis="y")

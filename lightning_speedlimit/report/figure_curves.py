@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
 
-from .style import COLOURS, GREY, NothingToDraw, describe, figure, log_axis, look, signed_log_axis, style
+from .style import COLOURS, GREY, NothingToDraw, describe, figure, log_axis, look, short_name, signed_log_axis, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def _median(values: Values) -> float:
 
 def _draw(axes: Any, x: Values, y: Values, shown: dict[str, Any], name: str) -> None:
     known = np.isfinite(x) & np.isfinite(y)
-    axes.plot(np.where(known, x, np.nan), np.where(known, y, np.nan), label=name, **shown)
+    axes.plot(np.where(known, x, np.nan), np.where(known, y, np.nan), label=short_name(name), **shown)
 
 
 def _text(found: Mapping[str, Curve]) -> str:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
 
-from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, look, markers, number, style
+from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, look, markers, number, short_name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +96,7 @@ def _draw_steps(axes: Any, clouds: dict[str, Any]) -> None:
             axes.plot(clouds["step"], values[:, index], color=GREY, linewidth=0.8)
     for place, index in enumerate(order):
         line, marked = values[:, index], markers(clouds["step"], values[:, index])
-        axes.plot(clouds["step"], line, label=clouds["layers"][index], markevery=marked, **look(place))
+        axes.plot(clouds["step"], line, label=short_name(clouds["layers"][index], 60), markevery=marked, **look(place))
     axes.set_ylim(0, None)
     axes.set_xlabel("optimizer steps since the start")
     axes.set_ylabel("W₂ (parameter units)", color=INK)

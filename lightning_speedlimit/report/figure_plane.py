@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .style import GREY, INK, NothingToDraw, describe, figure, log_axis, look, style
+from .style import GREY, INK, NothingToDraw, describe, figure, log_axis, look, short_name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 
 MOST_NAMED = 12  # of more points, those on the frontier alone are named
-_LONGEST = 36  # letters of a name
 _KEPT_FREE = "frontier"  # the mark of a line that no name is put upon
 _TITLE = "Elapsed time and action at the same loss"
 
@@ -77,7 +76,7 @@ def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _T
         panel.set_ylabel("action A (parameter²/clock)")
         panel.set_title(title)
         _draw_legend(panel, frontier=any(p.on_frontier for p in drawable), rest=not few)
-        missing = [_short(p.name) for p in points if p not in drawable]
+        missing = [short_name(p.name) for p in points if p not in drawable]
         if missing:
             why = "not drawn, for their time or action is 0 or unknown"
             panel.set_xlabel(f"{panel.get_xlabel()}\n{why}: {_listed(missing)}")
@@ -168,10 +167,6 @@ def _draw_legend(axes: Any, *, frontier: bool, rest: bool) -> None:
     axes.legend(handles=shown, loc="upper right", bbox_to_anchor=(1.0, 1.09), ncols=3, borderaxespad=0)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
@@ -202,7 +197,7 @@ def _name_points(drawn: Figure, axes: Any, named: Sequence[PlanePoint], every: S
     inside = axes.get_window_extent(renderer)
     for point in named:
         label = axes.annotate(
-            _short(point.name),
+            short_name(point.name),
             (point.elapsed, point.action),
             xytext=(0, 0),
             textcoords="offset points",

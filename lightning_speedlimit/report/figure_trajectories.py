@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import SKETCH_SIZE, RunRecord
 
-from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, look, number, style
+from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, look, number, short_name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,7 +142,7 @@ def _directions(sketches: list[Values]) -> Values:
 def _draw(axes: Any, steps: npt.NDArray[np.int64], path: Values, name: str, index: int, *, few: bool) -> None:
     """The path, a marker wherever the step has doubled, and one at the end; grey where runs are too many to name."""
     if few:
-        axes.plot(*path.T, label=name, markevery=_doublings(steps), **look(index) | {"markersize": 4})
+        axes.plot(*path.T, label=short_name(name), markevery=_doublings(steps), **look(index) | {"markersize": 4})
     else:
         axes.plot(*path.T, color=GREY, linewidth=0.8)
     mark = look(index)["marker"] if few else "o"

@@ -51,6 +51,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a "$" in the name of a run is one
 }
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MARKERS = 12  # of a line at most, but for points without neighbours
@@ -87,6 +88,13 @@ def figure(
 def describe(drawn: Figure, title: str, text: str) -> None:
     """What a screen reader says of the figure; `svg` takes it from here."""
     drawn.set_label(f"{title}\n{text}")
+
+
+def short_name(name: str, longest: int = 36) -> str:
+    """A name as figures have room for it: one line, cut; and not begun by "_", which legends leave out."""
+    text = " ".join(name.split()) or "?"
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return f" {text}" if text.startswith("_") else text
 
 
 def look(index: int) -> dict[str, Any]:

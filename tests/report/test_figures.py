@@ -697,3 +697,24 @@ def test_looks_of_fourteen_lines_differ_in_more_than_colour() -> None:
     grey = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in (matplotlib.colors.to_rgb(c) for c in style.COLOURS)]
     assert grey[0] < 0.15
     assert max(grey) < 0.7  # seen on white
+
+
+# --- names
+
+
+def test_names_of_every_kind_are_shown_as_they_are() -> None:
+    """Neither read as mathematics nor left out of a legend, and none so long that nothing else has room."""
+    path = np.cumsum(np.random.default_rng(0).standard_normal((9, 5)), axis=0)
+    names = {r"$\frac{$": r"$\frac{$", "$5_a$ & $6_b$": "$5_a$ & $6_b$", "_late": " _late", "a\nb\tc": "a b c"}
+    names |= {"x" * 300: "x" * 35 + "…", "": "?"}
+    runs = {name: record_of(path) for name in names}
+    plane = figures.plane(points_of([1.0, 2, 3, 4, 5, 6], [6.0, 5, 4, 3, 2, 1], names=list(names)))
+    assert {t.get_text() for t in drawn(plane).axes[0].texts} == set(names.values())
+    balance = drawn(figures.work_balance(runs)).axes[0]
+    assert [t.get_text() for t in balance.get_yticklabels()] == list(names.values())
+    assert balance.get_position().width > 0.4
+    for figure in (figures.curves(runs), figures.trajectories(runs)):
+        (legend,) = (axes.get_legend() for axes in drawn(figure).axes if axes.get_legend())
+        assert set(names.values()) <= {t.get_text() for t in legend.get_texts()}
+        assert figure.axes[0].get_position().width > 0.2
+        ElementTree.fromstring(figures.svg(figure))
