@@ -61,7 +61,8 @@ class Timeline:
         self.steps: Values = np.concatenate([[0.0], columns["step"][rows]])
         self.missing: Values = np.full(len(self.steps), np.nan)
         run = record.run
-        self._window: int = run.get("loss_window") or LOSS_WINDOW
+        window = run.get("loss_window")
+        self._window: int = window if isinstance(window, int) and window > 0 else LOSS_WINDOW
         optimizers = [found for found in run.get("optimizers") or [] if isinstance(found, Mapping)]
         self._climbs = any(group.get("maximize") for found in optimizers for group in found.get("groups") or [])
         self._columns = {name: np.asarray(column[rows], dtype=np.float64) for name, column in columns.items()}
@@ -80,7 +81,7 @@ class Timeline:
         """
         levels, drops = (self._columns.get(name, self.missing[1:]) for name in ("loss", "loss_drop"))
         levels = -levels if self._climbs else levels
-        known = np.flatnonzero(np.isfinite(levels + drops))
+        known = np.flatnonzero(np.isfinite(levels) & np.isfinite(drops))  # inf − inf warns
         full = known[self.steps[1:][known] >= self._window]
         row = full[0] if len(full) else known[-1] if len(known) else None
         start = NAN if row is None else float(levels[row] + drops[row])
@@ -107,7 +108,7 @@ class Timeline:
         first, step, last = first_below(self.steps, loss, level)
         earliest, may, _ = first_below(self.steps, loss - error, level)
         _, had, latest = first_below(self.steps, loss + error, level)
-        if math.isnan(step):
+        if math.isnan(step) or (level < loss[0] and not self.fell):  # a dip of what never surely fell is its noise
             return Crossing(NAN, earliest, math.inf, read=(NAN, NAN))
         latest = math.inf if math.isnan(latest) else max(last, latest)
         middle = may + time_above(self.steps, loss, level, (may, had)) if may < had else step
@@ -122,6 +123,12 @@ class Timeline:
         values = self.loss + SURE * self.loss_error
         values = values[np.isfinite(values)]
         return float(values.min()) if len(values) else NAN
+
+    @property
+    def fell(self) -> bool:
+        """Whether the loss surely came below where it began; a start that is unknown is no reason against."""
+        start, lowest = float(self.loss[0]), self.lowest_sure()
+        return lowest < start if math.isfinite(start) else math.isfinite(lowest)
 
     def step_of_time(self, seconds: float) -> float:
         """The step at a wall-clock time of the fit; NaN where the record has none, or ended before."""
@@ -213,8 +220,13 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def common_level(timelines: Mapping[Any, Timeline]) -> tuple[float, Any]:
-    """The lowest loss that every run surely reached, and the run that got no lower; NaN, None without losses."""
-    lowest = {key: timeline.lowest_sure() for key, timeline in timelines.items()}
+    """The lowest loss that every run surely reached, and the run that got no lower; NaN, None without losses.
+
+    Of the runs whose loss fell, if there are any: the others, at a rate far too high or too low, would have all
+    compared before the first step.
+    """
+    fell = {key: timeline for key, timeline in timelines.items() if timeline.fell}
+    lowest = {key: timeline.lowest_sure() for key, timeline in (fell or timelines).items()}
     known = {key: level for key, level in lowest.items() if math.isfinite(level)}
     if not known:
         return NAN, None

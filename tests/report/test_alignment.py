@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -471,6 +472,34 @@ def test_the_common_level_is_the_lowest_that_all_surely_reached() -> None:
     level, nobody = common_level({"lost": timelines["lost"]})
     assert math.isnan(level)
     assert nobody is None
+
+
+def test_runs_that_did_not_learn_set_no_common_level() -> None:
+    """Of a sweep the lowest and the highest rate: their level is above all starts, where nobody has taken a step."""
+    wild = {11: -0.5, 12: 7.0}
+    lines = {
+        "good": straight(range(1, 101), lambda k: 2 - k / 100, loss_se=0.01),
+        "dead": straight(range(1, 101), lambda k: 2.0 - 1e-4 * k, loss_se=0.01),
+        "blown": straight(range(1, 101), lambda k: wild.get(k, 2.0 + k), loss_se=3.0),
+    }
+    timelines = {name: Timeline(record) for name, record in lines.items()}
+    assert [timeline.fell for timeline in timelines.values()] == [True, False, False]
+    level, name = common_level(timelines)
+    assert level == pytest.approx(1 + 0.03, abs=ROUNDING)
+    assert name == "good"
+    assert math.isnan(timelines["blown"].crossing(level).step), "one estimate below it, of an error of 3, is noise"
+    assert timelines["blown"].crossing(2.5).step == 0, "but it began below this one"
+    level, name = common_level({name: timelines[name] for name in ("dead", "blown")})
+    assert name == "blown", "of these alone, as before"
+    assert level == pytest.approx(-0.5 + 9, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("lost", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_lost_warns_of_nothing(lost: float) -> None:
+    record = straight(range(1, 101), lambda k: 1 - k / 200 if k < 80 else lost, run={"loss_window": "fifty"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Timeline(record).crossing(0.75).step == pytest.approx(50, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3])
