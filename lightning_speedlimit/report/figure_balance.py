@@ -56,7 +56,7 @@ def work_balance(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
         )
     with style():
         row = _ROW if len(found) <= _MOST_NAMED else _ROW * _MOST_NAMED / len(found)
-        drawn, axes = figure(height=1.15 + row * len(found))
+        drawn, axes = figure(height=1.5 + row * len(found))
         panel = axes[0, 0]
         for place, parts in enumerate(found.values()):
             _draw_bar(panel, place, parts, words=row == _ROW)
@@ -116,13 +116,13 @@ def _draw_legend(axes: Any) -> None:
 
     patches = [Patch(facecolor=c, hatch=h, edgecolor="white", label=label) for label, c, h in _PARTS.values()]
     axes.legend(handles=patches, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderaxespad=0.2)
-    axes.set_title(_TITLE)
+    axes.set_title(_TITLE, pad=20)  # above the legend: names may leave the axes little width
 
 
 def _axis_label(found: Mapping[str, Mapping[str, float]]) -> str:
     label = "part of the work Σ f·u (no unit)"
     if any(value < -_SEEN for parts in found.values() if _is_known(parts) for value in parts.values()):
-        label += "; negative parts to the left of 0: each bar adds up to 1"
+        label += "\nnegative parts to the left of 0: each bar adds up to 1"
     return label
 
 

@@ -713,6 +713,9 @@ def test_names_of_every_kind_are_shown_as_they_are() -> None:
     balance = drawn(figures.work_balance(runs)).axes[0]
     assert [t.get_text() for t in balance.get_yticklabels()] == list(names.values())
     assert balance.get_position().width > 0.4
+    title, legend = balance._left_title.get_window_extent(), balance.get_legend().get_window_extent()
+    assert title.y0 > legend.y1 - 6, "the title stands above the legend, but for the frame's margin"
+    assert balance.xaxis.label.get_window_extent().x1 <= balance.figure.bbox.x1, "what the axis says ends within"
     for figure in (figures.curves(runs), figures.trajectories(runs)):
         (legend,) = (axes.get_legend() for axes in drawn(figure).axes if axes.get_legend())
         assert set(names.values()) <= {t.get_text() for t in legend.get_texts()}
