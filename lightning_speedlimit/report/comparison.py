@@ -267,7 +267,7 @@ def check_alike(runs: Sequence[Run]) -> None:
                 found.setdefault(run.record.run[key], []).append(run.name)
         if len(found) > 1:
             what_has = "; ".join(
-                f"{value:,} parameters: {_listed(names)}" if key == "parameters" else f"{value}: {_listed(names)}"
+                f"{value:,} parameters: {_listed(names)}" if isinstance(value, int) else f"{value}: {_listed(names)}"
                 for value, names in found.items()
             )
             raise ValueError(f"runs must have the same {what} to be compared, got {what_has}; {cure}")
