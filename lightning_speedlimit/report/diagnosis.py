@@ -81,7 +81,7 @@ def diagnose(values: Mapping[str, float] | RunRecord, record: RunRecord | None =
     if record is None:
         raise TypeError("diagnose needs the record that the values are of, got None; pass diagnose(values, record)")
     run = _Run(values, record)
-    costly = [*_waste(run), *_curved(run), *_uneven(run)]
+    costly = [*(_rose(run) or _waste(run)), *_curved(run), *_uneven(run)]
     costly.sort(key=lambda pair: -pair[0])  # stable: equal costs stay in the order above
     found = [finding for _, finding in costly]
     return [*found, *_above_one(run), *_undefined(run)] or [_nothing(run)]
@@ -190,6 +190,18 @@ class _Run:
 
 
 # --- the work
+
+
+def _rose(run: _Run) -> list[tuple[float, Finding]]:
+    """A loss that surely rose: curvature gave back more than the steps along the force took, F·u < ½ u·H·u.
+
+    However noisy the batches are. Steps so large are outside of the balance's second order: no shares are told.
+    """
+    if not run.conversion + 2 * float(np.nan_to_num(run["conversion_se"])) < 0:
+        return []
+    evidence = _evidence(run, "conversion", "straightness")
+    sentence = f"The loss rose, conversion {number(run.conversion)}: the steps overshoot{_turns(evidence)}."
+    return [(math.inf, Finding("bouncing", sentence, f"Try {_third(run)}, or less.", evidence))]
 
 
 def _waste(run: _Run) -> list[tuple[float, Finding]]:

@@ -91,7 +91,39 @@ def test_equal_shares_count_as_the_thresholds_say() -> None:
 
 
 def test_work_that_lowered_nothing_is_still_diagnosed() -> None:
-    assert causes(record_of(noise=0.2, bouncing=0.9)) == ["bouncing"]  # useful −0.1: the loss rose
+    assert causes(record_of(noise=0.5, bouncing=0.5)) == ["noise", "bouncing"]  # useful 0
+
+
+def test_a_loss_that_rose_is_overshoot_whatever_the_balance_says() -> None:
+    """Parts larger than the work, beyond the second order: "batch noise took 3 of the work" says nothing."""
+    found = only(record_of(noise=3.0, bouncing=0.5), "bouncing")
+    assert found.sentence == "The loss rose, conversion -2.50: the steps overshoot (straightness 0.800)."
+    assert found.advice == "Try a learning rate of about 0.1 instead of 0.30, or less."
+    assert causes(record_of(noise=3.0, bouncing=0.5)) == ["bouncing"]
+    within = record_of(noise=0.9, bouncing=0.2, conversion_se=0.06)  # −0.1, and that may be 0
+    assert causes(within)[0] == "noise"
+
+
+def test_a_run_that_blew_up_on_all_data_has_no_batch_noise() -> None:
+    """Descent on a cross entropy far beyond the edge: no batches, yet a third order that looks like noise."""
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 8), torch.randint(4, (64,))
+    model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
+    meter, record = TrajectoryMeter(optimizer), RunRecord({"optimizers": [sgd(30.0)], "loss_window": 2})
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        losses.append(torch.nn.functional.cross_entropy(model(x), y))
+        losses[-1].backward()
+        optimizer.step()
+    with torch.no_grad():
+        losses.append(torch.nn.functional.cross_entropy(model(x), y))
+    meter.record_probe(losses[0].detach().reshape(1), losses[-1].reshape(1))
+    record.append(6, meter.compute(), meter.reasons)
+    assert losses[-1] > losses[0]
+    assert "noise" not in causes(record)
+    assert causes(record)[0] == "bouncing"
 
 
 def test_values_from_elsewhere_in_the_run_go_before_the_last_row() -> None:
@@ -244,6 +276,7 @@ EVERY_KIND = [
     record_of(0.6, 0.1, conversion_se=0.7),
     record_of(0.6, 0.1, work_ito=-1.234),
     record_of(0.1, 0.0),
+    record_of(3.0, 1.234),
     RunRecord(),
 ]
 
