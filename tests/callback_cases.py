@@ -246,4 +246,4 @@ def repeatable(columns: dict[str, Any]) -> dict[str, Any]:
 
 def last_row(callback: SpeedLimit) -> dict[str, float]:
     assert callback.record is not None
-    return {name: float(column[-1]) for name, column in callback.record.columns.items()}
+    return {name: float(column[-1]) for name, column in repeatable(callback.record.columns).items()}
