@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-matrix | modes | docs | paper | bench | clean
+# make demo | test | test-slow | test-matrix | modes | docs | paper | diagnosis | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test test-slow test-matrix modes docs paper bench clean setup
+.PHONY: demo test test-slow test-matrix modes docs paper diagnosis bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
 
@@ -73,6 +73,11 @@ docs: $(STAMP)
 # Figures and numbers of docs/paper, computed anew.
 paper: $(STAMP)
 	@set -e; for name in $(PAPER); do $(BIN)/python examples/paper/$$name.py --output docs/paper; done
+
+# What docs/diagnosis.md rests on, computed anew: about a quarter of an hour.
+diagnosis: $(STAMP)
+	$(BIN)/python examples/diagnosis/truth.py --output docs
+	$(BIN)/python examples/diagnosis/mended.py --output docs
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
