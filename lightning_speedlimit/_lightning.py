@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,7 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
         "optimizers": describe_optimizers(trainer.optimizers),
         "batch_size": batch_size(trainer),
+        "batches_per_epoch": batches_per_epoch(trainer),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "gradient_clip_val": plain(trainer.gradient_clip_val),
         "gradient_clip_algorithm": plain(trainer.gradient_clip_algorithm),
@@ -174,6 +176,21 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         "device": str(trainer.strategy.root_device),
         "versions": {"torch": str(torch.__version__), lightning.__name__: lightning.__version__},
     }
+
+
+def batches_per_epoch(trainer: Any) -> int | None:
+    """Batches of one process in which an epoch sees all data; None where it sees a part of it, or that is not known.
+
+    `limit_train_batches` and `drop_last` leave a part out, another one in each epoch where the data are shuffled.
+    """
+    batches, size = trainer.num_training_batches, batch_size(trainer)
+    try:
+        examples = len(trainer.train_dataloader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):  # no DataLoader, or a stream
+        return None
+    if size is None or not math.isfinite(batches) or batches * size * trainer.world_size < examples:
+        return None
+    return int(batches)
 
 
 def batch_size(trainer: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""The wall clock in the record: what a comparison by time rests on; and the batch size that Lightning knows."""
+"""The wall clock in the record: what a comparison by time rests on; and the batches that Lightning knows of."""
 
 import time
 from pathlib import Path
@@ -61,16 +61,21 @@ def test_no_logger_gets_them(tmp_path: Path) -> None:
     assert "seconds" not in header
 
 
-def test_the_record_knows_the_batch_size_where_lightning_does(tmp_path: Path) -> None:
+def test_the_record_knows_the_batches_where_lightning_does(tmp_path: Path) -> None:
+    """How many in an epoch only where they hold all data: a part of it, drawn anew, is noise."""
     data = TensorDataset(*(torch.cat(part) for part in zip(*batches(4), strict=True)))
     sampler = BatchSampler(SequentialSampler(data), 6, drop_last=True)
-    cases = [
-        (DataLoader(data, batch_size=4), 4),
-        (DataLoader(data, batch_sampler=sampler), 6),
-        (loader(batches(4)), None),  # it makes no batches: they come as they are
+    cases = [  # 24 examples
+        (DataLoader(data, batch_size=4), {}, 4, 6),
+        (DataLoader(data, batch_size=5), {}, 5, 5),
+        (DataLoader(data, batch_size=24, shuffle=True), {}, 24, 1),
+        (DataLoader(data, batch_size=20, drop_last=True), {}, 20, None),
+        (DataLoader(data, batch_size=12), {"limit_train_batches": 1}, 12, None),
+        (DataLoader(data, batch_sampler=sampler), {}, 6, 4),
+        (loader(batches(4)), {}, None, None),  # it makes no batches: they come as they are
     ]
-    for number, (loads, wanted) in enumerate(cases):
+    for number, (loads, options, size, count) in enumerate(cases):
         callback = quiet()
-        trainer(tmp_path / str(number), callback).fit(Regressor(), loads)
+        trainer(tmp_path / str(number), callback, **options).fit(Regressor(), loads)
         assert callback.record is not None
-        assert callback.record.run["batch_size"] == wanted
+        assert (callback.record.run["batch_size"], callback.record.run["batches_per_epoch"]) == (size, count), number

@@ -64,6 +64,7 @@ class Timeline:
         window = run.get("loss_window")
         self._window: int = window if isinstance(window, int) and window > 0 else LOSS_WINDOW
         optimizers = [found for found in run.get("optimizers") or [] if isinstance(found, Mapping)]
+        self._full_batch = is_full_batch(run)
         self._climbs = any(group.get("maximize") for found in optimizers for group in found.get("groups") or [])
         self._columns = {name: np.asarray(column[rows], dtype=np.float64) for name, column in columns.items()}
 
@@ -144,7 +145,7 @@ class Timeline:
         Sums, D, L and Σ(Δθ_i)²/m_i are linear between two log steps; ratios are made of them. All NaN beyond the run.
         """
         if not 0 <= step <= self.steps[-1]:
-            return _ratios({}, NAN)
+            return _ratios({}, NAN, self._full_batch)
 
         def at(column: Values) -> float:
             return float(np.interp(step, self.steps, column))
@@ -166,7 +167,7 @@ class Timeline:
             found[name] = _ratio(at(numerator), at(divisor))
         for name in ("action_se", "work_ito_se"):
             found[name] = at(self.column(name, 0.0))
-        return _ratios(found, step)
+        return _ratios(found, step, self._full_batch)
 
     def _from_first(self, name: str) -> Values:
         column = self.column(name, NAN)
@@ -175,7 +176,7 @@ class Timeline:
         return column
 
 
-def _ratios(sums: Mapping[str, float], step: float) -> dict[str, float]:
+def _ratios(sums: Mapping[str, float], step: float, full_batch: bool) -> dict[str, float]:
     """D²/ℓ², ℓ²/(τA), D²/(τA), D²/A, conversion and signal of the sums; the balance of the work."""
     found = {"step": float(step), **{name: float(sums.get(name, NAN)) for name in (*SUMS, *LEVELS, *OTHERS)}}
     squared, path, action, elapsed = (found[n] for n in ("displacement", "path_length", "action", "elapsed"))
@@ -190,23 +191,31 @@ def _ratios(sums: Mapping[str, float], step: float) -> dict[str, float]:
         "conversion": _ratio(drop, work),
         "conversion_se": _ratio(found["loss_drop_se"], abs(work)),
         "signal_fraction": _ratio(anti, met),
-        **work_shares(_ratio(drop, work), _ratio(anti, met)),
+        **work_shares(_ratio(drop, work), _ratio(anti, met), full_batch=full_batch),
     }
 
 
-def work_shares(conversion: float, signal_fraction: float) -> dict[str, float]:
+def work_shares(conversion: float, signal_fraction: float, *, full_batch: bool = False) -> dict[str, float]:
     """W = d + (d − a) + (W − 2d + a): what lowered the loss, bouncing, batch noise, as shares of the work W.
 
     To second order in the step, for every optimizer: with f = F + n, force of the whole loss and of the batch's
     noise, W = Σ F_k·u_k + Σ n_k·u_k, a = Σ F_{k+1}·u_k and d = ½ Σ (F_k + F_{k+1})·u_k, so that d − a = ½ Σ u·H·u.
     W is work_ito, a work_anti_ito, d the loss drop. Shares add up to 1 and can be negative: with weights that climb
     (d < a), and where batches are not independent.
+
+    Args:
+        full_batch: every step sees all data. There is no noise then, and what did not lower the loss is bouncing: steps
+            that overshoot are beyond second order, and the balance would book some of that as noise.
     """
-    return {
-        "useful_share": conversion,
-        "bouncing_share": conversion - signal_fraction,
-        "noise_share": 1.0 - 2.0 * conversion + signal_fraction,
-    }
+    bouncing = 1.0 - conversion if full_batch else conversion - signal_fraction
+    noise = 0.0 * conversion if full_batch else 1.0 - 2.0 * conversion + signal_fraction
+    return {"useful_share": conversion, "bouncing_share": bouncing, "noise_share": noise}
+
+
+def is_full_batch(run: Mapping[str, Any]) -> bool:
+    """Whether a run says that each of its steps sees all data: one step in an epoch."""
+    batches, accumulated = run.get("batches_per_epoch"), run.get("accumulate_grad_batches") or 1
+    return isinstance(batches, int) and isinstance(accumulated, int) and 0 < batches <= accumulated
 
 
 def values_at(record: RunRecord, step: float | None = None) -> dict[str, float]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from lightning_speedlimit._summary_text import number
 from lightning_speedlimit.record import RunRecord
-from lightning_speedlimit.report.alignment import work_shares
+from lightning_speedlimit.report.alignment import is_full_batch, work_shares
 
 Cause = Literal["noise", "bouncing", "curved path", "uneven speed", "efficiency above 1", "undefined", "nothing"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
@@ -101,7 +101,7 @@ class _Run:
         self.record = record
         self.step = float(values.get("step", math.nan))
         self.conversion, self.signal = self["conversion"], self["signal_fraction"]
-        self.shares = work_shares(self.conversion, self.signal)
+        self.shares = work_shares(self.conversion, self.signal, full_batch=is_full_batch(record.run))
         self.columns = record.columns
 
     def __getitem__(self, name: str) -> float:

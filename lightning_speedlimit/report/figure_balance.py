@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_speedlimit.record import RunRecord
 
+from .alignment import is_full_batch, work_shares
 from .style import GREY, INK, NothingToDraw, describe, figure, number, short_name, style
 
 if TYPE_CHECKING:
@@ -25,17 +26,11 @@ _MOST_NAMED = 40  # rows that have this height
 _SEEN = 0.002  # width of a part that can be seen
 
 
-def shares_of_work(conversion: float, signal_fraction: float) -> dict[str, float]:
-    """W = d + (d − a) + (W − 2d + a) as parts of W, no unit; they add up to 1, and each may be negative.
-
-    c = d/W lowered the loss; c − s, s = a/W, is bouncing, half of Σ u·H·u; 1 − 2c + s is batch noise. To second
-    order in the step, for every optimizer.
-    """
-    return {
-        "loss": conversion,
-        "bouncing": conversion - signal_fraction,
-        "noise": 1 - 2 * conversion + signal_fraction,
-    }
+def shares_of_work(record: RunRecord) -> dict[str, float]:
+    """The parts of `work_shares` at a run's last row, under the names of this figure."""
+    conversion, signal = _last(record)
+    shares = work_shares(conversion, signal, full_batch=is_full_batch(record.run))
+    return {"loss": shares["useful_share"], "bouncing": shares["bouncing_share"], "noise": shares["noise_share"]}
 
 
 def work_balance(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
@@ -48,7 +43,7 @@ def work_balance(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
         ValueError: no run has a conversion and a signal fraction.
     """
     named = {"run": runs} if isinstance(runs, RunRecord) else dict(runs)
-    found = {name: shares_of_work(*_last(record)) for name, record in named.items()}
+    found = {name: shares_of_work(record) for name, record in named.items()}
     if not any(_is_known(parts) for parts in found.values()):
         raise NothingToDraw(
             f"the balance of work needs a run with a conversion and a signal fraction, got {len(found)} without; "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
 from lightning_speedlimit.report import diagnosis
+from lightning_speedlimit.report.alignment import is_full_batch
 from lightning_speedlimit.report.diagnosis import Finding, diagnose
 
 NAN = math.nan
@@ -432,17 +433,17 @@ def test_adam_that_coasts_beyond_the_end_of_a_slope_is_above_one_by_inertia() ->
     assert finding.evidence["inertia"] > 1.2
 
 
-def test_full_batches_of_digits_at_a_rate_of_03_bounce() -> None:
-    """Signal is negative without any noise: the catch of the page on sweeps, as a run."""
+def full_batches_of_digits(lr: float, run: dict[str, Any] | None = None) -> RunRecord:
+    """150 steps of gradient descent on all digits."""
     datasets = pytest.importorskip("sklearn.datasets")
     images, labels = datasets.load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
     torch.manual_seed(0)
     layers = [torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)]
     model = torch.nn.Sequential(*layers)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     meter = TrajectoryMeter(optimizer)
-    record = RunRecord({"optimizers": [sgd(0.8)]})
+    record = RunRecord({"optimizers": [sgd(lr)], **(run or {})})
     for _ in range(150):
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(x), y)
@@ -450,6 +451,12 @@ def test_full_batches_of_digits_at_a_rate_of_03_bounce() -> None:
         meter.record_loss(loss)
         optimizer.step()
     record.append(150, meter.compute(), meter.reasons)
+    return record
+
+
+def test_full_batches_of_digits_at_a_large_rate_bounce() -> None:
+    """Signal is negative without any noise: the catch of the page on sweeps, as a run."""
+    record = full_batches_of_digits(0.8)
     assert record.summary().signal_fraction < 0
     assert causes(record)[0] == "bouncing"
 
@@ -459,3 +466,28 @@ def test_the_findings_are_read_only_values() -> None:
     with pytest.raises(AttributeError):
         finding.cause = "nothing"  # type: ignore[misc]
     assert isinstance(np.float64(finding.evidence["noise_share"]), float)
+
+
+@pytest.mark.parametrize("lr", [0.8, 1.2, 2.0])
+def test_full_batches_beyond_the_edge_are_told_no_noise(lr: float) -> None:
+    """Where each step sees all data nothing is noise, however far beyond second order the steps are."""
+    record = full_batches_of_digits(lr, {"batches_per_epoch": 1})
+    found = diagnose(record)
+    assert found[0].cause == "bouncing"
+    assert "noise" not in [finding.cause for finding in found]
+    share, conversion = found[0].evidence["bouncing_share"], record.summary().conversion
+    if "bouncing_share" in found[0].evidence:
+        assert share == pytest.approx(1 - conversion, rel=1e-12)
+
+
+def test_only_one_step_in_an_epoch_is_a_full_batch() -> None:
+    for run, full in [
+        ({}, False),
+        ({"batches_per_epoch": None}, False),
+        ({"batches_per_epoch": 1}, True),
+        ({"batches_per_epoch": 2}, False),
+        ({"batches_per_epoch": 4, "accumulate_grad_batches": 4}, True),
+        ({"batches_per_epoch": 5, "accumulate_grad_batches": 4}, False),
+        ({"batches_per_epoch": 0}, False),
+    ]:
+        assert is_full_batch(run) is full, run
