@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,9 @@ def style(**more: Any) -> Iterator[None]:
     # The names of the parameters are a type of their own, which differs between matplotlib's versions.
     settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
     settings |= {**_STYLE, **more}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # Names of runs may hold letters that the font lacks; a page's reader has fonts of their own.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -721,3 +722,12 @@ def test_names_of_every_kind_are_shown_as_they_are() -> None:
         assert set(names.values()) <= {t.get_text() for t in legend.get_texts()}
         assert figure.axes[0].get_position().width > 0.2
         ElementTree.fromstring(figures.svg(figure))
+
+
+def test_names_in_letters_that_the_font_lacks_warn_of_nothing() -> None:
+    point = PlanePoint("运行 🚀", elapsed=10.0, action=2.0, displacement=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = figures.plane([point])
+        figures.png(drawn)
+        assert "运行" in figures.svg(drawn)
