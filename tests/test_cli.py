@@ -390,7 +390,7 @@ def test_show_one_run(home: Path) -> None:
     record = RunRecord.load(home / "runs" / "sgd" / "seed_0")
     text = printed("show", "runs/sgd/seed_0", cwd=home)
     assert text.startswith(str(record.summary()) + "\n")
-    assert "\nRegimes\n- steps 0 to 200: efficiency " in text
+    assert "\nRegimes\n- steps 0 to 200: one, without a clear change\n" in text
     assert "\nWhat cost the most\n- " in text
     found = json.loads(printed("show", "runs/sgd/seed_0", "--json", cwd=home))
     assert found["summary"]["steps"] == 200

@@ -88,8 +88,8 @@ def demo(
 ) -> None:
     """Train small networks with several optimizers and compare them.
 
-    It takes half a minute and downloads nothing: the data are the handwritten digits of scikit-learn where that is
-    installed, else two spirals.
+    On a free core it takes half a minute. It downloads nothing: the data are the handwritten digits of scikit-learn
+    where that is installed, else two spirals.
     """
     from lightning_speedlimit.cli.demonstration import demonstrate
 
@@ -115,7 +115,7 @@ def compare(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders of runs, or that hold runs. Those that differ in a seed alone are one group.",
+            help="Folders of runs, or that hold runs. Those named alike but for seed_0, seed_1, … are one group.",
             metavar="RUN",
             show_default=False,
         ),

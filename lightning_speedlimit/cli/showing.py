@@ -47,16 +47,21 @@ def _print_run(path: Path, record: RunRecord) -> None:
             terminal.print_items(notes, width=_summary_text.WIDTH)
     else:
         print(summary)
-    regimes = record.regimes()
-    for title, items in (("Regimes", [_regime(regime) for regime in regimes]), ("What cost the most", _causes(record))):
+    for title, items in (("Regimes", _regimes(record.regimes())), ("What cost the most", _causes(record))):
         if items:
             print()
             terminal.print_title(title)
             terminal.print_items(items, width=_summary_text.WIDTH)
 
 
-def _regime(regime: Regime) -> str:
-    return f"steps {regime.first_step} to {regime.last_step}: efficiency {text.number(regime.efficiency)}"
+def _regimes(regimes: Sequence[Regime]) -> list[str]:
+    """A line for each; of one alone no efficiency, as the run's own stands above, in which mobilities are known."""
+    if len(regimes) == 1:
+        return [f"steps {regimes[0].first_step} to {regimes[0].last_step}: one, without a clear change"]
+    return [
+        f"steps {r.first_step} to {r.last_step}: efficiency {text.number(r.efficiency)} (kinematic / conversion in it)"
+        for r in regimes
+    ]
 
 
 def _causes(record: RunRecord) -> list[str]:

@@ -92,8 +92,14 @@ def heading(comparison: Comparison) -> str:
 
 
 def costliest(comparison: Comparison) -> list[str]:
-    """A sentence for each group that has a finding: its first."""
-    return [f"{group.name}: {finding.sentence}" for group in comparison.groups for finding in group.findings[:1]]
+    """A sentence for each group that has a finding: its first. A name as "version_0" is told with its settings."""
+    return [
+        f"{_introduced(group)}: {finding.sentence}" for group in comparison.groups for finding in group.findings[:1]
+    ]
+
+
+def _introduced(group: Group) -> str:
+    return group.name if group.title.startswith(group.name) else f"{group.name} ({group.title})"
 
 
 def _item(text: str) -> list[str]:
