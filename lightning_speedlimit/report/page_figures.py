@@ -24,12 +24,14 @@ MOST_CURVES = 200
 MOST_ROWS = 400  # log steps of a run that its figures show, besides those with a sketch: 10,000 would take a megabyte
 
 BALANCE = (
-    "All work of a run's updates along the gradients, up to its last step, as one bar. Only the first part lowered the "
-    "loss. Bouncing is steps that overshoot (half of u·H·u); batch noise is work that the next batch does not confirm."
+    "All work of a run's updates along the gradients as one bar: up to its last step, while the words above are of the "
+    "run up to where it is compared. Only the first part lowered the loss. Bouncing is steps that overshoot (half of "
+    "u·H·u); batch noise is work that the next batch does not confirm."
 )
 TRAJECTORIES = (
     "The weights of each run less its first ones, in the plane of the two directions in which all of them moved most. "
-    "The titles of the axes say how much of the motion that plane holds; what it does not hold is not to be seen here."
+    "The titles of the axes say how much of the motion that plane holds; what it does not hold is not to be seen here: "
+    "mostly the turning by noise and bouncing, so that paths look straighter than they are."
 )
 CURVES = (
     "Left: the loss against steps. Right: the action that it took to come down to a loss; lower is cheaper, and a run "
@@ -44,7 +46,8 @@ OF_ONE_RUN = {
     "windows": (
         "Efficiency of every window",
         "Each cell is the run from step s (upwards) to step t (to the right), as if it were a run of its own. A dark "
-        "patch is a stretch that wasted time, whatever came before it.",
+        "patch is a stretch that wasted time, whatever came before it. It is kinematic efficiency / conversion: with "
+        "momentum or adaptive steps another number than the efficiency above.",
     ),
     "layers": (
         "W₂ of each layer's neurons",
@@ -73,11 +76,12 @@ def plane(comparison: Comparison, prefix: str) -> Picture | None:
     if not any(group.placed for group in comparison.at_loss):
         return None
     caption = (
-        f"Each mark is where a run's loss first came down to {number(comparison.loss_level)}; bars are 95 % intervals. "
+        f"Each mark is where a run's loss first came down to {number(comparison.loss_level)}; bars are intervals: of a "
+        "single run where its loss ± 3 standard errors was that low, of several seeds 95 % of the mean. "
         f"Down and to the left is better: less time ({clock_word(comparison)}), less action (what the motion cost). "
         "The thin line of a run is τ·A = D²: the least action and time that this change of its weights could have "
-        "taken; the further a run is from its line, the more it wasted. The wide grey line is the frontier: runs on it "
-        "are beaten by none in both."
+        "taken; the further a run is from its line, the more it wasted (of a run far from it the line may lie outside "
+        "of the picture). The wide grey line is the frontier: runs on it are beaten by none in both."
     )
     return _picture(f"{prefix}-plane", "Time and action at the same loss", caption, comparison.figure)
 

@@ -31,6 +31,7 @@ MEANINGS: Mapping[str, str] = {
 }
 _ROUNDING = 1e-12  # of a mean: replicas at the same loss differ by less
 _INTERVAL = " Below it the 95 % interval."
+_INTERVAL_BY_LOSS = " Below it the interval."  # of what: the caption of the plane
 STANDING = (
     "At loss {level}: on the frontier, if no other needed both less time and less action; else the one that did, and "
     "whether the intervals of both keep apart."
@@ -88,7 +89,7 @@ def table_of(comparison: Comparison) -> Table:
     ranked_by = "elapsed" if comparison.by == "loss" else "loss"
     words = {"where": where(comparison), "clock": clock_word(comparison), "level": number(comparison.loss_level)}
     words |= {"interval": "" if comparison.by == "loss" else _INTERVAL}
-    words |= {"interval_by_loss": _INTERVAL if comparison.by == "loss" else ""}
+    words |= {"interval_by_loss": _INTERVAL_BY_LOSS if comparison.by == "loss" else ""}
     replicas = any(len(group.points) > 1 for group in comparison.groups)
     columns = [Column("name", "group" if replicas else "run", "Its name, from its folder.", False, "none")]
     if comparison.at_loss:
