@@ -461,5 +461,8 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
     if sampled:
         notes.append(f"measured at a sample of the steps, so that action and factors are estimates: {_listed(sampled)}")
     if all(a.group != b.group for a, b in combinations(runs, 2)) and len(runs) > 1:
-        notes.append("one run each: the intervals come from the noise of the loss, and know nothing of other seeds")
+        notes.append(
+            "one run each: the intervals come from the noise of the loss, and know nothing of other seeds (runs in "
+            "folders named seed_0, seed_1, … are taken as one group; others by --group NAME=PATH, or a list in Python)"
+        )
     return tuple(notes)

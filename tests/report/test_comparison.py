@@ -378,7 +378,8 @@ def test_one_run_alone() -> None:
 def test_notes_say_what_to_beware_of() -> None:
     a, b = reaching(4, 1), reaching(5, 1)
     assert compare([a, b]).notes == (
-        "one run each: the intervals come from the noise of the loss, and know nothing of other seeds",
+        "one run each: the intervals come from the noise of the loss, and know nothing of other seeds (runs in folders "
+        "named seed_0, seed_1, … are taken as one group; others by --group NAME=PATH, or a list in Python)",
     )
     assert compare({"A": [a, b]}).notes == ()
     late = compare([a, reaching(5, 1, since_step=70, measure_every_n_steps=4, monitor="val")]).notes
