@@ -159,7 +159,7 @@ class Comparison:
                     name=group.name,
                     elapsed=group.values["elapsed"],
                     action=group.values["action"],
-                    displacement=math.sqrt(_mean([p.values["displacement"] ** 2 for p in group.points])),
+                    displacement=group.values["displacement"],  # of the mean: (mean D)² ≤ mean τ · mean A
                     elapsed_interval=group.elapsed_interval,
                     action_interval=group.action_interval,
                     on_frontier=group.beaten_by is None,

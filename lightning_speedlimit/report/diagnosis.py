@@ -51,7 +51,7 @@ class Finding:
     """One cause, and what is known of it."""
 
     cause: Cause
-    """What it was; "undefined": not to be told from this record; "nothing": close to what this optimizer can do."""
+    """What it was; "undefined": not to be told from this record; "nothing": no part of it stands out."""
     sentence: str
     """What was found, with the numbers that it rests on, three digits each."""
     advice: str
@@ -402,7 +402,7 @@ def _nothing(run: _Run) -> Finding:
     evidence = _evidence(run, "conversion", "straightness", "steadiness")
     sentence = (
         f"Nothing stands out: {number(run.conversion)} of the work lowered the loss (straightness "
-        f"{number(run['straightness'])}, steadiness {number(run['steadiness'])}), close to what this optimizer can do."
+        f"{number(run['straightness'])}, steadiness {number(run['steadiness'])})."
     )
     return Finding("nothing", sentence, "", evidence)
 

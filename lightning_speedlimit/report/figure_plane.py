@@ -73,7 +73,7 @@ def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _T
         for index, point in enumerate(named):
             _draw_point(panel, point, look(index))
         panel.set_xlabel("elapsed time τ (steps)" if clock == "steps" else "elapsed time τ (sum of learning rates)")
-        panel.set_ylabel("action A (parameter²/clock)")
+        panel.set_ylabel("action A (parameter²/step)" if clock == "steps" else "action A (parameter²/learning rate)")
         panel.set_title(title)
         _draw_legend(panel, frontier=any(p.on_frontier for p in drawable), rest=not few)
         missing = [short_name(p.name) for p in points if p not in drawable]

@@ -17,10 +17,11 @@ MEANINGS: Mapping[str, str] = {
     "elapsed": "How long the run took to where it is compared ({where}): {clock}.{interval_by_loss}",
     "seconds": "Wall-clock seconds of the fit up to there. They depend on the machine.",
     "loss": "Training loss there, extrapolated from the last losses, so that it is not one batch's.{interval}",
-    "action": "What the motion cost: the squared lengths of all updates, each over its clock increment, added up "
-    "(parameter²/clock). The same path in half the steps costs twice the action.{interval_by_loss}",
+    "action": "What the motion cost: the squared lengths of all updates, each over its clock increment (1 on the clock "
+    '"steps"), added up. The same path in half the steps costs twice the action.{interval_by_loss}',
     "efficiency": "Least time in which gradient flow could make this change of the weights for this loss drop, over "
-    "the time taken. 1 is the thermodynamic limit; steps that are not small can exceed it.",
+    "the time taken. 1 is the thermodynamic limit; steps that are not small can exceed it. It is no ranking: blind to "
+    "batch noise, and high for a slow run that wastes nothing; who beats whom is seen in time and action.",
     "kinematic_efficiency": "Straightness × steadiness: the least time for this displacement on the same action, over "
     "the time taken. Never above 1.",
     "straightness": "(Distance from first to last weights / length of the path)². Low: the path turns, from noise, "

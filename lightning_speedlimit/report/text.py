@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 UNDEFINED = "?"
+_LONGEST = 60  # letters of a name in a table
 _ROUNDING = 1e-9  # relative: of sums and means in float64
 
 # Heading, key in the values, significant digits: what a row of the table shows.
@@ -92,9 +93,11 @@ def heading(comparison: Comparison) -> str:
 
 
 def costliest(comparison: Comparison) -> list[str]:
-    """A sentence for each group that has a finding: its first. A name as "version_0" is told with its settings."""
+    """For each group that has a finding its first, and what to try. A name as "version_0" is told with its settings."""
     return [
-        f"{_introduced(group)}: {finding.sentence}" for group in comparison.groups for finding in group.findings[:1]
+        f"{_introduced(group)}: {finding.sentence} {finding.advice}".rstrip()
+        for group in comparison.groups
+        for finding in group.findings[:1]
     ]
 
 
@@ -117,8 +120,10 @@ def headings(comparison: Comparison, columns: Sequence[tuple[str, str, int]]) ->
 
 
 def label(group: Group) -> str:
-    """The name, with the number of replicas where there are several."""
-    return group.name if len(group.points) == 1 else f"{group.name} ({len(group.points)} seeds)"
+    """The name on one line, cut, with the number of replicas where there are several."""
+    name = " ".join(group.name.split())
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return name if len(group.points) == 1 else f"{name} ({len(group.points)} seeds)"
 
 
 def cells(group: Group, columns: Sequence[tuple[str, str, int]]) -> list[str]:

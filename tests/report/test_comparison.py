@@ -427,7 +427,8 @@ def test_the_plane_gets_the_groups_that_have_a_place(monkeypatch: pytest.MonkeyP
     assert {point.name: point.on_frontier for point in drawn["points"]} == {"B": True, "A": False}
     (mean,) = [point for point in drawn["points"] if point.name == "A"]
     assert (mean.elapsed, mean.action) == pytest.approx((100, 5.0), rel=1e-9)
-    assert mean.displacement == pytest.approx(math.sqrt((10**2 + 30**2) / 2), rel=1e-9), "D² is what τ·A is compared to"
+    # (mean D)² ≤ (mean √(τA))² ≤ mean τ · mean A for any group; mean D² need not be.
+    assert mean.displacement == pytest.approx((10 + 30) / 2, rel=1e-9)
 
 
 # --- as text
