@@ -49,6 +49,8 @@ class SketchShelf:
             return
         if self.last_is_provisional:
             self._drop_last()
+        if self._ticks and self._ticks[-1] == self.ticks_seen:  # of an earlier row than the newest: no tick of its own
+            self.ticks_seen += 1
         if len(self._steps) == MAX_SKETCHES:
             self._thin()
         self.last_is_provisional = not self.wants_one()

@@ -925,3 +925,18 @@ def test_non_finite_values_are_values_not_damage(tmp_path: Path) -> None:
     record.add_sketch(1, np.full(SKETCH_SIZE, math.nan))
     record.save(tmp_path)
     assert_same(record, RunRecord.load(tmp_path))
+
+
+def test_sketches_may_come_after_the_rows(tmp_path: Path) -> None:
+    """All rows first, then the sketches of their steps: what is written can be read."""
+    record = RunRecord()
+    for step in (10, 20, 30):
+        record.append(step, {"loss": 1.0})
+    for step in (10, 20, 30):
+        record.add_sketch(step, sketch_of(step))
+    record.save(tmp_path)
+    loaded = RunRecord.load(tmp_path)
+    assert_same(record, loaded)
+    assert loaded.sketch_steps.tolist() == [10, 20, 30]
+    loaded.append(40, {"loss": 1.0})
+    assert loaded.wants_sketch()
