@@ -120,7 +120,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    by: Annotated[By, typer.Option(help="Compare at the same loss (the fair one), step, or time of the clock.")] = (
+    by: Annotated[By, typer.Option(help="Compare at the same loss (the fair one), step, or second of the fit.")] = (
         "loss"
     ),
     at: Annotated[

@@ -208,6 +208,7 @@ def work_shares(conversion: float, signal_fraction: float, *, full_batch: bool =
             that overshoot are beyond second order, and the balance would book some of that as noise.
     """
     bouncing = 1.0 - conversion if full_batch else conversion - signal_fraction
+    # NaN where the conversion is
     noise = 0.0 * conversion if full_batch else 1.0 - 2.0 * conversion + signal_fraction
     return {"useful_share": conversion, "bouncing_share": bouncing, "noise_share": noise}
 

@@ -155,6 +155,12 @@ class _Run:
         size = self.record.run.get("batch_size")
         return size if isinstance(size, int) and not isinstance(size, bool) else None
 
+    @property
+    def batches(self) -> int | None:
+        """In which an epoch sees all data; None where that is not known."""
+        count = self.record.run.get("batches_per_epoch")
+        return count if isinstance(count, int) and not isinstance(count, bool) else None
+
     # --- columns
 
     def _up_to_now(self, name: str) -> np.ndarray[Any, Any]:
@@ -234,6 +240,8 @@ def _noise(run: _Run) -> Finding:
 
 def _noise_advice(run: _Run) -> str:
     larger = "four times the batch" if run.batch is None else f"a batch of {4 * run.batch} instead of {run.batch}"
+    if run.batches is not None and run.batches < 4:
+        larger = "all data in each batch"
     if run.is_plain_sgd:
         return f"Try {_momentum(run)}, which needs no more data; or {larger}."
     return f"Try {larger}: fewer steps for no more action, but more data."

@@ -543,3 +543,18 @@ def test_noise_does_not_bring_the_crossing_forward(noise: float) -> None:
 def test_the_time_above_a_level(values: list[float], between: tuple[float, float], above: float) -> None:
     steps = 10.0 * np.arange(len(values))
     assert time_above(steps, np.array(values), 1.0, between) == pytest.approx(above, rel=1e-12)
+
+
+def test_where_each_step_sees_all_data_nothing_is_noise() -> None:
+    """c = 1/4 and s = 0 are half noise by the balance; all of what did not lower the loss is bouncing here."""
+    works: dict[str, Curve] = {
+        "work_ito": lambda k: k / 50,
+        "work_anti_ito": lambda k: 0.0,
+        "work_stratonovich": lambda k: k / 100,
+    }
+    for batches, shares in ((1, (0.25, 0.75, 0.0)), (2, (0.25, 0.25, 0.5))):
+        record = straight(range(1, 51), lambda k: 1 - k / 200, columns=works)
+        record.run["batches_per_epoch"] = batches
+        found = values_at(record)
+        names = ("useful_share", "bouncing_share", "noise_share")
+        assert [found[name] for name in names] == pytest.approx(shares, rel=1e-12, abs=1e-15)

@@ -458,6 +458,24 @@ def test_the_table_shows_the_values() -> None:
     assert max(map(len, lines)) <= 110
 
 
+def test_what_cost_the_most_comes_with_what_to_try() -> None:
+    """c = 0.2, s = 0.1: noise took 1 − 2·0.2 + 0.1 = 0.7 of the work. A line holds one name, however long."""
+    works: dict[str, Callable[[float], float]] = {
+        "work_ito": lambda k: k / 40,
+        "work_anti_ito": lambda k: k / 400,
+        "work_stratonovich": lambda k: 0.5 * (k / 40 + k / 400),
+    }
+    noisy = straight(range(1, 101), lambda k: 1 - k / 200, columns=works)
+    noisy.run["batch_size"] = 32
+    name = "a name\twith\nbreaks " + "and many letters " * 10
+    text = " ".join(compare({name: noisy, "other": noisy}, at=0.6).table().split())
+    assert "Batch noise took 0.700 of the work" in text
+    assert "a batch of 128 instead of 32" in text
+    row = next(line for line in compare({name: noisy, "other": noisy}, at=0.6).table().splitlines() if "…" in line)
+    assert row.startswith("a name with breaks and many letters")
+    assert row.index("…") == 59
+
+
 def test_errors_of_replicas_are_shown() -> None:
     found = compare({"A": [reaching(90, 1), reaching(110, 1)], "B": reaching(200, 3)}, at=0.5)
     row = next(line for line in found.table().splitlines() if line.startswith("A (2 seeds)"))
@@ -567,6 +585,9 @@ def test_intervals_and_errors() -> None:
     assert interval((96.0, 96.01)) == "96.0"
     assert with_error(123.0, 4.0) == "123 ± 4.0"
     assert with_error(123.0, math.nan) == "123"
+    assert with_error(0.251, 3.9e-17) == "0.251", "replicas at the same loss differ by rounding"
+    assert with_error(0.251, 1e-6) == "0.251 ± 1.0e-06"
+    assert with_error(0.0, 0.5) == "0 ± 0.50"
 
 
 # --- the package
@@ -593,3 +614,11 @@ def test_print_and_str() -> None:
     found = at_half([(10.0, 10.0), (20.0, 2.0)])
     assert str(found) == found.table()
     assert [t for t in itertools.chain(found.verdict()) if "None" in t or "nan" in t] == []
+
+
+def test_at_the_same_loss_all_have_that_loss() -> None:
+    """Between its first dip and where it surely had come down a noisy loss is anything; the runs are at the level."""
+    jagged = straight(range(1, 101), lambda k: 1 - k / 100 + 0.02 * (-1) ** k, loss_se=0.02)
+    smooth = straight(range(1, 101), lambda k: 1 - k / 100)
+    comparison = compare({"jagged": jagged, "smooth": smooth}, at=0.503)
+    assert [group.values["loss"] for group in comparison.groups] == [0.503, 0.503]

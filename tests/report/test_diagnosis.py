@@ -491,3 +491,10 @@ def test_only_one_step_in_an_epoch_is_a_full_batch() -> None:
         ({"batches_per_epoch": 0}, False),
     ]:
         assert is_full_batch(run) is full, run
+
+
+@pytest.mark.parametrize(("batches", "advised"), [(None, "a batch of 128"), (4, "a batch of 128"), (3, "all data")])
+def test_no_batch_is_advised_that_the_data_do_not_fill(batches: int | None, advised: str) -> None:
+    record = record_of(0.7, 0.1, batch=32)
+    record.run["batches_per_epoch"] = batches
+    assert advised in only(record, "noise").advice

@@ -731,3 +731,12 @@ def test_names_in_letters_that_the_font_lacks_warn_of_nothing() -> None:
         drawn = figures.plane([point])
         figures.png(drawn)
         assert "运行" in figures.svg(drawn)
+
+
+def test_full_batches_have_no_noise_in_the_balance() -> None:
+    """c = 0.4, s = −0.1: 0.5 bounced and 0.1 would be noise; with one step in an epoch 0.6 bounced."""
+    record = RunRecord({"batches_per_epoch": 1})
+    record.append(9, {"conversion": 0.4, "signal_fraction": -0.1})
+    widths = [patch.get_width() for patch in figures.work_balance(record).axes[0].patches]
+    assert sorted(widths)[-2:] == pytest.approx([0.4, 0.6], rel=1e-12)
+    assert sum(widths) == pytest.approx(1.0, rel=1e-12)
