@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -124,9 +124,40 @@ def loss_scale(trainer: Any, optimizer: Any) -> Tensor | None:
     return scale if isinstance(scale, Tensor) else None
 
 
-def clips_by_value(trainer: Any) -> bool:
-    """Not by a common factor; the algorithm is an enumeration of strings, or None."""
-    return bool(trainer.gradient_clip_algorithm == "value")
+def gradient_changes(trainer: Any, module: Any, callback: Any) -> Literal["clipping", "given", "unknown"]:
+    """What may change gradients after this callback has seen them and before the optimizer does.
+
+    Under manual optimization that is the user's own code. Else it is clipping, where there is any, and what the
+    callbacks after this one and the module do in `on_before_optimizer_step`.
+    """
+    if not module.automatic_optimization:
+        return "unknown"
+    if trainer.gradient_clip_val or _clips_itself(module):
+        return "clipping"
+    later = trainer.callbacks[trainer.callbacks.index(callback) + 1 :] if callback in trainer.callbacks else []
+    return "unknown" if any(_is_own(part, "on_before_optimizer_step") for part in (module, *later)) else "given"
+
+
+def writes_of_clipping(trainer: Any, module: Any) -> int | None:
+    """How many times torch's clipping writes to each gradient; None where it is not torch's.
+
+    `clip_grad_norm_` multiplies; `clip_grad_value_` clamps from below and from above.
+    """
+    if not module.automatic_optimization or not trainer.gradient_clip_val or _clips_itself(module):
+        return None
+    if type(trainer.strategy).__name__ not in ("SingleDeviceStrategy", "DDPStrategy"):
+        return None
+    return 2 if trainer.gradient_clip_algorithm == "value" else 1
+
+
+def _clips_itself(module: Any) -> bool:
+    return _is_own(module, "configure_gradient_clipping")
+
+
+def _is_own(part: Any, hook: str) -> bool:
+    """A module's or a callback's hook that is not Lightning's."""
+    home = getattr(getattr(type(part), hook), "__module__", "")
+    return not home.startswith(("pytorch_lightning.", "lightning."))
 
 
 def plain_optimizer(optimizer: Any) -> Any:

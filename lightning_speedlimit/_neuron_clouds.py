@@ -8,7 +8,7 @@ have to be relabelled together: the sum over layers is a lower bound of what a j
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory.estimates import ratio
-from lightning_speedlimit.trajectory.layout import dense
+from lightning_speedlimit.trajectory.coordinates import dense
+from lightning_speedlimit.trajectory.estimates import NOTICED, ratio
 from lightning_speedlimit.transport import wasserstein2_squared
 
 TOTALS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")
 SHOWN = ("wasserstein2", "identity_excess")
 _HALF = (torch.float16, torch.bfloat16)
+StartOf = Callable[[Tensor], Tensor | None]
+_MOVED = (
+    "weights were moved outside of optimizer.step: W2 is between the neurons at the start and now, whatever moved "
+    "them, and the action is of the steps alone"
+)
 _NAMED = 3  # layers that a message names
 
 
@@ -121,13 +126,18 @@ class Compared:
 
 
 @torch.no_grad()
-def measure(module: nn.Module, meter: TrajectoryMeter, optimizers: Iterable[Any]) -> Measured:
+def measure(module: nn.Module, meter: TrajectoryMeter, optimizers: Iterable[Any], start_of: StartOf) -> Measured:
     """√(Σ_layers N W₂² + Σ (Δθ_i)² of the parameters in no cloud), and each layer's share, for θ as it is now.
 
     Args:
-        optimizers: all of the training's; what those move that the meter does not measure has no known start.
+        optimizers: all of the training's; what those move that the meter does not measure is in no action.
+        start_of: θ_0 of a parameter; None where it is not known.
     """
-    values = meter.compute()  # looks for moves outside of the steps, too
+    values = meter.compute()
+
+    def measured_start(parameter: Tensor) -> Tensor | None:
+        return start_of(parameter) if meter.has_moved(parameter) else None
+
     rest = {id(p): p for p in _parameters(module, meter)}
     if not math.isfinite(values["displacement"]) and all(_finite(p) for p in rest.values()):
         return Measured.undefined(meter.reasons.get("displacement", "the displacement is unknown"))
@@ -135,12 +145,16 @@ def measure(module: nn.Module, meter: TrajectoryMeter, optimizers: Iterable[Any]
     unmeasured = {id(p) for o in optimizers if o not in meter.optimizers for g in o.param_groups for p in g["params"]}
     found: dict[str, Compared] = {}
     for layer in layers(module):
-        compared = _compare(layer, meter, unmeasured, rest)
+        compared = _compare(layer, measured_start, unmeasured, rest)
         if compared is not None:
             found[layer.name] = compared
     said = _remarks(half, {name: c.failure for name, c in found.items() if c.failure is not None})
-    others = math.fsum(_displacement_squared(p, meter.start_of(p)) for p in rest.values())
-    return _total(found, others, values, meter.reasons, said)
+    others = math.fsum(_displacement_squared(p, measured_start(p)) for p in rest.values())
+    measured, name = _total(found, others, values, meter.reasons, said), "kinematic_efficiency_wasserstein2"
+    moved = values["moved_outside"] > NOTICED * values["path_length"] or meter.moved_since()
+    if moved and math.isfinite(measured.totals[name]):
+        measured.totals[name], measured.reasons[name] = math.nan, _MOVED
+    return measured
 
 
 def _parameters(module: nn.Module, meter: TrajectoryMeter) -> Iterator[Tensor]:
@@ -153,16 +167,16 @@ def _parameters(module: nn.Module, meter: TrajectoryMeter) -> Iterator[Tensor]:
             yield parameter
 
 
-def _compare(layer: Layer, meter: TrajectoryMeter, unmeasured: set[int], rest: dict[int, Tensor]) -> Compared | None:
+def _compare(layer: Layer, start_of: StartOf, unmeasured: set[int], rest: dict[int, Tensor]) -> Compared | None:
     """W₂² between a layer's neurons at θ_0 and now; takes its parameters out of `rest`. None: not measured."""
-    start = meter.start_of(layer.weight)
+    start = start_of(layer.weight)
     if start is None:
         return None
     rest.pop(id(layer.weight), None)
     before, now = [layer.rows(start)], [layer.rows(layer.weight)]
     if layer.bias is not None and id(layer.bias) not in unmeasured:
         rest.pop(id(layer.bias), None)
-        first = meter.start_of(layer.bias)  # None: no optimizer has moved it, and it is its neuron's all the same
+        first = start_of(layer.bias)  # None: no optimizer has moved it, and it is its neuron's all the same
         for blocks, value in ((before, layer.bias if first is None else first), (now, layer.bias)):
             blocks.append(_single(dense(value).reshape(len(now[0]), -1)).to(now[0].device))
     count = len(now[0])

@@ -6,7 +6,7 @@ import copy
 import inspect
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torch.nn import UninitializedParameter
 from torchmetrics import Metric
 
 from lightning_speedlimit._lightning import muted_logger
@@ -63,22 +64,58 @@ class Probe:
         return loss
 
 
-@contextmanager
-def start_weights(module: torch.nn.Module, start_of: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """θ_0 in place of θ, and θ back afterwards, bitwise."""
-    held: list[tuple[Tensor, Tensor]] = []
-    try:
-        with torch.no_grad():
-            for parameter in module.parameters():
-                start = start_of(parameter)
-                if start is not None:
-                    held.append((parameter, parameter.detach().clone()))
-                    parameter.copy_(start)
-        yield
-    finally:
-        with torch.no_grad():
-            for kept, value in held:
-                kept.copy_(value)
+class StartWeights:
+    """A copy of θ_0 of the parameters of a module and of its optimizers, by their names."""
+
+    def __init__(self, module: torch.nn.Module, optimizers: Sequence[Any]) -> None:
+        self._module = module
+        held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        found = {f"optimizers.{i}": p for i, p in enumerate(held)} | dict(module.named_parameters())
+        self._names = {id(p): name for name, p in found.items()}
+        self._waiting = {name: p for name, p in found.items() if self._names[id(p)] == name}
+        self._values: dict[str, Tensor] = {}
+
+    def take(self) -> None:
+        """θ as it is, of those that have not been taken yet: call it before the first step of each.
+
+        (Lazy layers are there after their first forward pass.)
+        """
+        for name, parameter in list(self._waiting.items()):
+            if not isinstance(parameter, UninitializedParameter):
+                self._values[name] = self._waiting.pop(name).detach().clone()
+
+    def of(self, parameter: Tensor) -> Tensor | None:
+        """θ_0 of one of them; None where it is not known."""
+        return self._values.get(self._names.get(id(parameter), ""))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """θ_0 in place of θ, and θ back afterwards, bitwise."""
+        held: list[tuple[Tensor, Tensor]] = []
+        try:
+            with torch.no_grad():
+                for parameter in self._module.parameters():
+                    start = self.of(parameter)
+                    if start is not None:
+                        held.append((parameter, parameter.detach().clone()))
+                        parameter.copy_(start)
+            yield
+        finally:
+            with torch.no_grad():
+                for kept, value in held:
+                    kept.copy_(value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value.cpu() for name, value in self._values.items()}
+
+    def restored(self, state: dict[str, Tensor] | None) -> StartWeights | None:
+        """With what was saved; None where nothing was, or of others: what the module holds now is not θ_0."""
+        if state is None or not state.keys() <= set(self._names.values()):
+            return None
+        homes = {name: p.device for name, p in self._waiting.items()} | {n: v.device for n, v in self._values.items()}
+        self._values |= {name: value.to(homes[name]) for name, value in state.items()}
+        self._waiting = {name: p for name, p in self._waiting.items() if name not in state}
+        return self
 
 
 @contextmanager

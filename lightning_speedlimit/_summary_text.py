@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .summary import Summary
@@ -22,6 +23,9 @@ OUTSIDE_MOVES = (
 # Values that are there only where clouds were measured.
 CLOUDS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")
 _CHANGED_PLACES = 0.01  # identity_excess above which neurons are said to have changed places
+
+# How many coordinates there are to measure: the first that a record tells (frozen parameters are none).
+_THERE = ("optimized_coordinates", "trainable_parameters", "parameters")
 
 # Sums in float64 over 10⁶ steps round to about 1e-10; what is above this is no rounding.
 _ROUNDING = 1e-6
@@ -43,6 +47,20 @@ def number(x: float, digits: int = 3) -> str:
 
 def with_error(x: float, standard_error: float) -> str:
     return number(x) + (f" +/- {number(standard_error, 2)}" if math.isfinite(standard_error) else "")
+
+
+def _told(s: Summary, name: str) -> str:
+    """A value with its standard error, where it has one."""
+    return with_error(getattr(s, name), getattr(s, f"{name}_se"))
+
+
+def measured_share(run: Mapping[str, Any]) -> str | None:
+    """ "1,048,576 of 9,812,345 coordinates (10.7 %)"; None where all of them were measured, or nothing tells."""
+    measured = run.get("measured_coordinates")
+    there = next((run[name] for name in _THERE if isinstance(run.get(name), int)), None)
+    if not isinstance(measured, int) or there is None or measured >= there:
+        return None
+    return f"{measured:,} of {there:,} coordinates ({100 * measured / there:.3g} %)"
 
 
 def table(summary: Summary) -> str:
@@ -87,7 +105,7 @@ def headline(s: Summary) -> list[Row]:
         ("loss", number(s.loss), "at the last row"),
         (
             "efficiency",
-            with_error(s.efficiency, s.efficiency_se),
+            _told(s, "efficiency"),
             f"least time {cost} / time taken; best 1",
         ),
         (
@@ -97,16 +115,16 @@ def headline(s: Summary) -> list[Row]:
         ),
         (
             "  by action",
-            with_error(s.efficiency_action, s.efficiency_action_se),
+            _told(s, "efficiency_action"),
             "at most 1 when every step is measured",
         ),
         (
             "kinematic efficiency",
-            with_error(s.kinematic_efficiency, s.kinematic_efficiency_se),
+            _told(s, "kinematic_efficiency"),
             "straightness x steadiness" + ("; sampled" if math.isfinite(s.kinematic_efficiency_se) else ""),
         ),
-        ("  straightness", number(s.straightness), "1: a straight path; low: the path turns"),
-        ("  steadiness", number(s.steadiness), "1: constant speed; low: a burst, then a crawl"),
+        ("  straightness", _told(s, "straightness"), "1: a straight path; low: the path turns"),
+        ("  steadiness", _told(s, "steadiness"), "1: constant speed; low: a burst, then a crawl"),
         *_cloud_rows(
             "  of clouds",
             s.kinematic_efficiency_wasserstein2,
@@ -114,10 +132,10 @@ def headline(s: Summary) -> list[Row]:
         ),
         (
             "conversion",
-            with_error(s.conversion, s.conversion_se),
+            _told(s, "conversion"),
             "loss drop / work; low: noise or bouncing took it",
         ),
-        ("signal fraction", number(s.signal_fraction), "share of the work that the next batch confirms"),
+        ("signal fraction", _told(s, "signal_fraction"), "share of the work that the next batch confirms"),
         _limit_row(s),
     ]
 
@@ -129,9 +147,9 @@ def _limit_row(s: Summary) -> Row:
         return ("speed limit", value, "least time for this displacement on the same action budget")
     if _clock_is_steps(s):
         meaning = f"this displacement could not have been done in fewer than {value} steps"
-        return ("speed limit", f"{value} steps", f"{meaning} on the same action budget")
+        return ("speed limit", f"{_told(s, 'speed_limit_time')} steps", f"{meaning} on the same action budget")
     meaning = f"this displacement could not have been done in a time (sum of learning rates) below {value}"
-    return ("speed limit", value, f"{meaning} on the same action budget")
+    return ("speed limit", _told(s, "speed_limit_time"), f"{meaning} on the same action budget")
 
 
 def _cloud_rows(name: str, value: float, meaning: str) -> list[Row]:
@@ -148,19 +166,19 @@ def quantities(s: Summary) -> list[Row]:
     time = "steps" if _clock_is_steps(s) else "sum of learning rates"
     return [
         ("time elapsed", number(s.elapsed), f"on the clock of the action ({time})"),
-        ("displacement", number(s.displacement), "straight distance from first to last weights"),
+        ("displacement", _told(s, "displacement"), "straight distance from first to last weights"),
         *_cloud_rows("  W2 of clouds", s.wasserstein2, _meaning_of_wasserstein2(s)),
         *_cloud_rows("  identity excess", s.identity_excess, "displacement^2 / W2^2 - 1; 0: none swapped"),
-        ("path length", number(s.path_length), "sum of the lengths of all updates"),
-        ("action", number(s.action), "sum of squared update lengths / clock increment"),
-        ("loss drop", with_error(s.loss_drop, s.loss_drop_se), "loss at the start - loss at the end"),
+        ("path length", _told(s, "path_length"), "sum of the lengths of all updates"),
+        ("action", _told(s, "action"), "sum of squared update lengths / clock increment"),
+        ("loss drop", _told(s, "loss_drop"), "loss at the start - loss at the end"),
         (
             "entropy production",
-            number(s.entropy_production),
+            _told(s, "entropy_production"),
             f"x temperature, unit of the loss, by {_estimator(s)}",
         ),
-        ("gradient norm", number(s.grad_norm), "of the last step, before clipping"),
-        ("  as applied", number(s.grad_norm_clipped), "of the last step, after clipping"),
+        ("gradient norm", _told(s, "grad_norm"), "of the last step, before clipping"),
+        ("  as applied", _told(s, "grad_norm_clipped"), "of the last step, after clipping"),
     ]
 
 
@@ -176,8 +194,10 @@ def _notes(s: Summary) -> list[str]:
 
 
 def remarks(s: Summary) -> list[str]:
-    """A line for every reason given, for values beyond their bound, and for neurons that changed places."""
-    notes = _reasons(s)
+    """What was measured; a line for every reason given, values beyond their bound, neurons that changed places."""
+    share = measured_share(s.run)
+    notes = [] if share is None else [f"measured: {share}, values +/- standard error"]
+    notes += _reasons(s)
     for name in ("efficiency", "efficiency_action", "kinematic_efficiency", "straightness", "steadiness"):
         value = getattr(s, name)
         if value > 1 + _ROUNDING and name not in s.reasons:

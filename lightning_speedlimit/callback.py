@@ -13,13 +13,15 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from lightning_speedlimit import _figure_logging, _lightning, _neuron_clouds, _start_file
+from lightning_speedlimit import _figure_logging, _lightning, _neuron_clouds
 from lightning_speedlimit._lightning import CallbackBase
-from lightning_speedlimit._probe import Probe, start_weights
+from lightning_speedlimit._probe import Probe, StartWeights
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.draw import DEFAULT
 from lightning_speedlimit.trajectory.estimates import Estimator
-from lightning_speedlimit.trajectory.meter import LAYER_VALUES, Clock, check_at_least, check_choice
+from lightning_speedlimit.trajectory.meter import LAYER_VALUES, Clock
+from lightning_speedlimit.trajectory.optimizers import check_at_least, check_choice, check_coordinates, why_unhooked
 
 PREFIX = "speed_limit/"
 LOGGED = (
@@ -42,7 +44,6 @@ LOGGED = (
     "elapsed",
     "speed_limit_time",
 )
-SaveState = Literal["exact", "light"]
 Particles = Literal["neurons"]
 _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
 _WRITE_EVERY = 30.0  # seconds
@@ -88,8 +89,8 @@ class SpeedLimit(CallbackBase):
             the displacement is neurons changing places (identity_excess); see the docs for what it costs.
         per_layer: log displacement, path length, … of each layer too, under `speed_limit/layers/…`.
         prog_bar: show the efficiency in the progress bar.
-        save_state: "exact": a resumed run goes on as if uninterrupted; adds to each checkpoint what the meter
-            keeps but θ_0, which lies once in a file beside the record. "light": sums alone.
+        coordinates: models of up to so many are measured exactly; of larger ones so many are drawn at the first
+            gradient, and every value carries its standard error. "all": exact at any size.
         dirpath: folder of the record; None: "speed_limit" beside the logs.
         log_figures: draw the run at the end of the fit, for loggers that show pictures (TensorBoard, W&B, MLflow),
             else as PNG files in "figures" within the record's folder. Needs the extra "report".
@@ -116,7 +117,7 @@ class SpeedLimit(CallbackBase):
         clouds: Particles | None = None,
         per_layer: bool = False,
         prog_bar: bool = False,
-        save_state: SaveState = "exact",
+        coordinates: int | Literal["all"] = DEFAULT,
         dirpath: str | Path | None = None,
         log_figures: bool = True,
         print_summary: bool = True,
@@ -124,7 +125,7 @@ class SpeedLimit(CallbackBase):
         super().__init__()
         check_choice("clock", clock, get_args(Clock))
         check_choice("entropy_production", entropy_production, get_args(Estimator))
-        check_choice("save_state", save_state, get_args(SaveState))
+        check_coordinates(coordinates)
         check_at_least("loss_window", loss_window, 2)
         check_at_least("probe_batches", probe_batches, 0)
         check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
@@ -133,7 +134,7 @@ class SpeedLimit(CallbackBase):
         self.clock, self.entropy_production, self.monitor = clock, entropy_production, monitor
         self.loss_window, self.probe_batches = loss_window, probe_batches
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
-        self.prog_bar, self.save_state, self.print_summary = prog_bar, save_state, print_summary
+        self.prog_bar, self.coordinates, self.print_summary = prog_bar, coordinates, print_summary
         self.log_figures = log_figures
         self.clouds = clouds
         self.dirpath = None if dirpath is None else Path(dirpath)
@@ -148,7 +149,7 @@ class SpeedLimit(CallbackBase):
         self._optimizers: list[Any] = []
         self._probe: Probe | None = None
         self._folder: Path | None = None
-        self._start_entry: tuple[tuple[int, ...], Any] | None = None
+        self._start: StartWeights | None = None  # θ_0, for as long as clouds or the probe need it
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         self._first_loss: Tensor | None = None  # of this batch's backwards
@@ -200,13 +201,12 @@ class SpeedLimit(CallbackBase):
         self._folder = folder
         self._attach(trainer, pl_module)
         self.record = RunRecord(self._description(trainer, pl_module))
-        start_known = True
         if loaded is not None:
-            start_known = self._resume(trainer, pl_module, loaded)
+            self._resume(trainer, pl_module, loaded)
         elif trainer.global_step:
             self.record.run["since_step"] = trainer.global_step
-        if self.probe_batches and self._probe is None and start_known:
-            self._probe = None if self._meter is not None and self._meter.sharded else Probe(self.probe_batches)
+        if self.probe_batches and self._probe is None and self._start is not None:
+            self._probe = Probe(self.probe_batches)
         self._announce = any(str(getattr(callback, "monitor", "")).startswith(PREFIX) for callback in trainer.callbacks)
 
     def _default_folder(self, trainer: Any) -> Path:
@@ -230,12 +230,13 @@ class SpeedLimit(CallbackBase):
             return
         # For "no optimizer" Lightning has one without groups.
         real = [o for o in self._optimizers if o.param_groups]
-        hooked = [o for o in real if hasattr(o, "register_step_post_hook")]
+        hooked = [o for o in real if why_unhooked(o) is None]
         for optimizer in real:
-            if optimizer not in hooked:
+            unhooked = why_unhooked(optimizer)
+            if unhooked is not None:
                 self._say(
-                    f"SpeedLimit can't measure {type(optimizer).__name__}: got an optimizer without step "
-                    "hooks, wanted a torch.optim.Optimizer; derive it from that. What others do is measured"
+                    f"SpeedLimit can't measure {type(optimizer).__name__}, which {unhooked}: derive it from "
+                    "torch.optim.Optimizer and call super().__init__. What others do is measured"
                 )
         if not hooked:
             if not real:
@@ -248,21 +249,22 @@ class SpeedLimit(CallbackBase):
                 "requires_grad=True: nothing is measured until one is unfrozen"
             )
         names = {id(p): name.rpartition(".")[0] for name, p in pl_module.named_parameters()}
-        overridden = getattr(type(pl_module).configure_gradient_clipping, "__module__", "")
-        own_hook = getattr(type(pl_module).on_before_optimizer_step, "__module__", "")
-        lightnings = ("pytorch_lightning.", "lightning.")
-        own_clipping = not overridden.startswith(lightnings) or not pl_module.automatic_optimization
         self._meter = TrajectoryMeter(
             hooked,
             clock=self.clock,
             entropy_production=self.entropy_production,
             loss_window=self.loss_window,
             measure_every_n_steps=self.measure_every_n_steps,
-            keep_raw_gradient=own_clipping or _lightning.clips_by_value(trainer),
-            watch_clipping=not own_hook.startswith(lightnings),
+            coordinates=self.coordinates,
+            gradient_changes=_lightning.gradient_changes(trainer, pl_module, self),
             layer_of=(lambda p: names.get(id(p), "")) if self.per_layer else None,
             process_group=_lightning.process_group(trainer),
         )
+        writes = _lightning.writes_of_clipping(trainer, pl_module)
+        if writes is not None:
+            self._meter.expect_writes(writes)
+        if (self.probe_batches or self.clouds is not None) and not self._meter.sharded:
+            self._start = StartWeights(pl_module, self._optimizers)
         if self._meter.sharded:
             self._say(
                 f"SpeedLimit under {type(trainer.strategy).__name__}: each process holds a part of the parameters. "
@@ -279,6 +281,7 @@ class SpeedLimit(CallbackBase):
             "probe_batches": self.probe_batches,
             "measure_every_n_steps": self.measure_every_n_steps,
             "clouds": self.clouds,
+            "coordinates": self.coordinates,
         }
         return {**settings, **_lightning.run_description(trainer, pl_module)}
 
@@ -290,8 +293,11 @@ class SpeedLimit(CallbackBase):
             self._say("the optimizers were replaced during the fit: SpeedLimit measures anew from here")
             self._detach()
             self._attach(trainer, pl_module)
+            self._probe = None if self._start is None or not self.probe_batches else Probe(self.probe_batches)
             self._closed_steps = self._measured_at = self._clouds_at = 0
             self.record = RunRecord(self._description(trainer, pl_module) | {"since_step": trainer.global_step})
+        if self._start is not None:
+            self._start.take()
         if self._announce and self.clouds is not None and not self._registered:
             self._register_clouds(trainer, pl_module)
         if self._probe is not None and not self._probe.complete:
@@ -308,6 +314,8 @@ class SpeedLimit(CallbackBase):
     @_never_raising
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self._tried = True
+        if self._start is not None:
+            self._start.take()
         plain = _lightning.plain_optimizer(optimizer)
         if self._meter is None or not any(o is plain for o in self._meter.optimizers):
             return
@@ -382,15 +390,14 @@ class SpeedLimit(CallbackBase):
     def _probe_start(self, trainer: Any, pl_module: Any) -> None:
         """The probe's losses at θ_0: θ_0 takes the place of θ for as long as that lasts."""
         assert self._probe is not None
-        meter = self._meter
-        if meter is None:
+        if self._meter is None or self._start is None:
             return
-        meter.check_moves()
-        with start_weights(pl_module, meter.start_of):
+        with self._start.in_place():
             first = self._probe_losses(trainer, pl_module)
         if self._probe is not None:
             self._probe.first = first
-        meter.forget_moves()
+        if self.clouds is None:
+            self._start = None
 
     def _probe_losses(self, trainer: Any, pl_module: Any) -> Tensor | None:
         assert self._probe is not None
@@ -419,6 +426,8 @@ class SpeedLimit(CallbackBase):
         values, sketch = meter.measure(sketch=True)
         if meter.no_sketch is not None:
             self._say(f"SpeedLimit keeps {meter.no_sketch}", key="sketch")
+        record.run["measured_coordinates"] = meter.measured_coordinates
+        record.run["optimized_coordinates"] = meter.optimized_coordinates
         record.append(meter.steps, {**values, SECONDS: self._seconds()}, self._reasons(meter))
         self._measured_at = meter.steps  # not before: Ctrl-C may come within the row, which is then written anew
         if sketch is not None and (record.wants_sketch() or not on_step):
@@ -453,7 +462,10 @@ class SpeedLimit(CallbackBase):
         try:
             if meter.sharded:
                 raise NotImplementedError("each process holds a part of them")
-            found = _neuron_clouds.measure(pl_module, meter, self._optimizers)
+            if self._start is None:
+                found = _neuron_clouds.Measured.undefined("resumed without the initial weights")
+            else:
+                found = _neuron_clouds.measure(pl_module, meter, self._optimizers, self._start.of)
         except Exception as error:  # the training goes on
             why = f"the neurons could not be compared: {type(error).__name__}: {error}"
             found = _neuron_clouds.Measured.undefined(why, said={"failure": f"SpeedLimit: {why}"})
@@ -516,13 +528,7 @@ class SpeedLimit(CallbackBase):
         self._measure_clouds(trainer, pl_module)
         if not trainer.barebones:
             self._log(self._clouds_shown, on_step=False)
-        self._meter.expect_moves()
         self._write(trainer)
-
-    @_never_raising
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._meter is not None and not trainer.sanity_checking:
-            self._meter.expect_moves()
 
     # -- end -------------------------------------------------------------------------------------------------
 
@@ -600,7 +606,7 @@ class SpeedLimit(CallbackBase):
     # -- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors: the meter's sums, with `save_state="exact"` its buffers, the record."""
+        """Plain types and tensors: the meter's sums and its vectors of the measured coordinates, the record."""
         try:
             return self._state()
         except Exception as error:  # a checkpoint is written within the training
@@ -615,49 +621,31 @@ class SpeedLimit(CallbackBase):
         meter, record = self._meter, self.record
         if meter is None or record is None or not meter.steps or meter.sharded:
             return {}  # of shards: the checkpoint would hold the sums of one process
-        exact = self.save_state == "exact"
         state: dict[str, Any] = {
-            "meter": meter.state_dict(exact=exact),
-            "record": _to_tensors(record.state_dict(sketches=exact)),
+            "meter": meter.state_dict(),
+            "record": _to_tensors(record.state_dict()),
             "measured_at": self._measured_at,
             "last_of_epoch": self._last_of_epoch,
             "clouds": [self._clouds_at, dict(self._clouds_shown)],
             "loss": (None if self._loss_sum is None else self._loss_sum.cpu(), self._loss_count),
+            "start": None if self._start is None else self._start.state_dict(),
         }
-        if exact:
-            state["start"] = self._start_of_run(meter)
-            if self._probe is not None and self._probe.complete and self._probe.first is not None:
-                state["probe"] = {"first": self._probe.first.cpu(), "batches": self._probe.batches}
+        if self._probe is not None and self._probe.complete and self._probe.first is not None:
+            state["probe"] = {"first": self._probe.first.cpu(), "batches": self._probe.batches}
         return state
-
-    def _start_of_run(self, meter: TrajectoryMeter) -> Any:
-        """θ_0 in a file beside the record, written once; in the checkpoint where there is no such place."""
-        mark = meter.start_mark()
-        if not self._writes:
-            return None  # its state is in no checkpoint
-        if self._start_entry is not None and self._start_entry[0] == mark:
-            return self._start_entry[1]
-        entry: Any = meter.start()
-        if self._folder is not None:
-            try:
-                entry = _start_file.write(self._folder, entry)
-            except OSError as error:
-                self._say(f"SpeedLimit keeps the initial weights in the checkpoint: {self._folder}: {error}")
-        self._start_entry = (mark, entry)
-        return entry
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the optimizers exist."""
         self._loaded = dict(state_dict) or None
 
-    def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any]) -> bool:
-        """Go on where the checkpoint was taken; returns whether θ_0 is known."""
+    def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any]) -> None:
+        """Go on where the checkpoint was taken."""
         assert self.record is not None
         if self._meter is None:
-            return True
+            return
         fresh = self.record
         try:
-            start_known = self._restore(trainer, pl_module, loaded, self._meter)
+            self._restore(trainer, pl_module, loaded, self._meter)
         except Exception as error:  # a state of another version, of another class of this name, damaged
             self._say(f"SpeedLimit starts anew at step {trainer.global_step}: {_told(error)}")
             self._detach()
@@ -666,24 +654,16 @@ class SpeedLimit(CallbackBase):
             self._closed_steps, self._measured_at = 0, -1
             self._clouds_at, self._clouds_shown = -1, {}
             self.record.run["since_step"] = trainer.global_step
-            return True
+            return
         if loaded["last_of_epoch"]:  # Lightning skips this epoch's end
             if self._measured_at != self._meter.steps:
                 self._measure(trainer, pl_module, on_step=False, log=False)
             self._measure_clouds(trainer, pl_module)
-        if not start_known:
-            self._say(
-                "SpeedLimit resumed without the initial weights (save_state='light', or their file "
-                "start-….pt is not beside the checkpoint): displacement and efficiency are NaN in this run"
-            )
-        return start_known
 
-    def _restore(self, trainer: Any, pl_module: Any, loaded: dict[str, Any], meter: TrajectoryMeter) -> bool:
+    def _restore(self, trainer: Any, pl_module: Any, loaded: dict[str, Any], meter: TrajectoryMeter) -> None:
         assert self.record is not None
-        folders = [f for f in (self._folder, *_near(trainer.ckpt_path)) if f is not None]
-        start = _start_file.read(loaded.get("start"), folders)
         restored = RunRecord.from_state_dict(_to_arrays(loaded["record"]))
-        meter.load_state_dict(loaded["meter"], start)
+        meter.load_state_dict(loaded["meter"])
         # Not what was closed: another callback may have written it before this one saw the end of the batch.
         self._closed_steps, self._measured_at = meter.steps, int(loaded["measured_at"])
         loss, self._loss_count = loaded["loss"]
@@ -692,6 +672,15 @@ class SpeedLimit(CallbackBase):
             self._probe = Probe(len(loaded["probe"]["batches"]))
             self._probe.batches = trainer.strategy.batch_to_device(loaded["probe"]["batches"], pl_module.device)
             self._probe.first = loaded["probe"]["first"].to(pl_module.device)
+        wanting = [("probe_batches", self.probe_batches and self._probe is None), ("clouds", self.clouds is not None)]
+        names = [name for name, wants in wanting if wants]
+        if self._start is not None:
+            self._start = self._start.restored(loaded["start"]) if names else None
+            if names and self._start is None:
+                self._say(
+                    "SpeedLimit resumed without the initial weights, which the checkpoint was saved without: "
+                    f"{' and '.join(names)} left out in this run"
+                )
         if self.clouds is not None:
             self._clouds_at, self._clouds_shown = loaded.get("clouds", (-1, {}))
         self._last_of_epoch = bool(loaded["last_of_epoch"])
@@ -699,20 +688,11 @@ class SpeedLimit(CallbackBase):
         seconds = restored.columns.get(SECONDS, [math.nan])  # rows of earlier versions have none
         self._seconds_before = float(seconds[-1]) if len(seconds) else 0.0
         self.record = restored
-        return start is not None
 
 
 def _told(error: Exception) -> str:
     """A message of the package's own as it is; of others, which often are one word, the kind as well."""
     return str(error) if isinstance(error, ValueError) else f"the checkpoint's state has {error!r}"
-
-
-def _near(checkpoint: Any) -> list[Path]:
-    """Folders in which the record of the checkpoint's run may lie."""
-    if not checkpoint:
-        return []
-    parents = list(Path(str(checkpoint)).absolute().parents)[:3]
-    return [folder for parent in parents for folder in (parent, parent / "speed_limit")]
 
 
 def _to_tensors(state: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Summary:
     kinematic_efficiency: float = _NAN
     """D²/(τA) = straightness × steadiness, 1: at most 1 for every run measured at every step."""
     kinematic_efficiency_se: float = _NAN
-    """Standard error of `kinematic_efficiency`, 1: finite only where steps were sampled."""
+    """Standard error of `kinematic_efficiency`, 1: finite only where coordinates or steps were sampled."""
     straightness: float = _NAN
     """D²/ℓ², 1: 1 is a straight path; low: the path turns."""
     steadiness: float = _NAN
@@ -105,6 +105,25 @@ class Summary:
     """‖g_k‖ of the last step before clipping, loss/parameter."""
     grad_norm_clipped: float = _NAN
     """‖g_k‖ of the last step as the optimizer got it, loss/parameter."""
+
+    efficiency_lower_se: float = _NAN
+    """Standard errors, in the units of their values; these and those below are finite only where coordinates or steps
+    were sampled."""
+    straightness_se: float = _NAN
+    steadiness_se: float = _NAN
+    speed_limit_time_se: float = _NAN
+    signal_fraction_se: float = _NAN
+    displacement_se: float = _NAN
+    path_length_se: float = _NAN
+    action_se: float = _NAN
+    step_norm_se: float = _NAN
+    entropy_production_se: float = _NAN
+    work_ito_se: float = _NAN
+    work_stratonovich_se: float = _NAN
+    work_anti_ito_se: float = _NAN
+    work_action_se: float = _NAN
+    grad_norm_se: float = _NAN
+    grad_norm_clipped_se: float = _NAN
 
     reasons: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Name → why its value is NaN, or what to beware of."""

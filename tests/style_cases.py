@@ -125,7 +125,7 @@ def joint_steps(entries: list[Entry], optimizers: int) -> list[dict[str, Vectors
 
 def sums(diary: Diary, optimizers: int = 1, clip: bool = True) -> dict[str, float]:
     """The numbers of the run, by other sums than the package's: D = ‖Σ u‖, m = Σ c μ over the steps that moved a
-    coordinate; where μ is one number per parameter, over the steps in which that had a gradient.
+    coordinate.
 
     A step without any gradient is a step of zero length; the update before it meets the next gradient there is.
     """
@@ -138,9 +138,8 @@ def sums(diary: Diary, optimizers: int = 1, clip: bool = True) -> dict[str, floa
         for key, update in step["update"].items():
             c = float(step["used"][key].norm() / step["raw"][key].norm()) if clip and step["raw"][key].any() else 1.0
             mu = step["mobility"][key] * c
-            counted = torch.ones_like(update) if mu.dim() == 0 else (update != 0).double()
             total[key] = total.get(key, 0.0) + update
-            mobility[key] = mobility.get(key, 0.0) + mu * counted
+            mobility[key] = mobility.get(key, 0.0) + mu * (update != 0).double()
             response += float(torch.where(update != 0, update**2 / mu, 0.0).sum())
     squares = [inner(step["update"], step["update"]) for step in steps]
     displacement_squared = inner(total, total)

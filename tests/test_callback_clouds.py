@@ -43,6 +43,7 @@ from test_callback_neutrality import CLIP, OPTIMIZERS, run
 from torch import Tensor, nn
 
 from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter, _neuron_clouds, _summary_text
+from lightning_speedlimit._probe import StartWeights
 from lightning_speedlimit.callback import LOGGED
 from lightning_speedlimit.transport import wasserstein2
 
@@ -624,16 +625,32 @@ def test_an_exception_within_an_epoch_says_where_the_last_clouds_are(tmp_path: P
 def test_weights_moved_in_validation(
     tmp_path: Path, mover: type[pl.Callback], callback_first: bool, every: int
 ) -> None:
-    """W is up to relabelling what the steps did: a move for good is taken out of it, as out of the displacement."""
+    """W is between θ_0 and now: a move for good is part of it, and the action is not; one that is undone is no move."""
     model, callback, other = Validated(), clouds(), mover()
     order = [callback, other] if callback_first else [other, callback]
     options = {"val_check_interval": 5, "max_epochs": 2, "num_sanity_val_steps": 0, "log_every_n_steps": every}
     trainer(tmp_path, *order, **options).fit(model, loader(batches(10)), loader(batches(1, seed=2)))
-    total = torch.stack([s.update for s in model.tape.steps]).sum(0)
-    got = last_row(callback)
+    got, steps = last_row(callback), model.tape.steps
     wide = math.sqrt(got["wasserstein2"] ** 2 * (1 + got["identity_excess"]))
-    assert wide == pytest.approx(float(total.norm()), rel=EXACT)
-    assert got["wasserstein2"] <= got["displacement"] * (1 + FLOAT32)
+    assert wide == pytest.approx(float((flat(list(model.parameters())) - steps[0].before).norm()), rel=EXACT)
+    assert got["displacement"] == pytest.approx(float(torch.stack([s.update for s in steps]).sum(0).norm()), rel=EXACT)
+    name = "kinematic_efficiency_wasserstein2"
+    assert callback.record is not None
+    assert math.isnan(got[name]) == (mover is Shrink)
+    assert ("moved outside of optimizer.step" in callback.record.reasons.get(name, "")) == (mover is Shrink)
+    assert mover is Shrink or got["wasserstein2"] <= got["displacement"] * (1 + FLOAT32)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_move_after_the_last_step_is_seen(tmp_path: Path, epochs: int) -> None:
+    """In the first epoch no step has followed that could tell of it."""
+    callback = clouds()
+    options = {"max_epochs": epochs, "num_sanity_val_steps": 0}
+    trainer(tmp_path, Shrink(), callback, **options).fit(Validated(), loader(batches(4)), loader(batches(1, seed=2)))
+    got = last_row(callback)
+    assert (got["moved_outside"] > 0) == (epochs > 1)
+    assert math.isfinite(got["wasserstein2"])
+    assert math.isnan(got["kinematic_efficiency_wasserstein2"])
 
 
 @pytest.mark.parametrize("callback_first", [True, False])
@@ -654,23 +671,25 @@ def test_averaging_callbacks(tmp_path: Path, name: str, callback_first: bool) ->
     check_totals(callback, states, REGRESSOR, 0.0)
 
 
-def test_weights_moved_unknown_make_it_unknown(tmp_path: Path) -> None:
+def test_weights_moved_between_steps_are_part_of_it(tmp_path: Path) -> None:
     class Clamp(pl.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
             if trainer.global_step >= 5:
                 with torch.no_grad():
                     module.first.weight.clamp_(-0.3, 0.3)
 
-    callback = clouds()
-    fitted = trainer(tmp_path, Clamp(), callback, max_epochs=2)
-    fitted.fit(Regressor(), loader(batches(4)))
+    callback, kept = clouds(), Snapshots()
+    trainer(tmp_path, Clamp(), callback, kept, max_epochs=2).fit(Regressor(), loader(batches(4)))
     assert callback.record is not None
-    assert callback.record.clouds["step"].tolist() == [4]
-    assert np.isfinite(callback.record.columns["wasserstein2"][3])
-    for name in TOTALS:
-        assert math.isnan(last_row(callback)[name])
-        assert "moved outside of optimizer.step" in callback.record.reasons[name]
-    assert math.isnan(fitted.callback_metrics["speed_limit/layers/first/wasserstein2"])  # not that of before
+    assert callback.record.clouds["step"].tolist() == [4, 8]
+    check_layers(callback.record, kept.states, REGRESSOR)
+    ratio = callback.record.columns["kinematic_efficiency_wasserstein2"]
+    assert np.isfinite(ratio[3])
+    assert math.isnan(ratio[-1])
+    reasons = callback.record.reasons
+    assert reasons["kinematic_efficiency_wasserstein2"].startswith("weights were moved outside of optimizer.step: W2")
+    assert reasons["displacement"].startswith("weights were moved outside of optimizer.step before")
+    assert not {"wasserstein2", "wasserstein2_lower", "identity_excess"} & reasons.keys()
 
 
 def test_layers_that_come_later(tmp_path: Path) -> None:
@@ -894,6 +913,8 @@ def test_no_state_of_torch_is_touched() -> None:
     """600 neurons, many of which change places: Sinkhorn potentials are needed."""
     model = nn.Linear(3, 600, bias=False)
     meter = TrajectoryMeter(torch.optim.SGD(model.parameters(), lr=1.0))
+    start = StartWeights(model, meter.optimizers)
+    start.take()
     (0.8 * model.weight * (model.weight - model.weight.flip(0)).detach()).sum().backward()
     meter.optimizers[0].step()
     weights = [p.detach().clone() for p in model.parameters()]
@@ -901,7 +922,7 @@ def test_no_state_of_torch_is_touched() -> None:
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             before = torch.get_rng_state(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
-            found = _neuron_clouds.measure(model, meter, meter.optimizers)
+            found = _neuron_clouds.measure(model, meter, meter.optimizers, start.of)
             after = torch.get_rng_state(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
             assert torch.is_grad_enabled() is grad
         assert torch.equal(before[0], after[0])
@@ -1090,50 +1111,29 @@ def test_a_monitor_in_a_resumed_run_finds_what_was_known(tmp_path: Path) -> None
     np.testing.assert_array_equal(resumed.record.clouds["wasserstein2"], whole.record.clouds["wasserstein2"])
 
 
-def test_resuming_from_a_checkpoint_without_clouds_and_back(tmp_path: Path) -> None:
-    """The setting may change: the rows of before have no clouds, and what was measured stays in the record."""
+def test_resuming_from_a_checkpoint_without_clouds(tmp_path: Path) -> None:
+    """It holds no initial weights: the neurons can't be compared with them, and that is said."""
     fit(tmp_path, quiet(), at=13)
-    between, whole = clouds(), clouds()
-    fit(tmp_path, between, ckpt=tmp_path / "step=13.ckpt", at=17, max_epochs=3)
-    fit(tmp_path / "whole", whole)
-    assert between.record is not None
-    assert whole.record is not None
-    assert between.record.clouds["step"].tolist() == [16, 24]
-    assert between.record.clouds["wasserstein2"].tolist() == whole.record.clouds["wasserstein2"][1:].tolist()
-    off = quiet()
-    fitted = fit(tmp_path, off, ckpt=tmp_path / "step=17.ckpt")
-    assert off.record is not None
-    assert off.record.clouds["step"].tolist() == [16]
-    assert "speed_limit/wasserstein2" not in fitted.callback_metrics
-    assert math.isnan(off.record.summary().wasserstein2)
-
-
-def test_a_light_state_says_what_is_lost(tmp_path: Path) -> None:
-    whole, resumed = clouds(save_state="light"), clouds(save_state="light")
-    fit(tmp_path, whole, at=13)
-    with pytest.warns(UserWarning, match="without the initial weights"):
+    resumed = clouds()
+    with pytest.warns(UserWarning, match="resumed without the initial weights"):
         fit(tmp_path, resumed, ckpt=tmp_path / "step=13.ckpt")
     assert resumed.record is not None
-    assert whole.record is not None
-    got = resumed.record.clouds
-    assert got["step"].tolist() == [8]  # what was known stays
-    assert got["wasserstein2"].tolist() == whole.record.clouds["wasserstein2"][:1].tolist()
+    assert len(resumed.record.clouds["step"]) == 0
     for name in TOTALS:
         assert math.isnan(last_row(resumed)[name])
-        assert "resumed without" in resumed.record.reasons[name]
+        assert "resumed without the initial weights" in resumed.record.reasons[name]
+    assert math.isfinite(last_row(resumed)["displacement"])
 
 
-def test_an_older_checkpoint_resumes(tmp_path: Path) -> None:
-    """One that knows nothing of clouds, as those before this setting."""
-    whole, resumed = clouds(), clouds()
-    fit(tmp_path, quiet(), at=13)
-    path = tmp_path / "step=13.ckpt"
-    saved = torch.load(path, weights_only=True)
-    del saved["callbacks"]["SpeedLimit"]["clouds"]
-    torch.save(saved, path)
-    fit(tmp_path, resumed, ckpt=path)
-    fit(tmp_path / "whole", whole)
-    assert last_row(resumed) == last_row(whole)
+def test_resuming_without_clouds(tmp_path: Path) -> None:
+    """The setting may change: what was measured stays in the record."""
+    whole, off = clouds(), quiet()
+    fit(tmp_path, whole, at=17)
+    fitted = fit(tmp_path, off, ckpt=tmp_path / "step=17.ckpt")
+    assert off.record is not None
+    assert off.record.clouds["step"].tolist() == [8, 16]
+    assert "speed_limit/wasserstein2" not in fitted.callback_metrics
+    assert math.isnan(off.record.summary().wasserstein2)
 
 
 def test_a_second_fit_starts_new_clouds(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ CLIP = 0.3  # the gradients' norms begin at 4
 
 
 def test_clipping_leaves_no_mark_under_a_mode() -> None:
-    """Why versions are not asked there. Where this fails torch has learnt it, and `_marks_tell` may go."""
+    """Why versions are not asked there. Where this fails torch has learnt it, and they may be asked."""
     gradient = torch.ones(3)
     with torch.no_grad(), Watching():
         torch._foreach_mul_([gradient], torch.tensor(0.5))

@@ -39,8 +39,11 @@ from test_callback_loggers import Both
 
 from lightning_speedlimit import RunRecord, _record_files
 from lightning_speedlimit import callback as callback_module
-from lightning_speedlimit.trajectory import TrajectoryMeter, meter
-from lightning_speedlimit.trajectory.trace import OptimizerTrace
+from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.follower import Follower
+from lightning_speedlimit.trajectory.joint import JointSteps
+from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.reading import Reader
 
 Make = Callable[[], Regressor]
 
@@ -329,15 +332,20 @@ def interrupted(*args: Any, **kwargs: Any) -> Any:
 
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "the sums of a step": (TrajectoryMeter, "_close_sums"),
-    "the clock": (TrajectoryMeter, "_advance_clock"),
-    "after the sums of a joint step": (TrajectoryMeter, "_close_sums"),
-    "the update": (OptimizerTrace, "finish"),
-    "after the update": (OptimizerTrace, "finish"),
-    "before the update": (OptimizerTrace, "before_update"),
-    "the gradients": (OptimizerTrace, "observe"),
-    "after the gradients": (OptimizerTrace, "observe"),
-    "moves outside of step": (OptimizerTrace, "check_moves"),
+    "the sums of a step": (JointSteps, "_close"),
+    "the clock": (JointSteps, "_rate"),
+    "after the sums of a joint step": (JointSteps, "_close"),
+    "after a joint step": (JointSteps, "end"),
+    "the update": (Follower, "finish"),
+    "after the update": (Follower, "finish"),
+    "half of the update": (Motion, "_add_update"),
+    "before the update": (Follower, "force"),
+    "the gradients": (Follower, "observe"),
+    "after the gradients": (Follower, "observe"),
+    "moves outside of step": (Motion, "open"),
+    "after moves outside of step": (Motion, "open"),
+    "a reading": (Reader, "collect"),
+    "after a reading": (Reader, "fold"),
     "a row": (RunRecord, "append"),
 }
 
@@ -369,7 +377,7 @@ def test_ctrl_c_within_the_measurement(tmp_path: Path, monkeypatch: pytest.Monke
     assert callback.record is not None
     columns = callback.record.columns
     steps = columns["step"].tolist()
-    assert steps in ([[3, 6]] if place is RunRecord else [[3], [3, 4]])
+    assert steps in ([[3, 6]] if where in ("a row", "after a reading") else [[3], [3, 4]])
     for column, values in repeatable(whole.record.columns).items():
         np.testing.assert_array_equal(columns[column], values[[step - 1 for step in steps]], err_msg=column)
     assert len(RunRecord.load(tmp_path / "cut" / "speed_limit")) == len(steps)
@@ -564,10 +572,10 @@ def fail(*args: Any, **kwargs: Any) -> Any:
 
 
 FAULTS = {
-    "a log step": (meter, "survey"),
+    "a log step": (Reader, "collect"),
+    "a step": (Motion, "close"),
     "a row": (RunRecord, "append"),
     "a sketch": (RunRecord, "add_sketch"),
-    "a copy before a validation": (TrajectoryMeter, "expect_moves"),
     "the loss": (TrajectoryMeter, "record_loss"),
     "the gradients": (TrajectoryMeter, "observe_gradients"),
     "the summary": (RunRecord, "summary"),
@@ -619,13 +627,13 @@ def test_a_fault_of_the_measurement_never_reaches_the_training(
 
 def test_after_a_fault_values_are_nan_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the row on in which it happened; the rows before it stay."""
-    real = meter.survey
+    real = Reader.collect
     model, callback = Regressor(), quiet()
 
     def once(*args: Any, **kwargs: Any) -> Any:
         return fail() if len(model.tape.steps) == 5 else real(*args, **kwargs)
 
-    monkeypatch.setattr(meter, "survey", once)
+    monkeypatch.setattr(Reader, "collect", once)
     with pytest.warns(UserWarning, match="the measurement stopped at step 5: Fault: no memory, say. The training goes"):
         trainer(tmp_path, callback, max_epochs=2).fit(model, loader(batches(7)))
     assert callback.record is not None
@@ -638,8 +646,8 @@ def test_after_a_fault_values_are_nan_with_the_reason(tmp_path: Path, monkeypatc
 
 def test_a_fault_after_a_row_shows_in_that_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end of an epoch, when its last step has been measured: no table shows that as the end of the run."""
-    monkeypatch.setattr(TrajectoryMeter, "expect_moves", fail)
-    callback = quiet()
+    monkeypatch.setattr(RunRecord, "amend", fail)
+    callback = quiet(clouds="neurons")
     with pytest.warns(UserWarning, match="the measurement stopped at step 6"):
         trainer(tmp_path, callback, max_epochs=2).fit(Regressor(), loader(batches(6)))
     assert last_row(callback)["step"] == 6
@@ -663,7 +671,7 @@ def test_a_reading_that_fails_does_not_keep_other_processes_waiting(
         measuring = TrajectoryMeter(optimizer, process_group=dist.group.WORLD)
         weight.grad = torch.ones(3)
         optimizer.step()
-        monkeypatch.setattr(meter, "survey", fail)
+        monkeypatch.setattr(Reader, "collect", fail)
         with pytest.warns(UserWarning, match="the measurement stopped at step 1: Fault"):
             first = measuring.compute()
         assert math.isnan(first["path_length"])
@@ -694,7 +702,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "of other types": lambda state: state | {"meter": 3},
     "without a number": lambda state: {k: v for k, v in state.items() if k != "measured_at"},
     "without the loss": lambda state: {k: v for k, v in state.items() if k != "loss"},
-    "with another start": lambda state: state | {"start": {"nonsense": 1}},
+    "with another start": lambda state: state | {"start": 3},
     "of an older shape": lambda state: state | {"loss": 0.0},
     "without rows": lambda state: state | {"record": {}},
 }
@@ -714,11 +722,12 @@ def test_a_state_that_cannot_be_loaded_starts_anew(tmp_path: Path, damage: str) 
         fit.fit(model, Resumable(batches(8)), ckpt_path=ckpt)
         return model
 
-    without = run(quiet(probe_batches=1))
+    settings: dict[str, Any] = {"probe_batches": 1, "clouds": "neurons"}
+    without = run(quiet(**settings))
     saved = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
     saved["callbacks"]["SpeedLimit"] = DAMAGE[damage](saved["callbacks"]["SpeedLimit"])
     torch.save(saved, tmp_path / "other.ckpt")
-    callback = quiet(probe_batches=1)
+    callback = quiet(**settings)
     with pytest.warns(UserWarning, match="starts anew at step 5") as found:
         model = run(callback, ckpt=tmp_path / "other.ckpt")
     assert said(found, "starts anew") == 1

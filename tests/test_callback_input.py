@@ -12,7 +12,6 @@ from callback_cases import (
     EXACT,
     Batch,
     Regressor,
-    Resumable,
     batches,
     last_row,
     loader,
@@ -21,7 +20,6 @@ from callback_cases import (
     sgd,
     trainer,
 )
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_speedlimit import SpeedLimit
@@ -34,7 +32,10 @@ from lightning_speedlimit import SpeedLimit
     [
         ({"clock": "seconds"}, "clock got 'seconds', wanted one of 'steps', 'lr'"),
         ({"entropy_production": "loss"}, "entropy_production got 'loss', wanted one of 'loss_drop'"),
-        ({"save_state": "all"}, "save_state got 'all', wanted one of 'exact', 'light'"),
+        ({"coordinates": 0}, "coordinates got 0"),
+        ({"coordinates": "some"}, "coordinates got 'some'"),
+        ({"coordinates": 1000.0}, "coordinates got 1000.0"),
+        ({"coordinates": True}, "coordinates got True"),
         ({"loss_window": 1}, "loss_window got 1, wanted a whole number of at least 2"),
         ({"loss_window": 2.5}, "loss_window got 2.5"),
         ({"probe_batches": -1}, "probe_batches got -1, wanted a whole number of at least 0"),
@@ -101,11 +102,11 @@ class Bared(Regressor):
 
 
 @pytest.mark.mode(
-    "an optimizer without step hooks", "refused", "SpeedLimit can't measure Bare: got an optimizer without step hooks"
+    "an optimizer without step hooks", "refused", "SpeedLimit can't measure Bare, which has no step hooks"
 )
 def test_an_optimizer_without_hooks(tmp_path: Path) -> None:
     model, callback = Bared(), quiet()
-    with pytest.warns(UserWarning, match=r"can't measure Bare.*derive it from that") as said:
+    with pytest.warns(UserWarning, match=r"can't measure Bare, which has no step hooks: derive it from") as said:
         trainer(tmp_path, callback, max_epochs=2).fit(model, loader(batches(3)))
     assert sum("Bare" in str(w.message) for w in said) == 1
     assert len(model.tape.losses) == 6
@@ -256,26 +257,6 @@ def test_a_disk_that_takes_nothing_is_said_once(
     assert last_row(callback)["step"] == len(model.tape.steps) == 12
     left = [p.name for p in (tmp_path / "speed_limit").iterdir()]
     assert not [name for name in left if name.endswith(".tmp")]
-
-
-def test_a_disk_that_fills_up_while_torch_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.save has its own word for it: RuntimeError. The initial weights then go into the checkpoint."""
-    from lightning_speedlimit import _start_file
-
-    real = torch.save
-
-    def save(value: Any, file: Any, *args: Any) -> None:
-        if "start-" in str(getattr(file, "name", file)):
-            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
-        real(value, file, *args)
-
-    monkeypatch.setattr(_start_file.torch, "save", save)
-    callback = quiet()
-    keep = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
-    with pytest.warns(UserWarning, match="keeps the initial weights in the checkpoint"):
-        trainer(tmp_path, callback, keep, enable_checkpointing=True).fit(Regressor(), Resumable(batches(4)))
-    assert isinstance(callback.state_dict()["start"], list)
-    assert not list((tmp_path / "speed_limit").glob("start*"))
 
 
 # --- the loss

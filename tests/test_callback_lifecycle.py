@@ -4,6 +4,7 @@ import copy
 import csv
 import math
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,28 @@ def test_clamping_from_the_start_is_taken_out(tmp_path: Path, clamp_first: bool)
     assert abs(float((steps[-1].after - steps[0].before).norm()) / sums[-1] - 1) > 0.05  # clamping does matter
 
 
-@pytest.mark.mode("weights moved outside of step, from a later step on", "caveat", "displacement is NaN from there on")
-def test_clamping_that_starts_later_makes_the_displacement_unknown(tmp_path: Path) -> None:
-    model, callback = Regressor(), quiet()
-    trainer(tmp_path, Clamp(10), callback).fit(model, loader(batches(14)))
+@pytest.mark.parametrize("clamp_first", [True, False])
+@pytest.mark.mode(
+    "weights moved outside of step, from whatever step on",
+    "measured",
+    "displacement is that of the steps alone; the moves' size is `moved_outside`, and a reason tells of them",
+)
+def test_clamping_that_starts_later_is_taken_out(tmp_path: Path, clamp_first: bool) -> None:
+    model, callback, clamp = Regressor(), quiet(), Clamp(10)
+    order = [clamp, callback] if clamp_first else [callback, clamp]
+    trainer(tmp_path, *order).fit(model, loader(batches(14)))
+    steps = model.tape.steps
+    sums = [float(torch.stack([s.update for s in steps[: k + 1]]).sum(0).norm()) for k in range(len(steps))]
+    moves = [float((b.before - a.after).norm()) for a, b in pairwise(steps)]  # the last one meets no step
+    assert [move > 0 for move in moves] == [False] * 10 + [True] * 3
     assert callback.record is not None
-    column = callback.record.columns["displacement"]
-    assert bool(torch.isfinite(torch.tensor(column[:10])).all())
-    assert bool(torch.isnan(torch.tensor(column[10:])).all())
-    assert "moved outside of optimizer.step" in callback.record.reasons["displacement"]
-    path = math.fsum(float(s.update.norm()) for s in model.tape.steps)
-    assert last_row(callback)["path_length"] == pytest.approx(path, rel=EXACT)  # the rest is measured
+    columns = callback.record.columns
+    assert columns["displacement"].tolist() == pytest.approx(sums, rel=EXACT)
+    size = [math.sqrt(math.fsum(move**2 for move in moves[:k])) for k in range(len(steps))]
+    assert columns["moved_outside"].tolist() == pytest.approx(size, rel=EXACT)
+    assert "moved outside" in callback.record.reasons["displacement"]
+    path = math.fsum(float(s.update.norm()) for s in steps)
+    assert last_row(callback)["path_length"] == pytest.approx(path, rel=EXACT)
 
 
 class Swap(pl.Callback):
@@ -176,6 +188,46 @@ def test_weights_moved_in_validation(tmp_path: Path, mover: type[pl.Callback], c
     if mover is Swap:
         steps = model.tape.steps
         assert last_row(callback)["displacement"] == pytest.approx(float((steps[-1].after - steps[0].before).norm()))
+
+
+class Averaged(Validated):
+    """Puts the mean of its weights in their place for the validation, through the module's own hooks."""
+
+    def on_fit_start(self) -> None:  # there is a validation before the training, too
+        self.mean = [p.detach().clone() for p in self.parameters()]
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        for mean, parameter in zip(self.mean, self.parameters(), strict=True):
+            mean.lerp_(parameter.detach(), 0.1)
+
+    def swap(self) -> None:
+        for i, parameter in enumerate(self.parameters()):
+            self.mean[i], parameter.data = parameter.data, self.mean[i]
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        self.swap()
+
+    def on_validation_model_train(self) -> None:
+        self.swap()
+        super().on_validation_model_train()
+
+
+@pytest.mark.parametrize("settings", [{}, {"probe_batches": 2}, {"clouds": "neurons"}], ids=str)
+@pytest.mark.parametrize("interval", [3, 10])  # within epochs, or at their ends
+@pytest.mark.mode("averaged weights in on_validation_model_eval, and back", "measured")
+def test_weights_swapped_as_the_module_turns_to_validation(
+    tmp_path: Path, interval: int, settings: dict[str, Any]
+) -> None:
+    model, callback = Averaged(), quiet(**settings)
+    run = trainer(tmp_path, callback, val_check_interval=interval, max_epochs=2)
+    run.fit(model, loader(batches(10)), loader(batches(1, seed=2)))
+    steps = model.tape.steps
+    assert callback.record is not None
+    wanted = [float((s.after - steps[0].before).norm()) for s in steps]
+    assert callback.record.columns["displacement"].tolist() == pytest.approx(wanted, rel=EXACT)
+    assert callback.record.columns["moved_outside"].tolist() == [0.0] * 20
+    assert "displacement" not in callback.record.reasons
 
 
 AVERAGING = {
@@ -223,7 +275,7 @@ def test_the_learning_rate_finder_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_swap_that_began_before_is_not_taken_for_the_training(tmp_path: Path) -> None:
-    """Swapped in on_validation_start by a callback that comes first: unknown, and never a wrong number."""
+    """Swapped in on_validation_start by a callback that comes first."""
 
     class Sooner(Swap):
         def on_validation_start(self, trainer: Any, module: Any) -> None:
@@ -236,11 +288,9 @@ def test_a_swap_that_began_before_is_not_taken_for_the_training(tmp_path: Path) 
     run = trainer(tmp_path, Sooner(), callback, val_check_interval=5, num_sanity_val_steps=0)
     run.fit(model, loader(batches(10)), loader(batches(1, seed=2)))
     assert callback.record is not None
-    found, total = (
-        last_row(callback)["displacement"],
-        torch.stack([s.update for s in model.tape.steps]).sum(0),
-    )
-    assert math.isnan(found) or found == pytest.approx(float(total.norm()), rel=EXACT)
+    total = torch.stack([s.update for s in model.tape.steps]).sum(0)
+    assert last_row(callback)["displacement"] == pytest.approx(float(total.norm()), rel=EXACT)
+    assert last_row(callback)["moved_outside"] == 0.0
 
 
 # --- exceptions and early ends

@@ -22,10 +22,10 @@ EVERY = 4  # Lightning logs at batches 3, 7, 11, …
 class Model(pl.LightningModule):
     """Reads nothing itself; logs its loss in every step."""
 
-    def __init__(self, make: Any, *, manual: bool = False) -> None:
+    def __init__(self, make: Any, *, manual: bool = False, width: int = 5) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 1)
+        self.first, self.second = nn.Linear(4, width), nn.Linear(width, 1)
         self.make, self.automatic_optimization = make, not manual
 
     def loss(self, batch: Batch) -> Any:
@@ -137,6 +137,19 @@ def test_batches_between_log_steps_read_nothing_more(tmp_path: Path, name: str, 
     assert len(without) == 8
     assert callback.record is not None
     assert len(callback.record) >= 2
+
+
+@pytest.mark.parametrize("options", [{}, CLIPPED, {"plugins": amp}], ids=["plain", "clipped", "amp"])
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_coordinates_are_drawn_at_the_first_step_alone(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    """By its gradient, which is read for that; nothing is read from there on."""
+    without = reads(tmp_path, Model(MAKE[kind], width=300), options)
+    callback = quiet(coordinates=500)
+    found = reads(tmp_path, Model(MAKE[kind], width=300), options, callback)
+    assert len(found.pop(0)) > len(without.pop(0))
+    assert found == without
+    assert callback.record is not None
+    assert 0 < callback.record.run["measured_coordinates"] <= 500
 
 
 @pytest.mark.parametrize("monitored", ["efficiency", "wasserstein2"])

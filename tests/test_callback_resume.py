@@ -1,7 +1,6 @@
 """A resumed run's record equals that of the uninterrupted run, or says what it cannot know."""
 
 import math
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from callback_cases import EXACT, Regressor, Resumable, batches, last_row, quiet
 from packaging.version import Version
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from lightning_speedlimit import RunRecord, SpeedLimit
+from lightning_speedlimit import RunRecord
 
 PER_EPOCH, STEPS = 8, 24
 
@@ -25,9 +24,18 @@ OPTIMIZERS = {
 }
 
 
-def fit(folder: Path, callback: Any, optimizer: Any, *, ckpt: Any = None, at: int | None = None, **options: Any) -> Any:
+def fit(
+    folder: Path,
+    callback: Any,
+    optimizer: Any,
+    *,
+    width: int = 5,
+    ckpt: Any = None,
+    at: int | None = None,
+    **options: Any,
+) -> Any:
     """24 steps in 3 epochs, resumed from `ckpt`; `at`: leaves a checkpoint of that step."""
-    model = Regressor(optimizer)
+    model = Regressor(optimizer, width=width)
     callbacks = [] if callback is None else [callback]
     if at is not None:
         callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=at, save_top_k=-1))
@@ -67,10 +75,10 @@ def both_have(steps: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
     return mine, its
 
 
-@pytest.mark.mode('resumed within an epoch or at its end, `save_state="exact"`', "measured", "bitwise as uninterrupted")
+@pytest.mark.mode("resumed within an epoch or at its end", "measured", "bitwise as uninterrupted")
 @pytest.mark.parametrize("at", [5, 8, 15, 16])  # within the first and the second epoch, and at their ends
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_exact_state_resumes_bitwise(tmp_path: Path, name: str, at: int) -> None:
+def test_a_run_resumes_bitwise(tmp_path: Path, name: str, at: int) -> None:
     whole, resumed = quiet(), quiet()
     model = fit(tmp_path, whole, OPTIMIZERS[name], at=at)
     again = fit(tmp_path, resumed, OPTIMIZERS[name], ckpt=tmp_path / f"step={at}.ckpt")
@@ -82,6 +90,8 @@ def test_exact_state_resumes_bitwise(tmp_path: Path, name: str, at: int) -> None
     "settings",
     [
         {"probe_batches": 2},
+        {"clouds": "neurons"},
+        {"clouds": "neurons", "probe_batches": 2},
         {"measure_every_n_steps": 3},
         {"per_layer": True, "clock": "lr"},
         {"entropy_production": "anti_ito", "loss_window": 6},
@@ -93,6 +103,34 @@ def test_settings_resume_bitwise(tmp_path: Path, settings: dict[str, Any]) -> No
     fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=13)
     fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=13.ckpt")
     same(resumed.record, whole.record)
+
+
+WIDE = 300  # a weight of 1200 coordinates, and two parameters of 300: of each some are drawn
+COORDINATES = 500
+NEURONS: dict[str, Any] = {"clouds": "neurons"}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"probe_batches": 2, "clouds": "neurons"},
+        {"measure_every_n_steps": 3, "per_layer": True},
+        {"clock": "lr"},
+    ],
+    ids=str,
+)
+def test_sampled_coordinates_resume_bitwise(tmp_path: Path, settings: dict[str, Any], optimizer: str) -> None:
+    """The same coordinates, though the gradients that they were drawn by are gone."""
+    whole, resumed = (quiet(coordinates=COORDINATES, **settings) for _ in range(2))
+    fit(tmp_path, whole, OPTIMIZERS[optimizer], at=13, width=WIDE)
+    fit(tmp_path, resumed, OPTIMIZERS[optimizer], ckpt=tmp_path / "step=13.ckpt", width=WIDE)
+    same(resumed.record, whole.record)
+    assert whole.record is not None
+    measured = whole.record.run["measured_coordinates"]
+    assert 0 < measured <= COORDINATES < whole.record.run["parameters"]
+    assert last_row(resumed)["displacement_se"] > 0
 
 
 @pytest.mark.parametrize("options", [{"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.3}], ids=str)
@@ -109,7 +147,8 @@ def test_the_comparison_can_fail(tmp_path: Path) -> None:
     fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=5)
     path = tmp_path / "step=5.ckpt"
     saved = torch.load(path, weights_only=True)
-    saved["callbacks"]["SpeedLimit"]["meter"]["traces"][0]["met"] = False  # loses f_{k+1}·u_k of one step
+    motion = saved["callbacks"]["SpeedLimit"]["meter"]["followers"][0]["motions"][0]
+    motion["waiting"] = False  # loses f_{k+1}·u_k of one step
     torch.save(saved, path)
     fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=path)
     with pytest.raises(AssertionError, match="work_"):
@@ -128,60 +167,33 @@ def test_resuming_twice_equals_the_uninterrupted_run(tmp_path: Path) -> None:
     assert last_row(last) == last_row(whole)
 
 
-def test_a_checkpoint_is_plain_tensors_without_the_initial_weights(tmp_path: Path) -> None:
-    callback = quiet(probe_batches=1)
-    fit(tmp_path, callback, OPTIMIZERS["AdamW"], at=5)
-    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["callbacks"]["SpeedLimit"]
-    assert state["start"]["file"].startswith("start-")
-    files = list((tmp_path / "speed_limit").glob("start-*.pt"))
-    assert len(files) == 1  # once for all checkpoints
-    start = torch.load(files[0], weights_only=True)
-    assert torch.equal(torch.cat(start), torch.cat([p.detach().reshape(-1) for p in Regressor().parameters()]))
-
-
-# --- what is lost is said
-
-
-def light(tmp_path: Path, **settings: Any) -> tuple[SpeedLimit, SpeedLimit]:
-    whole, resumed = quiet(save_state="light", **settings), quiet(save_state="light", **settings)
-    fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=13)
-    with pytest.warns(UserWarning, match="without the initial weights") as said:
-        fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=13.ckpt")
-    assert sum("initial weights" in str(w.message) for w in said) == 1
-    return whole, resumed
-
-
-@pytest.mark.mode(
-    'resumed with `save_state="light"`',
-    "caveat",
-    "sums go on; displacement and efficiency are NaN, said once: `SpeedLimit resumed without the initial weights`",
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"probe_batches": 1, "clouds": "neurons", "per_layer": True},
+        {"coordinates": COORDINATES, "measure_every_n_steps": 2},
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("probe", [0, 2])
-def test_light_state_keeps_its_sums_and_names_what_it_lost(tmp_path: Path, probe: int) -> None:
-    whole, resumed = light(tmp_path, probe_batches=probe)
-    got, wanted = last_row(resumed), last_row(whole)
-    for name in (
-        "step",
-        "path_length",
-        "action",
-        "work_ito",
-        "work_action",
-        "elapsed",
-        "steadiness",
-        "grad_norm",
-    ):
-        assert got[name] == pytest.approx(wanted[name], rel=1e-12), name  # the same additions
-    assert resumed.record is not None
-    lost = ("displacement", "straightness", "kinematic_efficiency", "efficiency", "efficiency_action")
-    for name in lost:
-        assert math.isnan(got[name])
-        assert "resumed without" in resumed.record.reasons[name]
-    if not probe:
-        assert got["loss_drop"] == wanted["loss_drop"]
-    else:  # not the probe's drop since the resume: the losses of the whole training
-        unprobed = quiet()
-        fit(tmp_path / "unprobed", unprobed, OPTIMIZERS["AdamW"])
-        assert got["loss_drop"] == pytest.approx(last_row(unprobed)["loss_drop"], rel=EXACT)
+def test_the_state_is_of_plain_types_and_tensors(tmp_path: Path, settings: dict[str, Any]) -> None:
+    fit(tmp_path, quiet(**settings), OPTIMIZERS["AdamW"], at=5, width=WIDE)
+    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["callbacks"]["SpeedLimit"]
+    assert state["meter"]["followers"][0]["optimizer"] == "AdamW"
+    assert [f.name for f in tmp_path.glob("**/*.pt")] == []  # all of it is in the checkpoint
+
+
+def test_the_checkpoint_keeps_the_initial_weights_for_as_long_as_they_are_needed(tmp_path: Path) -> None:
+    """The neurons are compared with them to the end; a probe needs them until all of its batches have come."""
+    start = {name: p.detach().clone() for name, p in Regressor().named_parameters()}
+    for settings, kept in (({}, False), ({"probe_batches": 9}, True), ({"probe_batches": 2}, False), (NEURONS, True)):
+        folder = tmp_path / str(settings)
+        fit(folder, quiet(**settings), OPTIMIZERS["AdamW"], at=5)
+        state = torch.load(folder / "step=5.ckpt", weights_only=True)["callbacks"]["SpeedLimit"]
+        assert (state["start"] is not None) == kept
+        if kept:
+            assert state["start"].keys() == start.keys()
+            assert all(torch.equal(state["start"][name], value) for name, value in start.items())
 
 
 def tensors(state: Any) -> list[torch.Tensor]:
@@ -191,63 +203,59 @@ def tensors(state: Any) -> list[torch.Tensor]:
     return [t for value in inner for t in tensors(value)]
 
 
-def test_light_state_holds_nothing_of_the_size_of_the_model(tmp_path: Path) -> None:
-    size = sum(p.numel() for p in Regressor(width=3000).parameters())
-    for save_state, copies in (("light", 0), ("exact", 3)):  # AdamW: m, u_k and Σu
-        callback = quiet(save_state=save_state)
-        model = Regressor(OPTIMIZERS["AdamW"], width=3000)
-        trainer(tmp_path, callback, log_every_n_steps=100).fit(model, Resumable(batches(3)))
-        found = sum(t.numel() for t in tensors(callback.state_dict()))
-        assert copies * size <= found < copies * size + 6000  # the sums, losses, and one sketch of 4093
+@pytest.mark.parametrize("coordinates", [1000, 4000, "all"])
+def test_the_state_is_of_the_size_of_the_measured_coordinates(tmp_path: Path, coordinates: Any) -> None:
+    """Of AdamW: θ_0, θ, u, and two numbers each for Σ u and m; of drawn ones also which they are and their weights.
+
+    With them the sums of each row of coordinates, losses, and a sketch of 4093 for each row of the record.
+    """
+    model, callback = Regressor(OPTIMIZERS["AdamW"], width=3000), quiet(coordinates=coordinates)
+    trainer(tmp_path, callback, log_every_n_steps=100).fit(model, Resumable(batches(3)))
+    size = sum(p.numel() for p in model.parameters())
+    measured = size if coordinates == "all" else coordinates
+    assert callback.record is not None
+    assert 0.9 * measured < callback.record.run["measured_coordinates"] <= measured
+    found = sum(t.numel() for t in tensors(callback.state_dict()))
+    assert 7 * 0.9 * measured <= found < 11 * measured + 6000
+
+
+# --- what is lost is said
 
 
 @pytest.mark.mode(
-    "resumed where the file of the initial weights is gone",
+    "resumed with `probe_batches` or `clouds`, from a checkpoint that was saved without",
     "caveat",
-    'as with `save_state="light"`: `SpeedLimit resumed without the initial weights`',
+    "the initial weights are not known: `SpeedLimit resumed without the initial weights`; the rest is measured",
 )
-def test_a_missing_start_file_is_said_once(tmp_path: Path) -> None:
-    fit(tmp_path, quiet(), OPTIMIZERS["SGD momentum"], at=5)
-    shutil.rmtree(tmp_path / "speed_limit")
-    resumed = quiet()
+@pytest.mark.parametrize("settings", [{"probe_batches": 2}, NEURONS, NEURONS | {"probe_batches": 2}], ids=str)
+def test_what_needs_the_initial_weights_is_left_out_where_they_are_unknown(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    whole, resumed = quiet(), quiet(**settings)
+    fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=13)
     with pytest.warns(UserWarning, match="without the initial weights") as said:
-        fit(tmp_path, resumed, OPTIMIZERS["SGD momentum"], ckpt=tmp_path / "step=5.ckpt")
-    assert sum("initial weights" in str(w.message) for w in said) == 1
-    assert math.isnan(last_row(resumed)["displacement"])
-    assert last_row(resumed)["step"] == STEPS
+        fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=13.ckpt")
+    assert sum("SpeedLimit" in str(w.message) for w in said) == 1
+    got, wanted = last_row(resumed), last_row(whole)
+    for name, value in wanted.items():  # the losses of the training in place of the probe's
+        assert got[name] == value or math.isnan(value), name
+    assert resumed.record is not None
+    if "clouds" in settings:
+        assert math.isnan(got["wasserstein2"])
+        assert "initial weights" in resumed.record.reasons["wasserstein2"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a file of tensors", None], ids=["empty", "text", "cut"])
-def test_a_damaged_start_file_counts_as_missing(tmp_path: Path, damage: bytes | None) -> None:
-    fit(tmp_path, quiet(), OPTIMIZERS["SGD momentum"], at=5)
-    (path,) = (tmp_path / "speed_limit").glob("start-*.pt")
-    path.write_bytes(path.read_bytes()[:-300] if damage is None else damage)
-    resumed = quiet()
+def test_weights_of_other_names_are_not_taken_for_the_initial_ones(tmp_path: Path) -> None:
+    fit(tmp_path, quiet(**NEURONS), OPTIMIZERS["AdamW"], at=5)
+    saved = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
+    start = saved["callbacks"]["SpeedLimit"]["start"]
+    saved["callbacks"]["SpeedLimit"]["start"] = {f"other.{name}": value for name, value in start.items()}
+    torch.save(saved, tmp_path / "other.ckpt")
+    resumed = quiet(**NEURONS)
     with pytest.warns(UserWarning, match="without the initial weights"):
-        fit(tmp_path, resumed, OPTIMIZERS["SGD momentum"], ckpt=tmp_path / "step=5.ckpt")
-    assert math.isnan(last_row(resumed)["displacement"])
-
-
-def test_the_start_file_is_found_beside_a_checkpoint_that_was_moved(tmp_path: Path) -> None:
-    whole, resumed = quiet(), quiet()
-    fit(tmp_path / "old", whole, OPTIMIZERS["AdamW"], at=5)
-    shutil.move(tmp_path / "old", tmp_path / "new")
-    fit(tmp_path / "elsewhere", resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "new" / "step=5.ckpt")
-    same(resumed.record, whole.record)
-
-
-def test_where_no_file_can_be_written_the_checkpoint_holds_the_initial_weights(tmp_path: Path) -> None:
-    blocked = tmp_path / "a file"
-    blocked.write_text("no folder")
-    whole, resumed = quiet(dirpath=blocked / "speed_limit"), quiet(dirpath=blocked / "speed_limit")
-    with pytest.warns(UserWarning, match="keeps the initial weights in the checkpoint") as said:
-        fit(tmp_path, whole, OPTIMIZERS["AdamW"], at=5)
-    assert sum("initial weights in the checkpoint" in str(w.message) for w in said) == 1
-    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["callbacks"]["SpeedLimit"]
-    assert isinstance(state["start"], list)
-    with pytest.warns(UserWarning, match="could not save its record"):
-        fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "step=5.ckpt")
-    same(resumed.record, whole.record)
+        fit(tmp_path, resumed, OPTIMIZERS["AdamW"], ckpt=tmp_path / "other.ckpt")
+    assert math.isnan(last_row(resumed)["wasserstein2"])
+    assert math.isfinite(last_row(resumed)["displacement"])
 
 
 @pytest.mark.mode(
@@ -270,7 +278,7 @@ def test_a_checkpoint_without_the_callback_is_labelled(tmp_path: Path) -> None:
 def test_another_model_starts_anew_and_says_so(tmp_path: Path) -> None:
     fit(tmp_path, quiet(), OPTIMIZERS["AdamW"], at=5)
     saved = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
-    saved["callbacks"]["SpeedLimit"]["meter"]["traces"][0]["sections"][0]["numel"][0] += 1
+    saved["callbacks"]["SpeedLimit"]["meter"]["followers"][0]["motions"][0]["shapes"][0][0] += 1
     torch.save(saved, tmp_path / "other.ckpt")
     resumed = quiet(probe_batches=2)
     with pytest.warns(UserWarning, match="starts anew at step 5"):

@@ -240,7 +240,6 @@ def mode(name: str, outcome: str = "measured", remark: str = "") -> Any:
 
 
 NO_LOSS = tuple(name for name in ALL if name != "loss_drop")
-IDLE = "plain SGD's mobility is one number per parameter: coordinates that rest count too, and efficiency is lower"
 EFFECTIVE = "effective mobility: efficiency is kinematic efficiency / conversion"
 
 STYLES: list[tuple[str, Style, list[Any]]] = [
@@ -307,7 +306,7 @@ STYLES: list[tuple[str, Style, list[Any]]] = [
     ("lazy, adam", Style(lambda: Lazy(adam())), [mode("lazy modules")]),
     ("tied", Style(lambda: Tied(adam())), [mode("tied parameters")]),
     ("buffers", Style(lambda: Normed(adam())), [mode("buffers that move, dropout")]),
-    ("sparse", Style(Sparse), [mode("sparse gradients", "caveat", IDLE)]),
+    ("sparse", Style(Sparse), [mode("sparse gradients")]),
     (
         "sparse adam",
         Style(SparsePair, optimizers=2, agreeing=(*KINEMATIC, *WORKS, "loss_drop")),
@@ -323,7 +322,7 @@ STYLES: list[tuple[str, Style, list[Any]]] = [
     (
         "pruned",
         Style(Diarist, others=lambda: [ModelPruning("l1_unstructured", amount=0.2)], epochs=3),
-        [mode("ModelPruning", "caveat", IDLE)],
+        [mode("ModelPruning")],
     ),
     ("clamped", Style(Clamping), [mode("weights clamped after every step")]),
     ("own optimizer_step", Style(Skipping, agreeing=NO_LOSS), [mode("an own optimizer_step that leaves steps out")]),

@@ -178,7 +178,7 @@ def test_the_command_line_names_what_is_wrong(tmp_path: Path, package: str, name
 
 
 def test_the_states_name_holds_no_setting() -> None:
-    settings: list[dict[str, Any]] = [{}, {"clock": "lr"}, {"save_state": "light", "loss_window": 7}]
+    settings: list[dict[str, Any]] = [{}, {"clock": "lr"}, {"coordinates": "all", "loss_window": 7}]
     assert {SpeedLimit(**s).state_key for s in settings} == {"SpeedLimit"}
 
 

@@ -157,6 +157,44 @@ def test_sampled_runs_say_so() -> None:
     assert "kinematic efficiency 0.0500 +/- 0.0020 straightness x steadiness; sampled" in text
 
 
+def test_drawn_coordinates_are_said_with_their_errors() -> None:
+    errors = {"displacement": 0.1, "path_length": 0.3, "action": 0.0071, "straightness": 0.004, "steadiness": 0.012}
+    errors |= {"speed_limit_time": 0.8, "signal_fraction": 0.02, "entropy_production": 0.05, "grad_norm": 0.031}
+    changes = {f"{name}_se": error for name, error in errors.items()}
+    run = {"measured_coordinates": 1048576, "optimized_coordinates": 9812345, "parameters": 20000000}
+    text = squeezed(summary_of(changes, **run))
+    for line in [
+        "measured: 1,048,576 of 9,812,345 coordinates (10.7 %), values +/- standard error",
+        "displacement 3.20 +/- 0.10 straight distance",
+        "path length 13.5 +/- 0.30 sum",
+        "action 0.327 +/- 0.0071 sum",
+        "straightness 0.0560 +/- 0.0040 1:",
+        "steadiness 0.900 +/- 0.012 1:",
+        "speed limit 31.2 +/- 0.80 steps this displacement could not have been done in fewer than 31.2 steps",
+        "signal fraction 0.110 +/- 0.020 share",
+        "entropy production 2.20 +/- 0.050 x temperature",
+        "gradient norm 0.850 +/- 0.031 of",
+    ]:
+        assert line in text
+    assert summary_of(changes, **run).action_se == 0.0071
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {},
+        {"parameters": 100},
+        {"measured_coordinates": None, "parameters": 100},  # before the first step
+        {"measured_coordinates": 100, "parameters": 100},
+        {"measured_coordinates": 60, "trainable_parameters": 60, "parameters": 100},  # the others are frozen
+        {"measured_coordinates": 60, "optimized_coordinates": 60, "trainable_parameters": 80, "parameters": 100},
+        {"measured_coordinates": 200, "parameters": 100},  # complex
+    ],
+)
+def test_exact_runs_do_not_speak_of_it(run: dict[str, object]) -> None:
+    assert str(summary_of(**run)) == str(summary_of())
+
+
 # --- clouds
 
 CLOUDS = {

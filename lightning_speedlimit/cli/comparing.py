@@ -92,7 +92,7 @@ def _print_for_terminal(comparison: Comparison) -> None:
     print()
     terminal.print_rows(["run", *text.headings(comparison, columns)], rows)
     print("* beaten by none in both time and action\n" if marks else "")
-    for sentence in comparison.verdict():
+    for sentence in (*text.measured(comparison), *comparison.verdict()):
         console.print(sentence)
     for title, texts in (("What cost the most", text.costliest(comparison)), ("Beware", comparison.notes)):
         if texts:

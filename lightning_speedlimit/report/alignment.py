@@ -169,6 +169,13 @@ class Timeline:
             found[name] = at(self.column(name, 0.0))
         return _ratios(found, step, self._full_batch)
 
+    def standard_errors(self, step: float) -> dict[str, float]:
+        """Of what was sampled, at a step: linear between two log steps."""
+        names = [name for name in self._columns if name.endswith("_se") and name.removesuffix("_se") in self._columns]
+        if not 0 <= step <= self.steps[-1]:
+            return {}
+        return {n.removesuffix("_se"): float(np.interp(step, self.steps, self._from_first(n))) for n in names}
+
     def _from_first(self, name: str) -> Values:
         column = self.column(name, NAN)
         if len(column) > 1:

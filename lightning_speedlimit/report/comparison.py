@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from lightning_speedlimit._summary_text import measured_share
 from lightning_speedlimit.report.alignment import CONFIDENCE, By, Crossing, Timeline, common_level
 from lightning_speedlimit.report.clouds import GroupDistance, group_distances
 from lightning_speedlimit.report.diagnosis import Finding, diagnose
@@ -41,6 +42,8 @@ class Point:
     """Within which the loss lies, loss: from its standard error, and what may be between two log steps."""
     read: Mapping[str, Interval]
     """Of τ, the action and the loss, by name: what is not known between two log steps alone."""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """Standard errors of its numbers, where coordinates were sampled; empty where all were measured."""
 
     @property
     def reached(self) -> bool:
@@ -59,7 +62,7 @@ class Group:
     values: Mapping[str, float]
     """Means over the runs; NaN where one run's is."""
     standard_errors: Mapping[str, float]
-    """Of these means, from the spread of the runs; NaN for a single run."""
+    """Of these means, from the spread of the runs; for a single run those of its sampling, NaN where it has none."""
     elapsed_interval: Interval
     """95 % interval of the mean τ (Student's t over runs); of a single run, that of its point. Where a run did not get
     there: from the least that one took."""
@@ -333,6 +336,7 @@ def _point(run: Run, timeline: Timeline, by: By, at: float) -> Point:
             "action": _reach(timeline, "action", where.read),
             "loss": (lowest, highest),
         },
+        sampling={} if measured_share(run.record.run) is None else timeline.standard_errors(where.step),
     )
 
 
@@ -348,6 +352,8 @@ def _group(name: str, points: Sequence[Point]) -> Group:
     keys = points[0].values.keys()
     values = {key: _mean([point.values[key] for point in points]) for key in keys}
     errors = {key: _standard_error([point.values[key] for point in points]) for key in keys}
+    if len(points) == 1:
+        errors |= {key: error for key, error in points[0].sampling.items() if key in keys and key != "loss"}
     reached = [point for point in points if point.reached]
     findings = diagnose(values, reached[0].run.record) if reached else []
     return Group(

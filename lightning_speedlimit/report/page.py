@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_speedlimit.report import page_figures, page_words
 from lightning_speedlimit.report.page_figures import Picture
 from lightning_speedlimit.report.page_table import Table, table_of
-from lightning_speedlimit.report.text import number, where
+from lightning_speedlimit.report.text import measured, number, where
 
 if TYPE_CHECKING:
     from lightning_speedlimit.report.comparison import Comparison, Group
@@ -49,6 +49,8 @@ class Section:
     verdict: tuple[str, ...]
     plane: Picture | None
     table: Table
+    measured: tuple[str, ...]
+    """Of which share of their coordinates the runs were measured, where not of all."""
     pictures: tuple[Picture, ...]
     runs: tuple[RunDetails, ...]
     left_out: int
@@ -159,6 +161,7 @@ def _section(comparison: Comparison, place: int, *, several: bool) -> Section:
         verdict=tuple(sentence for sentence in comparison.verdict() if sentence != told),
         plane=page_figures.plane(comparison, prefix),
         table=table_of(comparison),
+        measured=tuple(measured(comparison)),
         pictures=tuple(page_figures.of_all(comparison, detailed, prefix)),
         runs=tuple(_details(point, f"{prefix}-r{index + 1}") for index, point in enumerate(detailed)),
         left_out=total - len(detailed),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_speedlimit._summary_text import measured_share
 from lightning_speedlimit.report.comparison import below, rivals
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def table(comparison: Comparison) -> str:
     head = ["run" if all(len(g.points) == 1 for g in comparison.groups) else "group", *headings(comparison, columns)]
     rows = [[label(group), *cells(group, columns)] for group in comparison.groups]
     lines = [heading(comparison), "", *aligned([head, *rows]), ""]
+    for text in measured(comparison):
+        lines += [*textwrap.wrap(text, WIDTH, subsequent_indent="  "), ""]
     lines += [line for text in comparison.verdict() for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
     for title, texts in (("What cost the most", costliest(comparison)), ("Beware", comparison.notes)):
         if texts:
@@ -90,6 +93,20 @@ def table(comparison: Comparison) -> str:
 def heading(comparison: Comparison) -> str:
     """ "Compared at the same loss, 0.138, where …"."""
     return f"Compared {where(comparison)}{_set_by(comparison)}"
+
+
+def measured(comparison: Comparison) -> list[str]:
+    """Of which share of their coordinates the runs were measured, in one sentence; none where all were."""
+    found: dict[str, list[str]] = {}
+    for group in comparison.groups:
+        share = measured_share(group.points[0].run.record.run)
+        if share is not None:
+            found.setdefault(share, []).append(group.name)
+    if not found:
+        return []
+    alone = len(found) == 1 and len(next(iter(found.values()))) == len(comparison.groups)
+    shares = [share if alone else f"{share} in {_listed(names)}" for share, names in found.items()]
+    return [f"measured: {'; '.join(shares)}, values ± standard error"]
 
 
 def costliest(comparison: Comparison) -> list[str]:

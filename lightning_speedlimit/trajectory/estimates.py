@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_speedlimit.trajectory.losses import LossDrop
+from lightning_speedlimit.trajectory.totals import Kind
 
 Estimator = Literal["loss_drop", "ito", "stratonovich", "anti_ito", "action"]
-Kind = Literal["scalar", "diagonal", "effective"]
 NAN = math.nan
 
 
 @dataclass(frozen=True)
 class SectionTotals:
-    """Sums over the run of one section; see `bank.SUMS`. Squares in parameter², works in loss units.
+    """Sums over the run of one group and layer; see `motion.SUMS`. Squares in parameter², works in loss units.
 
-    weighted: Σ (Δθ_i)²/m_i. noise_gain: c, steady over instantaneous response (NaN where unknown).
+    sums: with "work_ito", "displacement_squared", "free_displacement_squared", "weighted" = Σ (Δθ_i)²/m_i.
+    noise_gain: c, steady over instantaneous response (NaN where unknown). noise_weight: Σ lr_k.
     """
 
     layer: str
     kind: Kind
     sums: dict[str, float]
-    displacement_squared: float
-    free_displacement_squared: float
-    weighted: float
     noise_gain: float
+    noise_weight: float
 
     def numerator(self, steps: float) -> float:
         """Σ (Δθ_i)²/m_i; an effective mobility Σ‖u‖²/work_ito has m = steps × it. NaN where work_ito ≤ 0."""
         if self.kind != "effective":
-            return self.weighted
+            return self.sums["weighted"]
         work, squares = self.sums["work_ito"], self.sums["free_squares"]
         if squares == 0.0:
             return 0.0
-        return ratio(self.free_displacement_squared * work, steps * squares) if work > 0 else NAN
+        return ratio(self.sums["free_displacement_squared"] * work, steps * squares) if work > 0 else NAN
 
-    def plus(self, other: SectionTotals) -> SectionTotals:
-        """Both as one section: of one group and layer, met by the same gradients."""
-        sums = {name: value + other.sums[name] for name, value in self.sums.items()}
-        return replace(
-            self,
-            sums=sums | {"noise_weight": self.sums["noise_weight"]},
-            displacement_squared=self.displacement_squared + other.displacement_squared,
-            free_displacement_squared=self.free_displacement_squared + other.free_displacement_squared,
-            weighted=self.weighted + other.weighted,
-        )
+    def plus(self, changes: Mapping[str, float], scale: float = 1.0) -> SectionTotals:
+        """With something added to its sums."""
+        return replace(self, sums={name: value + scale * changes.get(name, 0.0) for name, value in self.sums.items()})
 
     @property
     def work_action(self) -> float:
@@ -56,41 +49,98 @@ class SectionTotals:
     @property
     def noise(self) -> float:
         """N = c Σ lr_k n_k / Σ lr_k, with Σ n_k clamped to [0, work_ito]."""
-        raw = self.sums["work_ito_met"] - self.sums["work_anti_ito"]
-        if raw <= 0.0 or self.sums["noise_weight"] <= 0.0:
+        raw = self.sums["work_met"] - self.sums["work_anti_ito"]
+        if raw <= 0.0 or self.noise_weight <= 0.0:
             return NAN if math.isnan(raw) else 0.0
         clamped = min(raw, max(0.0, self.sums["work_ito"]))
-        return self.noise_gain * max(0.0, self.sums["noise"]) / self.sums["noise_weight"] * clamped / raw
+        return self.noise_gain * max(0.0, self.sums["noise"]) / self.noise_weight * clamped / raw
+
+
+@dataclass(frozen=True)
+class Error:
+    """One standard error of the totals in one direction: of some sections' sums, of the loss drop.
+
+    Errors of different directions are independent; a value's variance is the sum over them of its change squared.
+    """
+
+    sums: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # section → changes
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
 class RunTotals:
     """What a measurement knows on the host.
 
-    steps: K, joint steps. measured: those measured. elapsed: τ on the chosen clock. action, path_length: of the
-    whole parameter vector, scaled to all steps. sampling_se: standard errors of sums that were sampled.
+    steps: K, joint steps. measured: those measured. elapsed: τ on the chosen clock. path_length, action: of the whole
+    parameter vector where they are not sums over the sections. errors: of what was sampled.
     """
 
     sections: list[SectionTotals]
     steps: float
     measured: float
     elapsed: float
-    path_length: float
-    action: float
     loss: LossDrop | None
     gradient_norm: float
     clipped_norm: float
     step_norm: float
     learning_rate: float
-    unknown_moves: int = 0
-    silent_moves: bool = False
-    uneven_clipping: bool = False
-    lost: tuple[str, ...] = ()  # what cannot be known since the measurement was resumed without it
+    whole_norm: bool = False  # the gradients' norms are of all coordinates, whatever was drawn
+    path_length: float | None = None
+    per_rate: bool = False  # the action is counted on the clock "lr"
+    coordinates: float = 0.0  # that are measured
+    moves: float = 0.0  # steps before which weights were moved elsewhere
+    moved: float = 0.0  # √Σ of these moves' squares
+    untold: str = ""  # why works are not known, though gradients were seen
+    unforced: bool = False  # a step moved weights without a gradient
+    single: bool = False  # products are rounded to float32
     no_formula: tuple[str, ...] = ()
-    sampling_se: dict[str, float] = field(default_factory=dict)
-    coarse_mobility: bool = False  # so many additions to float32 numbers that their rounding shows
+    errors: tuple[Error, ...] = ()
+    sampled: bool = False  # coordinates or steps: all values carry an error
+    unspread: bool = False  # too few sampled steps to tell an error
     no_loss: str = ""  # why there is none, where it is not for want of recording
     no_path: str = ""  # why the path length is unknown
+
+    def sum(self, name: str) -> float:
+        return added(section.sums[name] for section in self.sections)
+
+    def layer(self, name: str) -> RunTotals:
+        """Of one layer alone: ℓ is that of its own motion (of shards NaN: no process knows it), no loss, no norms."""
+        sections = [s for s in self.sections if s.layer == name]
+        path = added(s.sums.get("own_path_length", s.sums["path_length"]) for s in sections)
+        if self.path_length is not None:
+            path = self.path_length if len(sections) == len(self.sections) else NAN
+        unknown: dict[str, Any] = dict.fromkeys(("gradient_norm", "clipped_norm", "step_norm", "learning_rate"), NAN)
+        return replace(self, sections=sections, path_length=path, loss=None, errors=(), sampled=False, **unknown)
+
+    def shifted(self, error: Error, scale: float) -> RunTotals:
+        """As it would be with `scale` times an error."""
+        changes = error.sums
+        sections = [s.plus(changes[i], scale) if i in changes else s for i, s in enumerate(self.sections)]
+        loss = self.loss
+        if loss is not None and error.loss:
+            loss = replace(loss, value=loss.value + scale * error.loss)
+        path = self.path_length
+        if path is not None:
+            path += scale * sum(c.get("path_length", 0.0) for c in changes.values())
+        return replace(self, sections=sections, loss=loss, path_length=path, **self._shifted_norms(changes, scale))
+
+    def _shifted_norms(self, changes: Mapping[int, Mapping[str, float]], scale: float) -> dict[str, Any]:
+        gradient, step = (
+            scale * sum(c.get(name, 0.0) for c in changes.values()) for name in ("gradient_squares", "step_squares")
+        )
+        gradient = 0.0 if self.whole_norm else gradient
+        clipped = ratio(self.clipped_norm, self.gradient_norm) ** 2 * gradient
+        return {
+            "gradient_norm": math.sqrt(max(0.0, self.gradient_norm**2 + gradient)),
+            "clipped_norm": math.sqrt(max(0.0, self.clipped_norm**2 + clipped)),
+            "step_norm": math.sqrt(max(0.0, self.step_norm**2 + step)),
+        }
+
+
+def added(values: Iterable[float]) -> float:
+    """Σ; NaN where one is not finite (−inf + inf is no reason to raise)."""
+    known = list(values)
+    return math.fsum(known) if all(map(math.isfinite, known)) else NAN
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -103,135 +153,86 @@ class Estimates:
 
     def __init__(self, run: RunTotals, estimator: Estimator) -> None:
         self.run, self.estimator = run, estimator
-        self.values: dict[str, float] = {}
         self.reasons: dict[str, str] = {}
+        self.values = estimates(run, estimator)
+        known = dict(self.values)
         self._kinematic()
         self._works()
-        if run.uneven_clipping:
-            self._drop_works()
         self._efficiencies()
-        self._standard_errors()
+        self._standard_errors(known)
         self._non_finite()
 
-    def _total(self, name: str) -> float:
-        return math.fsum(section.sums[name] for section in self.run.sections)
+    def _say(self, names: Iterable[str], why: str) -> None:
+        for name in names:
+            self.reasons.setdefault(name, why)
 
     def _kinematic(self) -> None:
-        """D, ℓ, A; straightness D²/ℓ², steadiness ℓ²/(τA), their product, τ_SL = D²/A."""
         run, values = self.run, self.values
-        squared = math.fsum(s.displacement_squared for s in run.sections)
-        squared = NAN if self._unknown_displacement() else squared
-        path, action, elapsed = run.path_length, run.action, run.elapsed
-        values |= {
-            "displacement": math.sqrt(squared),
-            "path_length": path,
-            "action": action,
-            "elapsed": elapsed,
-            "straightness": ratio(squared, path**2),
-            "steadiness": ratio(path**2, elapsed * action),
-            "kinematic_efficiency": ratio(squared, elapsed * action),
-            "speed_limit_time": ratio(squared, action),
-            "grad_norm": run.gradient_norm,
-            "grad_norm_clipped": run.clipped_norm,
-            "step_norm": run.step_norm,
-            "learning_rate": run.learning_rate,
-        }
         if run.no_path:
-            for name in ("path_length", "straightness", "steadiness"):
-                self.reasons[name] = run.no_path
-        if path == 0.0:
-            for name in ("straightness", "steadiness", "kinematic_efficiency", "speed_limit_time"):
-                self.reasons[name] = "the weights have not moved"
-        if math.isnan(elapsed):
-            for name in ("elapsed", "action", "steadiness", "kinematic_efficiency", "speed_limit_time"):
-                self.reasons[name] = (
-                    'the clock "lr" needs one learning rate for all parameter groups, got several; use clock="steps"'
-                )
-        elif math.isnan(action) and math.isfinite(path):
-            for name in ("action", "steadiness", "kinematic_efficiency", "speed_limit_time"):
-                self.reasons[name] = 'weights moved in a step whose learning rate was 0; use clock="steps"'
-
-    def _unknown_displacement(self) -> bool:
-        run = self.run
-        why = None
-        if run.lost:
-            why = f"unknown since the run was resumed without {', '.join(run.lost)}"
-        elif run.unknown_moves:
-            why = (
-                f"weights were moved outside of optimizer.step {run.unknown_moves} times by an unknown amount "
-                "(clamping, averaging or loading weights between steps)"
+            self._say(("path_length", "straightness", "steadiness"), run.no_path)
+        if values["action"] == 0.0:
+            self._say(
+                ("straightness", "steadiness", "kinematic_efficiency", "speed_limit_time"), "the weights have not moved"
             )
-        elif run.silent_moves:
-            why = "weights are moved outside of optimizer.step through .data, which leaves no trace to follow"
-        for name in (
-            "displacement",
-            "straightness",
-            "kinematic_efficiency",
-            "speed_limit_time",
-            "efficiency",
-            "efficiency_lower",
-            "efficiency_action",
-        ):
-            if why:
-                self.reasons[name] = why
-        return why is not None
+        if run.single and run.sum("displacement_squared") > 0.0 and run.sum("squares") < self._least:
+            lost = ("path_length", "action", "straightness", "steadiness", "kinematic_efficiency", "speed_limit_time")
+            self._drop(
+                (*lost, "step_norm", *WORKS), "updates are so small that their squares are lost in float32's range"
+            )
+        timed = ("action", "steadiness", "kinematic_efficiency", "speed_limit_time")
+        if math.isnan(run.elapsed):
+            why = 'the clock "lr" needs one learning rate for all parameter groups, got several; use clock="steps"'
+            self._say(("elapsed", *timed), why)
+        elif run.per_rate and math.isnan(values["action"]) and math.isfinite(run.sum("squares")):
+            self._say(timed, 'weights moved in a step whose learning rate was 0; use clock="steps"')
+        if run.moved > NOTICED * run.sum("path_length"):
+            self.reasons["displacement"] = (
+                f"weights were moved outside of optimizer.step before {run.moves:.0f} steps, by {run.moved:.3g} in all "
+                "(root sum of squares): the displacement is of the steps alone"
+            )
 
     def _works(self) -> None:
-        """The estimates of Q (loss units), conversion = loss_drop/work_ito, signal = anti_ito/ito."""
-        values, loss = self.values, self.run.loss
-        values |= {name: self._total(name) for name in ("work_ito", "work_anti_ito")}
-        met = self._total("work_ito_met")
-        values["work_stratonovich"] = 0.5 * (met + values["work_anti_ito"])
-        if met == 0.0:
-            values["work_anti_ito"] = values["work_stratonovich"] = NAN
-            for name in ("work_anti_ito", "work_stratonovich", "signal_fraction"):
-                self.reasons[name] = "no step has met the next gradient yet"
-        values["work_action"] = math.fsum(s.work_action for s in self.run.sections)
-        values["loss_drop"] = NAN if loss is None else loss.value + self._total("l2_drop")
-        values["loss_drop_se"] = NAN if loss is None else loss.standard_error
-        values["loss"] = NAN if loss is None else loss.last
-        values["loss_se"] = NAN if loss is None else loss.last_error
-        if loss is None:
-            for name in ("loss_drop", "loss", "conversion"):
-                self.reasons[name] = self.run.no_loss or "no loss was recorded"
-        elif math.isnan(loss.value):
-            for name in ("loss_drop", "loss", "conversion"):
-                self.reasons[name] = "a recorded loss is not finite"
+        run, values = self.run, self.values
+        if run.sum("work_met") == 0.0 and run.sum("work_anti_ito") == 0.0:
+            unmet = ("work_anti_ito", "work_stratonovich", "signal_fraction")
+            values |= dict.fromkeys(unmet, NAN)
+            self._say(unmet, "no step has met the next gradient yet")
+        if run.loss is None:
+            self._say(("loss_drop", "loss", "conversion"), run.no_loss or "no loss was recorded")
+        elif math.isnan(run.loss.value):
+            self._say(("loss_drop", "loss", "conversion"), "a recorded loss is not finite")
+        if run.untold:
+            self._drop(WORKS, run.untold)
+        if run.unforced:
+            self._drop(WORKS, "weights were moved in a step before which there was no gradient")
+        for name in ("work_ito", "work_action"):
+            if name in self.reasons:
+                continue
+            if run.single and values["action"] > 0.0 and 0.0 < abs(values[name]) < self._least:
+                self._drop(WORKS, f"{name} is {values[name]:.1g}: products of so small numbers are lost in float32")
+            elif run.single and values["action"] > 0.0 and values[name] == 0.0 and run.step_norm < _SMALL:
+                self._drop(WORKS, f"{name} is 0: products of updates of {run.step_norm:.1g} are lost in float32")
         if values["work_ito"] == 0.0:
-            self.reasons.setdefault("conversion", "no work was done: the weights have not moved")
-        values["conversion"] = ratio(values["loss_drop"], values["work_ito"])
-        values["signal_fraction"] = ratio(values["work_anti_ito"], met)
+            self._say(("conversion",), "no work was done: the weights have not moved")
 
-    def _drop_works(self) -> None:
-        """Without the raw gradient, works are known only where clipping was by one factor."""
-        for name in ("work_ito", "work_anti_ito", "work_stratonovich", "work_action", "conversion", "signal_fraction"):
+    @property
+    def _least(self) -> float:
+        """Below it as much may have been lost to float32's smallest number in all coordinates and steps."""
+        return 100.0 * _TINY * max(1.0, self.run.coordinates) * max(1.0, self.run.measured)
+
+    def _drop(self, names: Iterable[str], why: str) -> None:
+        for name in names:
             self.values[name] = NAN
-            self.reasons[name] = (
-                "gradients were changed by more than one factor before the step (clipped by value, or module by "
-                "module); TrajectoryMeter(keep_raw_gradient=True) measures that, and in Lightning clipping in "
-                "configure_gradient_clipping"
-            )
+            self.reasons[name] = why
 
     def _efficiencies(self) -> None:
-        """η = Σ (Δθ_i)²/m_i / Q; its lower end with the diffusion taken out; with Q = work_action, ≤ 1."""
-        values, run = self.values, self.run
+        values, reasons = self.values, self.reasons
         name = "loss_drop" if self.estimator == "loss_drop" else f"work_{self.estimator}"
         produced = values["entropy_production"] = values[name]
-        if name in self.reasons:
-            self.reasons["entropy_production"] = self.reasons[name]
-        numerator = math.fsum(section.numerator(run.steps) for section in run.sections)
-        if "displacement" in self.reasons or run.uneven_clipping:
-            numerator = NAN
-        noise = math.fsum(section.noise for section in run.sections)
-        values["efficiency"] = ratio(numerator, produced)
-        values["efficiency_lower"] = ratio(numerator - noise, produced)
-        values["efficiency_action"] = ratio(numerator, values["work_action"])
-        self._undefined_efficiency(produced, name)
-
-    def _undefined_efficiency(self, produced: float, name: str) -> None:
-        values, reasons = self.values, self.reasons
-        why: str | None = None
+        if name in reasons:
+            reasons["entropy_production"] = reasons[name]
         se = values["loss_drop_se"]
+        why: str | None = None
         if math.isnan(produced):
             why = reasons.get(name, f"{name} is not finite")
         elif self.estimator == "loss_drop" and math.isfinite(se) and produced < 2.0 * se:
@@ -239,24 +240,20 @@ class Estimates:
         elif produced <= 0.0:
             why = f"{name} is not positive ({produced:.3g}): there is no entropy production to divide by"
         if why is not None:
-            for key in ("efficiency", "efficiency_lower"):
-                values[key] = NAN
-                reasons.setdefault(key, why)
+            values |= dict.fromkeys(("efficiency", "efficiency_lower"), NAN)
+            self._say(("efficiency", "efficiency_lower"), why)
         if any(s.kind == "effective" and not s.sums["work_ito"] > 0.0 for s in self.run.sections):
-            for key in ("efficiency", "efficiency_lower", "efficiency_action"):
-                reasons.setdefault(key, "an effective mobility needs positive work_ito")
+            self._say(
+                ("efficiency", "efficiency_lower", "efficiency_action"), "an effective mobility needs positive work_ito"
+            )
         if math.isnan(values["efficiency_lower"]):
             unknown = ", ".join(self.run.no_formula)
-            reasons.setdefault("efficiency_lower", f"the noise's share is unknown for {unknown or 'this run'}")
+            self._say(("efficiency_lower",), f"the noise's share is unknown for {unknown or 'this run'}")
         self._caveats()
-        if self.run.uneven_clipping:
-            for key in ("efficiency", "efficiency_lower", "efficiency_action"):
-                reasons[key] = reasons["work_ito"]
-        if math.isinf(values["work_action"]):
-            values["efficiency_action"] = NAN
-            reasons["efficiency_action"] = "weights moved in a step whose gradient was clipped to 0"
+        if not math.isfinite(values["work_action"]) and math.isfinite(values["work_ito"]):
+            self._drop(("work_action", "efficiency_action"), "weights moved in a step whose gradient was clipped to 0")
         if values["work_action"] == 0.0:
-            reasons.setdefault("efficiency_action", "the weights have not moved")
+            self._say(("efficiency_action",), "the weights have not moved")
 
     def _caveats(self) -> None:
         """What to know of a defined efficiency: an effective mobility; curvature that passed for noise.
@@ -264,57 +261,128 @@ class Estimates:
         To second order in the step n = (f_k − f_{k+1})·u_k is batch noise + u·H·u, and loss_drop − work_anti_ito
         is half of u·H·u.
         """
-        values, reasons = self.values, self.reasons
-        for name in ("efficiency", "efficiency_lower", "efficiency_action"):
-            if self.run.coarse_mobility:
-                reasons.setdefault(
-                    name,
-                    "the accumulated mobility is float32: after 2·10⁶ steps each addition may be off by an eighth of "
-                    "itself, after 1.7·10⁷ it may stop growing and the efficiency is too large",
-                )
+        values = self.values
         if math.isfinite(values["efficiency"]) and any(s.kind == "effective" for s in self.run.sections):
             names = ", ".join(self.run.no_formula) or "clipping by value"
-            reasons.setdefault(
-                "efficiency", f"with the effective mobility of {names}: kinematic efficiency / conversion"
-            )
-        taken = self._total("work_ito_met") - values["work_anti_ito"]
+            self._say(("efficiency",), f"with the effective mobility of {names}: kinematic efficiency / conversion")
+        taken = self.run.sum("work_met") - values["work_anti_ito"]
         curvature = ratio(2.0 * (values["loss_drop"] - values["work_anti_ito"]), taken)
-        lowered = values["efficiency_lower"] < values["efficiency"]
-        if lowered and curvature > 0.5:
-            reasons.setdefault(
-                "efficiency_lower",
-                "a loose end: more than half of what was taken out as noise is curvature (bouncing)",
-            )
+        if values["efficiency_lower"] < values["efficiency"] and curvature > 0.5:
+            why = "a loose end: more than half of what was taken out as noise is curvature (bouncing)"
+            self._say(("efficiency_lower",), why)
 
-    def _standard_errors(self) -> None:
-        """Of the estimated values: from the loss windows, and from sampled steps."""
-        values, sampled = self.values, self.run.sampling_se
-        se = values["loss_drop_se"]
-        relative = abs(ratio(se, values["loss_drop"]))
-        values["conversion_se"] = abs(values["conversion"]) * relative
-        values["efficiency_se"] = abs(values["efficiency"]) * relative if self.estimator == "loss_drop" else NAN
-        if not sampled:
-            return
-        action, path = (
-            ratio(sampled["action"], values["action"]),
-            ratio(sampled["path_length"], values["path_length"]),
-        )
-        work = ratio(sampled["work_action"], values["work_action"])
-        values |= {
-            "action_se": sampled["action"],
-            "path_length_se": sampled["path_length"],
-            "work_ito_se": sampled["work_ito"],
-            "work_action_se": sampled["work_action"],
-            "kinematic_efficiency_se": abs(values["kinematic_efficiency"] * action),
-            "straightness_se": abs(2.0 * values["straightness"] * path),
-            "efficiency_action_se": abs(values["efficiency_action"] * work),
-        }
+    def _standard_errors(self, known: dict[str, float]) -> None:
+        """√Σ over the errors' directions of the change of each value: linearised, by central differences."""
+        loss = self.run.loss
+        own = () if loss is None else (Error(loss=loss.standard_error),)
+        variances = dict.fromkeys(known, 0.0)
+        for error in (*self.run.errors, *own):
+            up, down = (estimates(self.run.shifted(error, h), self.estimator) for h in (_SHIFT, -_SHIFT))
+            for name in variances:
+                change = (up[name] - down[name]) / (2.0 * _SHIFT)
+                variances[name] += change * change
+        named = WITH_ERRORS if self.run.sampled else ("conversion", "efficiency")
+        for name in named:
+            error_of = math.sqrt(variances[name]) if not self.run.unspread or not self.run.sampled else NAN
+            self.values[f"{name}_se"] = error_of if math.isfinite(self.values[name]) else NAN
+        if not self.run.sampled and self.estimator != "loss_drop":
+            self.values["efficiency_se"] = NAN
 
     def _non_finite(self) -> None:
         """Every other NaN or infinity comes from gradients, losses or weights that were not finite."""
         unmeasured = self.run.measured == 0
         for name, value in self.values.items():
+            if math.isinf(value):
+                self.values[name] = NAN
             if unmeasured and math.isnan(value):
-                self.reasons.setdefault(name, "no step has been measured yet")
-            elif not math.isfinite(value) and not name.endswith("_se") and name not in self.reasons:
-                self.reasons[name] = "a gradient, a loss or a weight was not finite"
+                self._say((name,), "no step has been measured yet")
+            elif not math.isfinite(value) and not name.endswith("_se"):
+                self._say((name,), "a gradient, a loss or a weight was not finite, or beyond the range of its products")
+
+
+_SHIFT = 1e-3  # of one standard error: linear to 1e-6 of it at most, and rounding to 1e-13 of the value
+NOTICED = 1e-6  # of the path length: moves below are rounding
+_TINY = 2.0**-166  # float32's smallest normal number over the scale of its products
+_SMALL = 1e-22  # well above the square root of it
+WORKS = (
+    "work_ito",
+    "work_anti_ito",
+    "work_stratonovich",
+    "work_action",
+    "conversion",
+    "signal_fraction",
+    "efficiency",
+    "efficiency_lower",
+    "efficiency_action",
+)
+WITH_ERRORS = (
+    "displacement",
+    "path_length",
+    "action",
+    "straightness",
+    "steadiness",
+    "kinematic_efficiency",
+    "speed_limit_time",
+    "work_ito",
+    "work_anti_ito",
+    "work_stratonovich",
+    "work_action",
+    "conversion",
+    "signal_fraction",
+    "efficiency",
+    "efficiency_lower",
+    "efficiency_action",
+    "entropy_production",
+    "grad_norm",
+    "grad_norm_clipped",
+    "step_norm",
+)
+
+
+def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
+    """The numbers of a run by their definitions, whether they mean something there or not.
+
+    D, ℓ, A; straightness D²/ℓ², steadiness ℓ²/(τA), their product, τ_SL = D²/A; the estimates of Q;
+    conversion = loss_drop/work_ito, signal = anti_ito/ito; η = Σ (Δθ_i)²/m_i / Q, its lower end with the diffusion
+    taken out, and with Q = work_action, ≤ 1.
+    """
+    loss, elapsed = run.loss, run.elapsed
+    squared = run.sum("displacement_squared")
+    path = run.sum("path_length") if run.path_length is None else run.path_length
+    action = run.sum("action" if run.per_rate else "squares") if not math.isnan(elapsed) else NAN
+    ito, met, anti = (run.sum(name) for name in ("work_ito", "work_met", "work_anti_ito"))
+    drop = NAN if loss is None else loss.value + run.sum("l2_drop")
+    work_action = added(s.work_action for s in run.sections)
+    numerator = added(s.numerator(run.steps) for s in run.sections)
+    works = {
+        "work_ito": ito,
+        "work_anti_ito": anti,
+        "work_stratonovich": 0.5 * (met + anti),
+        "work_action": work_action,
+    }
+    produced = drop if estimator == "loss_drop" else works[f"work_{estimator}"]
+    return works | {
+        "displacement": math.sqrt(squared) if squared >= 0 else NAN,
+        "path_length": path,
+        "action": action,
+        "elapsed": elapsed,
+        "straightness": ratio(squared, path * path),
+        "steadiness": ratio(path * path, elapsed * action),
+        "kinematic_efficiency": ratio(squared, elapsed * action),
+        "speed_limit_time": ratio(squared, action),
+        "grad_norm": run.gradient_norm,
+        "grad_norm_clipped": run.clipped_norm,
+        "step_norm": run.step_norm,
+        "learning_rate": run.learning_rate,
+        "moved_outside": run.moved,
+        "loss_drop": drop,
+        "loss_drop_se": NAN if loss is None else loss.standard_error,
+        "loss": NAN if loss is None else loss.last,
+        "loss_se": NAN if loss is None else loss.last_error,
+        "conversion": ratio(drop, ito),
+        "signal_fraction": ratio(anti, met),
+        "entropy_production": produced,
+        "efficiency": ratio(numerator, produced),
+        "efficiency_lower": ratio(numerator - added(s.noise for s in run.sections), produced),
+        "efficiency_action": ratio(numerator, work_action),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -174,92 +175,98 @@ def paired_drop(probe: Tensor) -> LossDrop:
 
 
 class LossWindows:
-    """The first and the last `size` losses, kept on their device: nothing is read before `host` is asked."""
+    """The first and the last `size` losses, kept on their device: nothing is computed or read before `tensor` is asked.
+
+    An entry is a loss and, where it is the mean of several, how many finite ones; −1: its step was none.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.first_steps: list[int] = []
-        self.last_steps: list[int] = []
-        self._next = 0
-        self._values: Tensor | None = None
+        self._windows: tuple[dict[int, _Entry], dict[int, _Entry]] = {}, {}  # step → loss: the first, the last
+
+    @property
+    def steps(self) -> tuple[list[int], list[int]]:
+        """Of the first and the last window."""
+        return list(self._windows[0]), list(self._windows[1])
 
     def record(self, loss: Tensor, step: int, *, again: bool = False) -> None:
         """Keep the loss of a step. A second one for the same step replaces the first, or, `again`, joins the mean.
 
         That is the mean of the finite ones; where none is finite, the last one.
         """
-        if self._values is None:
-            dtype = torch.float32 if loss.device.type == "mps" else torch.float64
-            self._values = torch.full((4, self.size), float("nan"), dtype=dtype, device=loss.device)
-        if len(self.first_steps) < self.size or step in self.first_steps:
-            known = step in self.first_steps
-            if not known:
-                self.first_steps.append(step)
-            self._keep(0, self.first_steps.index(step), loss, again and known)
-        if step in self.last_steps:
-            self._keep(1, self.last_steps.index(step), loss, again)
-            return
-        if len(self.last_steps) < self.size:
-            self.last_steps.append(step)
-        else:
-            self.last_steps[self._next] = step
-        self._keep(1, self._next, loss, again=False)
-        self._next = (self._next + 1) % self.size
-
-    def _keep(self, row: int, column: int, loss: Tensor, again: bool) -> None:
-        """The loss, and the number of finite losses that it is the mean of."""
-        assert self._values is not None
-        loss = loss.to(self._values, non_blocking=True)
-        finite = loss.isfinite()
-        if not again:
-            self._values[row, column], self._values[row + 2, column] = loss, finite
-            return
-        mean, count = self._values[row, column].clone(), self._values[row + 2, column].clone()
-        joined = torch.where(count > 0, mean + (loss - mean) / (count + 1), loss)
-        self._values[row, column] = torch.where(finite | (count == 0), joined, mean)
-        self._values[row + 2, column] = count + finite
+        entry: _Entry = loss.clone(), None
+        for number, window in enumerate(self._windows):
+            if step in window:
+                window[step] = _joined(window[step], entry) if again else entry
+            elif len(window) < self.size or number == 1:
+                window[step] = entry
+                if len(window) > self.size:
+                    del window[next(iter(window))]
 
     def leave_out(self, step: int, skipped: Tensor) -> None:
         """The step was none, where `skipped` is true: so is its loss. Nothing is read."""
-        for row, steps in ((0, self.first_steps), (1, self.last_steps)):
-            if step in steps and self._values is not None:
-                count = self._values[row + 2, steps.index(step)]
-                count.copy_(torch.where(skipped.to(count.device, non_blocking=True), -torch.ones_like(count), count))
+        for window in self._windows:
+            if step in window:
+                loss, count = window[step]
+                known = _counted(loss, count)
+                out = skipped.to(known.device, non_blocking=True)
+                window[step] = loss, torch.where(out, -torch.ones_like(known), known)
 
     @property
     def tensor(self) -> Tensor | None:
-        """(4, size): first and last window, NaN where nothing was recorded; how many losses each is the mean of.
+        """(4, size): losses and counts of the first window, then of the last one. None before the first loss."""
+        if not self._windows[1]:
+            return None
+        device = next(iter(self._windows[1].values()))[0].device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        rows = []
+        for window in self._windows:
+            entries = [(loss.to(device, dtype), count) for loss, count in window.values()]
+            counts = [_counted(loss, count).to(device, dtype) for loss, count in entries]
+            pad = torch.full((self.size - len(entries),), float("nan"), dtype=dtype, device=device)
+            rows += [torch.cat([torch.stack(x), pad]) for x in ([loss for loss, _ in entries], counts)]
+        return torch.stack(rows)
 
-        None before the first loss.
-        """
-        return self._values
+    def take(self, values: Tensor) -> None:
+        """Take over (4, size) values, as the mean over several processes."""
+        for window, losses, counts in zip(self._windows, values[::2], values[1::2], strict=True):
+            for place, step in enumerate(window):
+                window[step] = losses[place], counts[place]
 
     def windows(self, host: Tensor) -> tuple[tuple[list[int], list[float]], tuple[list[int], list[float]]]:
         """The two windows as (steps, losses), from a host copy of `tensor`; without the losses that are left out."""
         rows = host.reshape(4, self.size).tolist()
 
-        def window(row: int, steps: list[int]) -> tuple[list[int], list[float]]:
-            kept = [(s, y) for s, y, n in zip(steps, rows[row], rows[row + 2], strict=False) if n >= 0]
+        def window(number: int) -> tuple[list[int], list[float]]:
+            ends = zip(self._windows[number], rows[2 * number], rows[2 * number + 1], strict=False)
+            kept = [(s, y) for s, y, n in ends if n >= 0]
             return [s for s, _ in kept], [y for _, y in kept]
 
-        return window(0, self.first_steps), window(1, self.last_steps)
+        return window(0), window(1)
 
     def state_dict(self) -> dict[str, object]:
-        values = None if self._values is None else self._values.detach().cpu().clone()
-        return {
-            "first": list(self.first_steps),
-            "last": list(self.last_steps),
-            "next": self._next,
-            "values": values,
-        }
+        tensor = self.tensor
+        return {"steps": list(self.steps), "values": None if tensor is None else tensor.detach().cpu()}
 
     def load_state_dict(self, state: dict[str, object], device: torch.device) -> None:
-        values = state["values"]
-        self.first_steps = list(state["first"])  # type: ignore[call-overload]
-        self.last_steps = list(state["last"])  # type: ignore[call-overload]
-        self._next = int(state["next"])  # type: ignore[call-overload]
-        self._values = values.to(device).clone() if isinstance(values, Tensor) else None
-        if self._values is not None and len(self._values) == 2:  # of a version that kept no counts
-            self._values = torch.cat([self._values, torch.ones_like(self._values)])
-        if self._values is not None:
-            self.size = self._values.shape[1]
+        values, steps = cast(Tensor | None, state["values"]), cast(list[list[int]], state["steps"])
+        if values is not None:
+            self.size = values.shape[1]
+            self._windows = dict.fromkeys(steps[0], _NONE), dict.fromkeys(steps[1], _NONE)
+            self.take(values.to(device))
+
+
+_Entry = tuple[Tensor, Tensor | None]
+_NONE: _Entry = torch.zeros(()), None
+
+
+def _counted(loss: Tensor, count: Tensor | None) -> Tensor:
+    return loss.isfinite().to(torch.float32) if count is None else count
+
+
+def _joined(known: _Entry, new: _Entry) -> _Entry:
+    """The mean of the finite losses, and their number."""
+    count, finite = _counted(*known), _counted(*new)
+    mean, loss = known[0], new[0].to(known[0].device, non_blocking=True)
+    joined = torch.where(count > 0, mean + (loss - mean) / (count + 1), loss)
+    return torch.where((finite > 0) | (count == 0), joined, mean), count + finite

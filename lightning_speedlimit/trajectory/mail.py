@@ -23,6 +23,10 @@ class Mail:
         """All that the other one has collected."""
         self._entries += other._entries
 
+    def shared(self) -> list[tuple[str, int]]:
+        """What other processes must have alike for theirs to add: names and sizes."""
+        return [(name, tensor.numel()) for name, tensor, share in self._entries if share != "own"]
+
     def put_sum(self, name: str, total: RunningSum, share: Share = "own") -> None:
         """A running sum; its correction, where it carries one, travels along and is subtracted on the host."""
         for part in total.parts():

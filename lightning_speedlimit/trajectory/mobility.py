@@ -43,7 +43,7 @@ class Formula:
     before: str | None = None
 
 
-def _number(value: Any) -> Scalar:
+def number(value: Any) -> Scalar:
     """A Python float where reading costs no device sync, else the device tensor in float64 (float32 on MPS)."""
     if isinstance(value, Tensor):
         if value.device.type == "cpu":
@@ -84,7 +84,7 @@ def next_momentum_response(group: Group, previous: float | None) -> float:
 
 def _sgd(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
     """lr (1−d)/(1−β), or lr b_k; Nesterov lr (1 + β b_k), whose steady limit is the same for d = 0."""
-    return _number(group["lr"]) * _momentum_response(group, state)
+    return number(group["lr"]) * _momentum_response(group, state)
 
 
 def _rmsprop(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
@@ -98,19 +98,19 @@ def _rmsprop(group: Group, state: State, stretch: Mapping[str, Tensor], out: Ten
         _write_root(stretch["square_avg"], group["eps"], out)
     momentum = float(group["momentum"])
     if momentum == 0.0:
-        return _number(group["lr"])
+        return number(group["lr"])
     if RESPONSE not in stretch:
-        return _number(group["lr"]) / (1.0 - momentum)
+        return number(group["lr"]) / (1.0 - momentum)
     response = stretch[RESPONSE]
     response.mul_(momentum).add_(out.reciprocal_())
     torch.reciprocal(response, out=out)
-    return _number(group["lr"])
+    return number(group["lr"])
 
 
 def _corrected_adam(group: Group, state: State) -> tuple[Scalar, Scalar]:
     """(1 − β₁^t, 1 − β₂^t)."""
-    step = _number(state["step"])
-    beta1, beta2 = (_number(beta) for beta in group["betas"])
+    step = number(state["step"])
+    beta1, beta2 = (number(beta) for beta in group["betas"])
     return 1.0 - beta1**step, 1.0 - beta2**step
 
 
@@ -119,26 +119,26 @@ def _adam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor
     root: Scalar = _sqrt(_corrected_adam(group, state)[1])
     key = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
     _write_root(stretch[key], group["eps"] * root, out)
-    return _number(group["lr"]) * root
+    return number(group["lr"]) * root
 
 
 def _nadam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
     """Adam's × [(1−μ_t)/(1−Π_t) + μ_{t+1}(1−β₁^t)/(1−Π_t μ_{t+1})], Π_t the stored product of the μ."""
     first, second = _corrected_adam(group, state)
-    step, product = _number(state["step"]), _number(state["mu_product"])
-    beta1, decay = _number(group["betas"][0]), float(group["momentum_decay"])
+    step, product = number(state["step"]), number(state["mu_product"])
+    beta1, decay = number(group["betas"][0]), float(group["momentum_decay"])
     now = beta1 * (1.0 - 0.5 * 0.96 ** (step * decay))
     following = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * decay))
     response = (1.0 - now) / (1.0 - product) + following * first / (1.0 - product * following)
     root = _sqrt(second)
     _write_root(stretch["exp_avg_sq"], group["eps"] * root, out)
-    return _number(group["lr"]) * root * response
+    return number(group["lr"]) * root * response
 
 
 def _radam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
     """lr while ρ_t ≤ 5 (no denominator), then lr r_t √(1−β₂^t)/(√v + ε)."""
     assert out is not None
-    step, beta2 = _number(state["step"]), float(group["betas"][1])
+    step, beta2 = number(state["step"]), float(group["betas"][1])
     second = _corrected_adam(group, state)[1]
     limit = 2.0 / (1.0 - beta2) - 1.0
     rho = limit - 2.0 * step * beta2**step / second
@@ -148,24 +148,24 @@ def _radam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tenso
         adaptive = rho > 5.0
         out.copy_(torch.where(adaptive, out, torch.ones_like(out)))
         scale = torch.where(adaptive, (rectified * second).clamp_min(0.0).sqrt(), torch.ones_like(rho))
-        return scale * _number(group["lr"])
+        return scale * number(group["lr"])
     if rho <= 5.0:
         out.fill_(1.0)
-        return _number(group["lr"])
-    return _number(group["lr"]) * _sqrt(rectified * second)
+        return number(group["lr"])
+    return number(group["lr"]) * _sqrt(rectified * second)
 
 
 def _adamax(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
     """lr/`exp_inf`: ε is already inside."""
     assert out is not None
     out.copy_(stretch["exp_inf"])
-    return _number(group["lr"])
+    return number(group["lr"])
 
 
 def _adagrad(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
     """lr_k/(√sum + ε), lr_k = lr/(1 + (t−1) lr_decay): the stored step is post-increment."""
     _write_root(stretch["sum"], group["eps"], out)
-    return _number(group["lr"]) / (1.0 + (_number(state["step"]) - 1.0) * float(group["lr_decay"]))
+    return number(group["lr"]) / (1.0 + (number(state["step"]) - 1.0) * float(group["lr_decay"]))
 
 
 def _adadelta(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
@@ -173,7 +173,7 @@ def _adadelta(group: Group, state: State, stretch: Mapping[str, Tensor], out: Te
     assert out is not None
     torch.add(stretch["square_avg"], group["eps"], out=out)
     out.div_(stretch["acc_delta"] + group["eps"]).sqrt_()
-    return _number(group["lr"])
+    return number(group["lr"])
 
 
 def _custom(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
@@ -264,18 +264,17 @@ def _plain_step(optimizer_class: type[Optimizer]) -> object:
     return inspect.unwrap(optimizer_class.step)
 
 
-def weight_decay(optimizer: Optimizer, group: Group) -> tuple[float, float]:
-    """(w inside the gradient, w decoupled from it), one of them 0.
+def decays(optimizer: Optimizer, group: Group) -> Literal["coupled", "decoupled", "unknown"]:
+    """Whether an optimizer's weight decay is part of the gradient, or apart from it.
 
     Decoupled: the group's flag `decoupled_weight_decay`, AdamW, Muon, Adafactor. An optimizer from elsewhere
     that has no such flag may do either: its decay is then counted as part of the update.
     """
-    decay = float(group.get("weight_decay", 0.0) or 0.0)
     decoupled = tuple(
         c for c in (getattr(torch.optim, name, None) for name in ("AdamW", "Muon", "Adafactor")) if c is not None
     )
     if group.get("decoupled_weight_decay", False) or isinstance(optimizer, decoupled):
-        return 0.0, decay
+        return "decoupled"
     known = formula(optimizer, group) is not None and registered(optimizer) is None
     known = known or type(optimizer).__module__.startswith("torch.optim")
-    return (decay, 0.0) if known else (0.0, 0.0)
+    return "coupled" if known else "unknown"

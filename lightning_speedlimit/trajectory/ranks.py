@@ -6,7 +6,6 @@ the mean over the processes (losses of their batches), and those of which it is 
 
 from __future__ import annotations
 
-import math
 import zlib
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ class Ranks:
             )
         self.group = group
         self.size: int = dist.get_world_size(group)
+        self.rank: int = dist.get_rank(group)
 
     def total(self, flat: Tensor, room: int) -> Tensor:
         """Σ over the processes of a vector: one all_reduce, whatever has to be told.
@@ -64,72 +64,50 @@ def alike(total: Tensor, size: int) -> bool:
     return size * float(total[2]) == float(total[1]) ** 2
 
 
-class Pending:
-    """Each step's shares of what is not linear in them, from one reading to the next; then the sums over the steps.
-
-    A row: ‖u‖², action, work_ito, work_action, ‖g‖², ‖g_clipped‖² and ‖g_clipped‖⁴/‖g‖² of this process's shards.
-    """
-
-    WIDTH = 7
+class Rows:
+    """What is not linear in shards or steps, step by step: kept on the device from one reading to the next."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.full = False
         self._rows: Tensor | None = None
-        self.path_length = 0.0  # Σ ‖u‖ of the whole
-        self.spread: Tensor | None = None  # Σ (x_j − x_{j−1})² of action, ‖u‖, work_ito and work_action
-        self._last: Tensor | None = None
-        self.uneven = False  # the shards were not clipped by one factor
-        self.why = ""  # path_length is NaN
 
-    def append(self, step: Tensor, norms: Tensor) -> None:
-        """step: the first four entries; norms: ‖g‖² before and after clipping."""
+    def append(self, row: Tensor) -> None:
+        """row: (n,)."""
         if self.count == MOST:
-            self.path_length = math.nan
-            self.why = f"more than {MOST} steps were taken between two readings of shards: read more often"
+            self.full = True
             return
         if self._rows is None or self.count == len(self._rows):
-            more = step.new_zeros(max(64, self.count), self.WIDTH)
+            more = row.new_zeros(max(64, self.count), len(row))
             self._rows = more if self._rows is None else torch.cat([self._rows, more])
-        raw, clipped = norms.unbind()
-        ratio = torch.where(raw > 0, clipped * clipped / raw, torch.zeros_like(raw))
-        self._rows[self.count] = torch.cat([step, norms, ratio.reshape(1)])
+        self._rows[self.count] = row
         self.count += 1
 
     @property
     def rows(self) -> Tensor | None:
         return None if self._rows is None or not self.count else self._rows[: self.count]
 
-    def fold(self, total: Tensor | None, *, sampled: bool) -> None:
-        """Take in the steps' sums over all processes, on the host."""
-        self.count = 0
-        if total is None:
-            return
-        squares, action, ito, work_action, raw, clipped, ratio = total.unbind(1)
-        self.path_length += float(squares.sqrt().sum())
-        # Σ_r (c_r² − c²)² ‖g_r‖² = Σ_r ‖g'_r‖⁴/‖g_r‖² − ‖g'‖⁴/‖g‖² is 0 where one factor c clips every shard.
-        apart = ratio * raw - clipped * clipped
-        self.uneven |= bool((apart > _SPREAD_OF_CLIPPING * clipped * clipped).any())
-        if sampled:
-            steps = torch.stack([action, squares.sqrt(), ito, work_action], 1)
-            known = steps if self._last is None else torch.cat([self._last, steps])
-            new = ((known[1:] - known[:-1]) ** 2).sum(0)
-            self.spread = new if self.spread is None else self.spread + new
-            self._last = known[-1:]
+    def clear(self) -> None:
+        self.count, self.full = 0, False
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
-        return {
-            "rows": None if self.rows is None else self.rows.detach().cpu().clone(),
-            "path_length": self.path_length,
-            "spread": self.spread,
-            "last": self._last,
-            "uneven": self.uneven,
-            "why": self.why,
-        }
+    def state_dict(self) -> Tensor | None:
+        return None if self.rows is None else self.rows.detach().cpu().clone()
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        rows = state["rows"]
+    def load_state_dict(self, rows: Tensor | None, device: torch.device) -> None:
         self._rows = None if rows is None else rows.to(device)
         self.count = 0 if rows is None else len(rows)
-        self.path_length, self.spread, self._last = state["path_length"], state["spread"], state["last"]
-        self.uneven, self.why = state["uneven"], state["why"]
+
+
+def norms_row(squared: Tensor, norms: Tensor) -> Tensor:
+    """‖u‖², ‖g‖², ‖g_clipped‖² and ‖g_clipped‖⁴/‖g‖² of this process's shards."""
+    raw, clipped = norms.unbind()
+    ratio = torch.where(raw > 0, clipped * clipped / raw, torch.zeros_like(raw))
+    return torch.stack([squared, raw, clipped, ratio])
+
+
+def lengths_and_unevenness(total: Tensor) -> tuple[Tensor, bool]:
+    """‖u‖ of each step of the whole, and whether shards were clipped by several factors, from sums over processes."""
+    squares, raw, clipped, ratio = total.unbind(1)
+    # Σ_r (c_r² − c²)² ‖g_r‖² = Σ_r ‖g'_r‖⁴/‖g_r‖² − ‖g'‖⁴/‖g‖² is 0 where one factor c clips every shard.
+    apart = ratio * raw - clipped * clipped
+    return squares.sqrt(), bool((apart > _SPREAD_OF_CLIPPING * clipped * clipped).any())

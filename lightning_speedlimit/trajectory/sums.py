@@ -5,17 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_RENORMALISED = 64  # additions to `Pair.low` between two renormalisations: it rounds to 4e-6 of itself at most
+
 
 def sum_dtype(device: torch.device) -> torch.dtype:
     """float64 where the device has it, else float32 (kept in compensated pairs)."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def upload(host: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device, without waiting for it."""
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
 
 
 class RunningSum:
@@ -30,14 +25,19 @@ class RunningSum:
         self.value = torch.zeros(shape, dtype=self.dtype, device=device)
         self.correction = None if self.dtype == torch.float64 else torch.zeros_like(self.value)
 
-    def add_(self, increment: Tensor) -> None:
+    def add_(self, increment: Tensor, alpha: float | Tensor = 1.0, rows: slice | None = None) -> None:
+        """S[rows] ← S[rows] + alpha x."""
+        if isinstance(alpha, Tensor):
+            increment, alpha = increment * alpha, 1.0
+        value = self.value if rows is None else self.value[rows]
         if self.correction is None:
-            self.value += increment
+            value.add_(increment, alpha=alpha)
             return
-        corrected = increment.to(self.dtype) - self.correction
-        total = self.value + corrected
-        self.correction = (total - self.value) - corrected
-        self.value = total
+        correction = self.correction if rows is None else self.correction[rows]
+        corrected = increment.to(self.dtype) * alpha - correction
+        total = value + corrected
+        correction.copy_((total - value) - corrected)
+        value.copy_(total)
 
     def parts(self) -> list[Tensor]:
         """The tensors whose float64 difference is the sum: [value] or [value, correction]."""
@@ -54,3 +54,31 @@ class RunningSum:
         """The sum as a float64 tensor on the host (a device sync)."""
         first, *rest = (part.detach().cpu().double() for part in self.parts())
         return first - rest[0] if rest else first.clone()
+
+
+class Pair:
+    """high + low: what is added step by step goes into `low`, which keeps its digits beside a sum of many steps.
+
+    (Equal terms added to one float32 are each off by 0.8 % after 10⁵ of them.)
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.high, self.low = torch.zeros_like(like), torch.zeros_like(like)
+        self.count = 0
+
+    def added(self) -> None:
+        """Something has been added to `low`."""
+        self.count += 1
+        if self.count % _RENORMALISED == 0:
+            self.renormalise()
+
+    def renormalise(self) -> None:
+        """The same sum with all of it that fits in `high` (Dekker's fast two-sum, where |high| ≥ |low|)."""
+        total = self.high + self.low
+        self.low -= total - self.high
+        self.high.copy_(total)
+
+    def value(self, rows: slice) -> Tensor:
+        """The sum at some rows, float64 where there is one."""
+        dtype = sum_dtype(self.high.device)
+        return self.high[rows].to(dtype) + self.low[rows]

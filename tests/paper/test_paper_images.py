@@ -55,22 +55,26 @@ def jacobian(network: nn.Module, x: Tensor) -> Tensor:
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]).double()
 
 
-def descend(network: nn.Module, x: Tensor, y: Tensor, lr: float, marks: list[int]) -> list[tuple[float, float]]:
-    """(D², L_0 − L) at the marks, of gradient descent written out."""
+def descend(network: nn.Module, x: Tensor, y: Tensor, lr: float, marks: list[int]) -> list[tuple[float, float, float]]:
+    """(D², L_0 − L, Σ (Δθ_i)²/m_i) at the marks, of gradient descent written out; m_i = lr × steps that moved θ_i."""
     parameters = list(network.parameters())
     start = [p.detach().clone() for p in parameters]
+    moves = [torch.zeros_like(p) for p in parameters]
     first, found = None, []
     for step in range(marks[-1] + 1):
         loss = (network(x) - y).square().mean()
         first = loss.item() if first is None else first
         if step in marks:
-            squared = sum((p.detach() - s).square().sum().item() for p, s in zip(parameters, start, strict=True))
-            found.append((squared, first - loss.item()))
+            squares = [(p.detach() - s).square() for p, s in zip(parameters, start, strict=True)]
+            weighted = sum((d / (lr * m.clamp(min=1))).sum().item() for d, m in zip(squares, moves, strict=True))
+            found.append((sum(d.sum().item() for d in squares), first - loss.item(), weighted))
         if step == marks[-1]:
             break
         with torch.no_grad():
-            for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            for p, m, gradient in zip(parameters, moves, torch.autograd.grad(loss, parameters), strict=True):
+                before = p.clone()
                 p -= lr * gradient
+                m += p != before
     return found
 
 
@@ -92,12 +96,12 @@ def test_full_batch_run_is_that_of_plain_descent(quick: dict[str, Any], model: s
     marks = found["cumulative"]["step"]
     values = descend(network, x, y, own["learning_rate"], marks)
     # λ·lr = 0.1 amplifies no rounding: float32's 1e-7 of the losses, which are 10 to 1000 times their drop here.
-    squared, drop = values[-1]
+    squared, drop, weighted = values[-1]
     assert marks[-1] == settings["steps"]
     assert found["loss_drop"] == pytest.approx(drop, rel=2e-4)
     assert found["displacement"] ** 2 == pytest.approx(squared, rel=2e-4)
-    assert found["efficiency"] == pytest.approx(squared / (own["learning_rate"] * marks[-1] * drop), rel=4e-4)
-    for step, value, (d2, q) in zip(marks, found["cumulative"]["efficiency"], values, strict=True):
+    assert found["efficiency"] == pytest.approx(weighted / drop, rel=4e-4)
+    for step, value, (d2, q, _) in zip(marks, found["cumulative"]["efficiency"], values, strict=True):
         # D² from a sketch of 4093 numbers: 2.2 % standard error, four of these.
         assert value == pytest.approx(d2 / (own["learning_rate"] * step * q), rel=0.09), step
 
@@ -128,7 +132,7 @@ def test_predictions_of_their_own_kernels(quick: dict[str, Any]) -> None:
         assert row["predicted"] == pytest.approx((squared / (t[:, 0] * drop)).tolist(), rel=1e-5)  # six digits
         lr = 0.05 / (2 / y.numel() * rates[0].item())
         marks = [round(time / 0.05) for time in row["scaled_time"]]
-        real = [d2 / (lr * k * q) for k, (d2, q) in zip(marks, descend(network, x, y, lr, marks), strict=True)]
+        real = [weighted / q for _, q, weighted in descend(network, x, y, lr, marks)]
         assert row["measured"] == pytest.approx(real, rel=1e-5)
         now = jacobian(network, x)
         kernel = matrix @ matrix.T

@@ -97,9 +97,7 @@ class PlainSums:
         f, mobility = torch.stack(forces), torch.stack(mobilities)
         work = (f * u).sum(1)
         displacement = u.sum(0)
-        # Adam: a coordinate's idle steps do not count. SGD: one mobility for all, the paper's D²/(τ Q).
-        counted = u != 0 if isinstance(self.optimizer, torch.optim.Adam) else torch.ones_like(u)
-        clock = (mobility * counted).sum(0)
+        clock = (mobility * (u != 0)).sum(0)  # a coordinate's idle steps do not count
         squared, path, action = displacement.square().sum(), u.norm(dim=1).sum(), u.square().sum()
         drop = losses[0] - losses[1]
         found = {

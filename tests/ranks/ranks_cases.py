@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory.trace import OptimizerTrace
+from lightning_speedlimit.trajectory.follower import Follower
 
 STEPS = 14
 READ_AT = (3, 4, 9, STEPS)  # steps between readings that differ, one of them a single step
@@ -81,6 +81,8 @@ def two_groups(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam([{"params": [first], "lr": 0.02}, {"params": rest, "lr": 0.01}])
 
 
+WIDE, SOME = 400, 1600  # a width of which two weights are large enough to draw from, and how many coordinates are drawn
+
 CASES = {
     "SGD": Case(sgd),
     "SGD, momentum, L2, clipped": Case(momentum, clip=0.5),
@@ -136,6 +138,9 @@ def train(
         found["reasons"].append(dict(meter.reasons))
         found["sketches"].append(buckets)
         found["collectives"].append(sent.count)
+    if meter is not None and "coordinates" in options:
+        found["drawn"] = [meter.accumulated_mobility(p).isfinite() for p in model.parameters()]
+        found["numbers"] = meter.measured_coordinates, meter.optimized_coordinates
     return found
 
 
@@ -161,15 +166,15 @@ def processes(rank: int, folder: str, size: int = 2) -> Iterator[None]:
 @contextmanager
 def measurement_that_fails(rank: int) -> Iterator[None]:
     """On the second process, at its sixth step."""
-    plain = OptimizerTrace.finish
+    plain = Follower.finish
 
-    def failing(trace: OptimizerTrace, rates: Any) -> Any:
-        if rank == 1 and trace.steps == 5:
+    def failing(follower: Follower, *args: Any, **kwargs: Any) -> Any:
+        if rank == 1 and follower.motions[0].members[0].steps == 5:
             raise RuntimeError("no memory left")
-        return plain(trace, rates)
+        return plain(follower, *args, **kwargs)
 
-    OptimizerTrace.finish = failing  # type: ignore[method-assign]
+    Follower.finish = failing  # type: ignore[method-assign]
     try:
         yield
     finally:
-        OptimizerTrace.finish = plain  # type: ignore[method-assign]
+        Follower.finish = plain  # type: ignore[method-assign]

@@ -5,15 +5,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ranks_cases import CASES, Case, Collectives, Net, loss_of, measurement_that_fails, parts, processes, sgd, train
+from ranks_cases import (
+    CASES,
+    SOME,
+    WIDE,
+    Case,
+    Collectives,
+    Net,
+    loss_of,
+    measurement_that_fails,
+    parts,
+    processes,
+    sgd,
+    train,
+)
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
 
 
-def under_ddp(rank: int, case: Case, **options: Any) -> dict[str, Any]:
-    model = DistributedDataParallel(Net())
+def under_ddp(rank: int, case: Case, *, width: int = 11, **options: Any) -> dict[str, Any]:
+    model = DistributedDataParallel(Net(width))
     options = {"process_group": dist.group.WORLD} | options
     return train(model, case, lambda both: loss_of(model, both[rank]), **options)
 
@@ -36,10 +49,13 @@ def unequal_numbers(rank: int) -> dict[str, Any]:
             loss.backward()
             meter.record_loss(loss)
             optimizer.step()
-        if rank == 0:
-            meter.expect_moves()  # the end of Join writes the weights of the last process into all
+            after = [p.detach().clone() for p in model.parameters()]
+    # The end of Join has written the weights of the last process into all.
+    moved = [not torch.equal(p, a) for p, a in zip(model.parameters(), after, strict=True)]
+    squares = [(a - s).square().sum() for a, s in zip(after, Net().parameters(), strict=True)]
     values = meter.compute()
-    return {"values": values, "reasons": meter.reasons, "steps": meter.steps}
+    found = {"values": values, "reasons": meter.reasons, "steps": meter.steps}
+    return found | {"moved": any(moved), "displacement": float(torch.stack(squares).sum().sqrt())}
 
 
 def one_measurement_fails(rank: int) -> dict[str, Any]:
@@ -72,6 +88,7 @@ def work_of_a_rank(rank: int, folder: str) -> None:
     warnings.simplefilter("ignore")
     with processes(rank, folder):
         found: dict[str, Any] = {title: under_ddp(rank, case) for title, case in CASES.items()}
+        found["drawn"] = under_ddp(rank, CASES["AdamW, clipped"], width=WIDE, coordinates=SOME)
         found["without group"] = under_ddp(rank, CASES["SGD"], process_group=None)
         found["sent, measured"] = collectives_of_a_training(rank, measured=True)
         found["sent, unmeasured"] = collectives_of_a_training(rank, measured=False)

@@ -9,7 +9,9 @@ import torch.distributed as dist
 from ranks_cases import (
     CASES,
     READ_AT,
+    SOME,
     STEPS,
+    WIDE,
     Case,
     Collectives,
     Net,
@@ -26,12 +28,13 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory import TrajectoryMeter, reading
+from lightning_speedlimit.trajectory import ranks as process_ranks
 
 
-def fsdp2(*shape: int) -> nn.Module:
+def fsdp2(*shape: int, width: int = 11) -> nn.Module:
     """Two dimensions: replicas of shards."""
-    model = Net()
+    model = Net(width)
     names = ("replica", "shard")[-len(shape) :]
     fully_shard(model, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
     return model
@@ -93,6 +96,7 @@ def under(way: str, rank: int, case: Case, **options: Any) -> dict[str, Any]:
     return train(model, case, losses, **(given | options))
 
 
+SHAPES, SEEDS = ((2,), (2, 1)), 16  # shards, and replicas of the whole
 RESUMED = ("SGD", "Adam, two groups", "every third step")
 
 
@@ -108,6 +112,27 @@ def sent(way: str, rank: int, *, measured: bool) -> int:
     with Collectives() as mode:
         under(way, rank, CASES["SGD"], measured=measured)
     return mode.count
+
+
+def drawn(rank: int, shape: tuple[int, ...], seed: int = 0, every: int = 1) -> dict[str, Any]:
+    model = fsdp2(*shape, width=WIDE)
+    options = {"coordinates": SOME, "seed": seed, "measure_every_n_steps": every}
+    return train(model, CASES["AdamW, clipped"], lambda both: loss_of(model, both[rank]), **options)
+
+
+def layers(model: nn.Module, losses: Callable[[Any], Any]) -> dict[str, dict[str, float]]:
+    optimizer = sgd(model.parameters())
+    meter = TrajectoryMeter(optimizer, layer_of=lambda p: "matrices" if p.ndim > 1 else "vectors")
+    for both in parts(5):
+        optimizer.zero_grad()
+        losses(both).backward()
+        optimizer.step()
+    return meter.compute_layers()
+
+
+def layers_of_shards(rank: int) -> dict[str, dict[str, float]]:
+    model = fsdp2(2)
+    return layers(model, lambda both: loss_of(model, both[rank]))
 
 
 def silent_norm(rank: int) -> tuple[float, float, float]:
@@ -142,11 +167,29 @@ def resumed(rank: int, case: Case) -> dict[str, float]:
         if k == READ_AT[1]:
             meter.compute()
         if k == READ_AT[1] + 3:
-            state, start = meter.state_dict(), meter.start()
+            state = meter.state_dict()
             meter.close()
             meter = TrajectoryMeter(optimizer, **case.options)
-            meter.load_state_dict(state, start)
+            meter.load_state_dict(state)
     return meter.compute()
+
+
+def read_too_seldom(rank: int) -> list[tuple[dict[str, float], dict[str, str]]]:
+    """Six steps between two readings, with room for five; then one step and a reading more, and the same resumed."""
+    model = fsdp2(2)
+    optimizer = sgd(model.parameters())
+    meter, found = TrajectoryMeter(optimizer), []
+    most, process_ranks.MOST, reading.MOST = process_ranks.MOST, 5, 5
+    for k, both in enumerate(parts(9), start=1):
+        loss_of(model, both[rank]).backward()
+        optimizer.step()
+        if k in (2, 8, 9):
+            found.append((meter.compute(), meter.reasons))
+    again = TrajectoryMeter(optimizer)
+    again.load_state_dict(meter.state_dict())
+    found.append((again.compute(), again.reasons))
+    process_ranks.MOST = reading.MOST = most
+    return found
 
 
 def summands(rank: int) -> tuple[float, dict[str, str]]:
@@ -175,11 +218,14 @@ def work_of_a_rank(rank: int, folder: str) -> None:
             f"{way}: {title}": under(way, rank, case) for way in WAYS for title, case in cases_of(way).items()
         }
         found["sent"] = {way: (sent(way, rank, measured=True), sent(way, rank, measured=False)) for way in WAYS}
+        found["drawn"] = {shape: [drawn(rank, shape, seed) for seed in range(SEEDS)] for shape in SHAPES}
+        found["layers"] = layers_of_shards(rank)
         found["norms"] = silent_norm(rank)
         found["one fails"] = one_fails(rank)
         found["without group"] = without_group()
         found["resumed"] = {title: resumed(rank, CASES[title]) for title in RESUMED}
         found["summands"] = summands(rank)
+        found["read too seldom"] = read_too_seldom(rank)
         model = fsdp1(use_orig_params=True)
         own = Case(CASES["SGD"].optimizer, clip=0.2)
         found["clipped apart"] = train(
@@ -188,5 +234,6 @@ def work_of_a_rank(rank: int, folder: str) -> None:
             lambda both: loss_of(model, both[rank]),
             clip=clip_each_by_its_own(model),
             process_group=dist.group.WORLD,
+            entropy_production="ito",
         )
         torch.save(found, f"{folder}/{rank}.pt")

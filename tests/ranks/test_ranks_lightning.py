@@ -155,6 +155,9 @@ def test_sharded_parameters(root: Path, tmp_path: Path, name: str, sketches: boo
     record = RunRecord.load(root / name / "run" / "speed_limit")
     assert (len(record.sketches) > 0) == sketches
     assert math.isnan(record.columns["wasserstein2"][-1])
+    whole = sum(p.numel() for p in Net(12).parameters())
+    assert record.run["measured_coordinates"] == record.run["optimized_coordinates"] == whole
+    assert "measured:" not in str(record.summary())
     said = [json.loads((root / name / f"said-{rank}.json").read_text()) for rank in range(2)]
     assert said[0][0] == SHARDED
     assert any(text.startswith("SpeedLimit keeps no sketch") for text in said[0]) == (not sketches)

@@ -41,6 +41,42 @@ def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return a[0] <= b[0] and a[1] <= b[1] and a != b
 
 
+# --- drawn coordinates
+
+SHARE = {"measured_coordinates": 1048576, "optimized_coordinates": 9812345}
+ERRORS = {"action_se": lambda k: 0.001 * k, "straightness": lambda k: 0.5, "straightness_se": lambda k: 0.25}
+
+
+def drawn(time: float = 10.0, **settings: Any) -> RunRecord:
+    return straight(range(1, 31), decay(time), run=description(**settings), columns=ERRORS)
+
+
+def test_drawn_coordinates_are_said_with_their_errors() -> None:
+    found = compare({"a": drawn(**SHARE)}, by="step", at=20)
+    (group,) = found.groups
+    assert group.standard_errors["action"] == pytest.approx(0.02, rel=1e-12)
+    assert group.standard_errors["straightness"] == pytest.approx(0.25, rel=1e-12)
+    said = "measured: 1,048,576 of 9,812,345 coordinates (10.7 %), values ± standard error"
+    assert said in found.table().splitlines()
+    assert "0.200 ± 0.020" in found.table()
+    between = compare({"a": drawn(**SHARE)}, by="step", at=20.5).groups[0]  # linear between two rows
+    assert between.standard_errors["action"] == pytest.approx(0.0205, rel=1e-12)
+    mixed = compare({"a": drawn(**SHARE), "b": drawn(9.0)}, by="step", at=20)
+    assert said.replace(" (10.7 %)", " (10.7 %) in a") in mixed.table().splitlines()
+    assert math.isnan(mixed.groups[0].standard_errors["action"])  # b, with the lower loss, is exact
+    replicas = compare({"a": [drawn(**SHARE), drawn(9.0, **SHARE)]}, by="step", at=20)
+    assert said in replicas.table().splitlines()
+    assert replicas.groups[0].standard_errors["action"] == 0.0  # of the spread
+
+
+def test_exact_runs_do_not_speak_of_drawn_coordinates() -> None:
+    plain, exact = (compare({"a": drawn(**run)}, by="step", at=20) for run in ({}, dict.fromkeys(SHARE, 10)))
+    assert plain.table() == exact.table()
+    assert "measured" not in exact.table()
+    assert "±" not in exact.table()
+    assert exact.to_dict()["groups"] == plain.to_dict()["groups"]
+
+
 # --- who beats whom
 
 

@@ -218,6 +218,21 @@ def test_replicas_are_means_with_standard_errors(tree: Element) -> None:
     assert "2 seeds" in row["group"].text
 
 
+def test_drawn_coordinates_are_said_once_with_their_errors() -> None:
+    described = {"measured_coordinates": 1048576, "optimized_coordinates": 9812345}
+    record = FAST.record(**described)
+    last = {name: column[-1] for name, column in record.columns.items() if name != "step"}
+    for k in range(1, 5):
+        record.append(FAST.steps + k, {**last, "action_se": 0.5})
+    found = compare({"a": record}, by="step", at=FAST.steps + 2)
+    said = "Measured: 1,048,576 of 9,812,345 coordinates (10.7 %), values ± standard error."
+    table = read(page([found])).all("caption")[0].text
+    assert said in table
+    assert f"{_written(float(record.columns['action'][-1]))} ± 0.50" in read(page([found])).text
+    assert "measured:" in read(page([found])).text  # the summary of the run
+    assert "Measured" not in page([compare({"a": FAST.record()}, by="step", at=8)])
+
+
 def test_who_did_not_get_there_is_told_and_sorted_last(tree: Element) -> None:
     row = _cells(tree)["short"]
     assert row["standing"].text == "did not get to loss 0.500"

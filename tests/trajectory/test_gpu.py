@@ -17,7 +17,6 @@ pytestmark = pytest.mark.gpu
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 STEPS = 12
 # float32 on both: kernels add in another order, a few 1e-7 per step, and training carries the differences on.
-# Tiles of 2¹⁷ (CPU) and 2²⁴ (CUDA) elements differ by the rounding of a float32 dot product: up to 1e-5 here.
 SAME = 1e-4
 
 
@@ -190,7 +189,8 @@ WITHOUT_SYNC: list[tuple[str, type[Optimizer], dict[str, Any], dict[str, Any]]] 
     ("nadam capturable", NAdam, {"lr": 1e-3, "capturable": True}, {}),
     ("radam capturable", RAdam, {"lr": 1e-3, "capturable": True}, {}),
     ("sampled", AdamW, {"lr": 1e-3, "weight_decay": 0.1}, {"measure_every_n_steps": 3}),
-    ("raw", SGD, {"lr": 0.05}, {"keep_raw_gradient": True}),
+    ("unknown changes", SGD, {"lr": 0.05}, {"gradient_changes": "unknown"}),
+    ("drawn", AdamW, {"lr": 1e-3, "weight_decay": 0.1}, {"coordinates": 5000}),
     ("response", SGD, {"lr": 0.05, "momentum": 0.5}, {"momentum_mobility": "response"}),
 ]
 
@@ -204,8 +204,11 @@ def test_steps_do_not_wait_for_the_device(
     warm_up.step(0, clip=clip)
     warm_up.step(1, clip=clip)
     training = Training(CUDA, kind, options, **meter)
-    training.step(0, clip=clip)  # buffers are made, and what never changes is uploaded
-    for k in range(1, STEPS):
+    first = 0
+    while training.meter.measured == 0:  # buffers are made, and what never changes is uploaded
+        training.step(first, clip=clip)
+        first += 1
+    for k in range(first, STEPS):
         with no_sync():
             training.step(k, clip=clip)
         if k == 5:
@@ -315,11 +318,11 @@ def test_tf32_does_not_reach_the_sums() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "options", "copies"),
-    [(SGD, {}, 2), (Adam, {}, 3), (AdamW, {"weight_decay": 0.1}, 4)],
+    [(SGD, {}, 7), (Adam, {}, 7), (AdamW, {"weight_decay": 0.1}, 9)],
     ids=["sgd", "adam", "adamw"],
 )
 def test_memory_on_the_device(kind: type[Optimizer], options: dict[str, Any], copies: int) -> None:
-    numel = 1 << 26  # 256 MiB, four tiles
+    numel = 1 << 26  # 256 MiB
     bytes_of_a_copy = 4 * numel
 
     def used(measured: bool) -> int:
@@ -327,7 +330,7 @@ def test_memory_on_the_device(kind: type[Optimizer], options: dict[str, Any], co
         before = torch.cuda.memory_allocated()
         weight = nn.Parameter(torch.zeros(numel, device=CUDA))
         optimizer = kind([weight], lr=1e-3, **options)
-        meter = TrajectoryMeter(optimizer) if measured else None
+        meter = TrajectoryMeter(optimizer, coordinates="all") if measured else None
         for _ in range(4):
             weight.grad = torch.ones_like(weight)
             optimizer.step()
@@ -338,5 +341,5 @@ def test_memory_on_the_device(kind: type[Optimizer], options: dict[str, Any], co
         return found
 
     extra = (used(True) - used(False)) / bytes_of_a_copy
-    # At most four scratch buffers of a tile, a quarter of the parameters each.
-    assert copies <= extra < copies + 1.1
+    # On an accelerator a stretch is all of a vector: two more of scratch, and some thirty numbers for each row of 256.
+    assert copies + 2 <= extra < copies + 2.5

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Optimizer
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory import meter as meter_module
 
 
 def bowl(optimizers: list[Optimizer], meter: TrajectoryMeter, steps: int = 6) -> dict[str, float]:
@@ -80,53 +79,4 @@ def test_a_group_that_never_moved_has_no_sign() -> None:
     optimizer = SGD([{"params": [a]}, {"params": [b], "maximize": True}], lr=0.1)
     meter = TrajectoryMeter(optimizer, loss_window=2)
     assert bowl([optimizer], meter)["loss_drop"] > 0
-    meter.close()
-
-
-# --- m is float32
-
-
-def long(kind: type[Optimizer], dtype: torch.dtype) -> tuple[TrajectoryMeter, Optimizer, nn.Parameter]:
-    weight = nn.Parameter(torch.full((4,), 2.0, dtype=dtype))
-    optimizer = kind([weight], lr=0.01)
-    meter = TrajectoryMeter(optimizer)
-    bowl([optimizer], meter, 3)
-    return meter, optimizer, weight
-
-
-def after(meter: TrajectoryMeter, optimizer: Optimizer, weight: nn.Parameter, steps: int) -> float:
-    """Growth of m in one step, in units of that step's μ, after as many equal ones."""
-    section = next(iter(meter._traces.values())).sections[0]
-    assert section.mobility is not None
-    section.mobility.zero_()
-    bowl([optimizer], meter, 1)
-    mu = float(section.mobility[0])
-    section.mobility.fill_(steps * mu)
-    start = float(section.mobility[0])
-    section.slots[0].steps -= 1
-    bowl([optimizer], meter, 1)
-    return (float(section.mobility[0]) - start) / mu
-
-
-def test_a_float32_mobility_stops_growing() -> None:
-    """Half an ulp of the sum exceeds a term after 2²⁴ to 2²⁵ of them; in float64 it never matters."""
-    assert after(*long(Adam, torch.float32), steps=2**25) == 0.0
-    assert after(*long(Adam, torch.float64), steps=2**25) == pytest.approx(1.0, rel=0.1)  # μ changes a little
-
-
-@pytest.mark.mode(
-    "more than 2·10⁶ steps of Adam and its kin in float32",
-    "caveat",
-    "the accumulated mobility is float32: each addition may be off by an eighth; after 1.7·10⁷ it may stop growing",
-)
-@pytest.mark.parametrize(
-    ("kind", "dtype", "said"), [(Adam, torch.float32, True), (Adam, torch.float64, False), (SGD, torch.float32, False)]
-)
-def test_so_many_steps_are_said(kind: type[Optimizer], dtype: torch.dtype, said: bool) -> None:
-    meter, optimizer, _ = long(kind, dtype)
-    meter.compute()
-    assert not any("float32" in why for why in meter.reasons.values())
-    meter.steps = meter.measured = meter_module._COARSE
-    bowl([optimizer], meter, 1)
-    assert ("float32" in meter.reasons.get("efficiency_action", "")) is said
     meter.close()

@@ -74,7 +74,6 @@ def constant_force_error(recipe: Recipe, steps: int, **options: Any) -> list[flo
         optimizer.step()
         update = flat(parameter) - before + drift * before
         total = meter.accumulated_mobility(parameter)
-        total = total.clone() if isinstance(total, Tensor) else total
         mobility, last = increment(total, last), total
         errors.append(float((update / (mobility * FORCES) - 1).abs().max()))
     meter.close()
@@ -179,8 +178,7 @@ def random_run(recipe: Recipe, *, dtype: torch.dtype, clip: float | None = None,
         run.step(10.0 - 0.1 * k, clip=clip)
         for parameter in (one, other):
             if parameter.grad is not None:
-                total = torch.as_tensor(meter.accumulated_mobility(parameter), dtype=torch.float64)
-                got[parameter].append(total.reshape(-1).expand(12).clone())
+                got[parameter].append(meter.accumulated_mobility(parameter).double().reshape(-1))
     meter.close()
     for parameter in (one, other):
         mobility = counted_mobilities(run, parameter, options.get("momentum_mobility", "steady"))

@@ -215,6 +215,32 @@ def test_the_weighted_displacement_would_be_off_without_the_decay() -> None:
     assert abs(naive / full - 1) > 0.1
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("clip", [False, True])
+def test_gradient_norms_are_of_the_last_step_that_was_looked_at(decay: float, clip: bool) -> None:
+    """Of a measured one, or of the one after it: with what clipped that one, and without the L2 term."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(9, generator=generator, dtype=torch.float64))
+    optimizer = SGD([weight], lr=0.3, weight_decay=decay)
+    meter = TrajectoryMeter(optimizer, measure_every_n_steps=5)
+    known = (math.nan, math.nan)
+    looked = 0
+    for _ in range(40):
+        weight.grad = torch.randn(9, generator=generator, dtype=torch.float64)
+        raw = float(weight.grad.norm())
+        before, waiting = meter.measured, looked == 1
+        meter.observe_gradients()
+        if clip:
+            nn.utils.clip_grad_norm_([weight], 0.5)
+        clipped = float(weight.grad.norm())
+        optimizer.step()
+        looked = 1 if meter.measured > before else 2 if waiting else 0
+        known = (raw, clipped) if looked else known
+        values = meter.compute()
+        assert (values["grad_norm"], values["grad_norm_clipped"]) == pytest.approx(known, rel=1e-12, nan_ok=True)
+    meter.close()
+
+
 # ---- an alternating run --------------------------------------------------------------------------------
 
 SMALL = 1 / 19  # ((1 + r)/2)²/r² = 100 for r = 1/19: what a stride of 2 that meets the small steps would report
@@ -225,7 +251,7 @@ def alternating(fixed: bool, seed: int = 0) -> dict[str, float]:
     optimizer = SGD([weight], lr=1.0)
     meter = TrajectoryMeter(optimizer, measure_every_n_steps=2, seed=seed)
     if fixed:
-        meter._measuring = lambda: meter.steps % 2 == 1  # type: ignore[method-assign]
+        meter._joint.measuring = lambda: meter.steps % 2 == 1  # type: ignore[method-assign]
     for k in range(400):
         weight.grad = -torch.ones_like(weight) * (1.0 if k % 2 == 0 else SMALL)
         optimizer.step()
@@ -264,10 +290,10 @@ def test_a_resumed_run_draws_the_same_steps(stop: int) -> None:
     meter = TrajectoryMeter(optimizer, **options)
     for k in range(32):
         if k == stop:
-            state, start = meter.state_dict(), meter.start()
+            state = meter.state_dict()
             meter.close()
             meter = TrajectoryMeter(optimizer, **options)
-            meter.load_state_dict(state, start)
+            meter.load_state_dict(state)
         step(weight, optimizer, k)
         assert meter.measured == whole.measured, k
     resumed, expected = meter.compute(), whole.compute()
@@ -307,7 +333,7 @@ def test_without_a_measured_step_sums_are_undefined() -> None:
 
 
 def test_standard_errors_only_where_steps_are_sampled() -> None:
-    run = noisy_run(SGD, 2, 100, 48)
+    run = noisy_run(SGD, 2, 100, 4)
     assert STANDARD_ERRORS.isdisjoint(run.full)
     for sample in run.sampled:
         assert set(sample) >= STANDARD_ERRORS

@@ -423,10 +423,7 @@ def counted_mobilities(
     momentum_mobility: str = "steady",
     factors: list[dict[int, float]] | None = None,
 ) -> list[Tensor]:
-    """What each step of a parameter adds to its m: c_k μ_k, and 0 where a coordinate is idle.
-
-    SGD's mobility is one number for the whole parameter; it counts at every step.
-    """
+    """What each step of a parameter adds to its m: c_k μ_k, and 0 where a coordinate is idle."""
     factors = clip_factors(run) if factors is None else factors
     steps = [k for k, moves in enumerate(run.steps) if parameter in moves]
     moves = [run.steps[k][parameter] for k in steps]
@@ -434,7 +431,7 @@ def counted_mobilities(
     out = []
     for k, move, mobility, rest in zip(steps, moves, mobilities(moves, momentum_mobility), still, strict=True):
         mobility = factors[k][move.optimizer] * mobility
-        out.append(mobility if issubclass(move.kind, torch.optim.SGD) else torch.where(rest, 0.0, mobility))
+        out.append(torch.where(rest, 0.0, mobility))
     return out
 
 

@@ -1,0 +1,155 @@
+"""What a measurement needs to go on: plain types and tensors, of the size of the measured coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_speedlimit.trajectory.coordinates import Coordinates, dense
+from lightning_speedlimit.trajectory.follower import Follower
+from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.reading import Reader
+from lightning_speedlimit.trajectory.runs import Member
+from lightning_speedlimit.trajectory.sums import Pair, RunningSum
+
+_GONE = -1  # the place of a parameter that has left the optimizer
+_VECTORS = ("start", "update", "last")
+
+
+def follower_state(follower: Follower) -> dict[str, Any]:
+    norms = follower.norms()
+    follower.follow()  # who has left the optimizer since its last step
+    return {
+        "optimizer": type(follower.optimizer).__name__,
+        "motions": [_motion_state(motion) for motion in follower.motions],
+        "took_part": follower.took_part,
+        "norms": None if norms is None else norms.cpu(),
+        "changes": follower.changes.state_dict(),
+        "unforced": None if follower.unforced is None else float(follower.unforced),
+    }
+
+
+def _motion_state(motion: Motion) -> dict[str, Any]:
+    coordinates = motion.coordinates
+    places = {id(p): i for group in motion.optimizer.param_groups for i, p in enumerate(group["params"])}
+    members = list(zip(motion.members, coordinates.parameters, strict=True))
+    pairs = {"m": motion.mobility.m, "travelled": motion.travelled}
+    return {
+        "members": [{**asdict(m), "options": _plain(m.options)} for m, _ in members],
+        "places": [_GONE if m.gone else places[id(p)] for m, p in members],
+        "left": {i: coordinates.scatter(motion.after.rows, i).cpu() for i, (m, _) in enumerate(members) if m.gone},
+        "shapes": [list(shape) for shape in coordinates.shapes],
+        "drawn": [None if d is None else d.cpu() for d in coordinates.drawn],
+        "weights": [w if w is None else w.cpu() for w in coordinates.inverse],
+        "shares": list(coordinates.shares),
+        "after": motion.after.rows.cpu().clone(),
+        "vectors": {name: getattr(motion, name).cpu().clone() for name in _VECTORS},
+        "averages": None if motion.mobility.averages is None else motion.mobility.averages.cpu().clone(),
+        "pairs": {n: (p.high.cpu().clone(), p.low.cpu().clone(), p.count) for n, p in pairs.items() if p is not None},
+        "sums": {name: total.host() for name, total in motion.sums.items()},
+        "paths": None if motion.paths is None else motion.paths.host(),
+        "moves": motion.moves.host(),
+        "waiting": motion.waiting,
+        "rates": [float(rate) for rate in motion.rates],
+        "noise_weight": {index: float(weight) for index, weight in motion.noise_weight.items()},
+    }
+
+
+def load_follower(follower: Follower, state: dict[str, Any]) -> None:
+    """Rebuild the motions and take over their sums.
+
+    Raises:
+        ValueError: the state is of another optimizer, or its groups do not hold parameters of the saved sizes.
+    """
+    name = type(follower.optimizer).__name__
+    if state["optimizer"] != name:
+        raise ValueError(
+            f"the saved measurement is of {state['optimizer']}, got {name}: resume with the same optimizer"
+        )
+    for entry in state["motions"]:
+        _load_motion(follower, entry)
+    norms = state["norms"]
+    device = follower.motions[0].coordinates.device if follower.motions else torch.device("cpu")
+    follower.restore(None if norms is None else norms.to(device))
+    follower.took_part = state["took_part"]
+    follower.changes.load_state_dict(state["changes"], device)
+    if state["unforced"] is not None:
+        follower.unforced = torch.tensor(state["unforced"], dtype=torch.float64).to(device)
+
+
+def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
+    members = [Member(**member) for member in entry["members"]]
+    parameters = _parameters(follower, members, entry)
+    coordinates = Coordinates(parameters, entry["drawn"], entry["weights"], entry["shares"])
+    motion = follower.take_in(coordinates, members)
+    motion.after.rows.copy_(entry["after"])
+    for name in _VECTORS:
+        getattr(motion, name).copy_(entry["vectors"][name])
+    averages = entry["averages"]
+    motion.mobility.averages = None if averages is None else averages.to(coordinates.device, copy=True)
+    motion.mobility.m, motion.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))
+    for name, value in entry["sums"].items():
+        motion.sums[name] = RunningSum(*value.shape, device=coordinates.device)
+        motion.sums[name].load_(value)
+    if motion.paths is not None and entry["paths"] is not None:
+        motion.paths.load_(entry["paths"])
+    motion.moves.load_(entry["moves"])
+    motion.waiting, motion.rates = entry["waiting"], list(entry["rates"])
+    motion.noise_weight = dict(entry["noise_weight"])
+
+
+def _pair(motion: Motion, saved: tuple[Tensor, Tensor, int] | None) -> Pair | None:
+    if saved is None:
+        return None
+    pair = Pair(motion.start)
+    pair.high.copy_(saved[0])
+    pair.low.copy_(saved[1])
+    pair.count = saved[2]
+    return pair
+
+
+def _parameters(follower: Follower, members: list[Member], entry: dict[str, Any]) -> list[Tensor]:
+    """Those of the groups; for one that has left, a stand-in that stays where it was."""
+    groups, found = follower.optimizer.param_groups, list[Tensor]()
+    home = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
+    for i, (member, place) in enumerate(zip(members, entry["places"], strict=True)):
+        held = groups[member.group]["params"] if member.group < len(groups) else []
+        if place == _GONE:
+            found.append(entry["left"][i].to(home))
+        elif place < len(held):
+            found.append(held[place])
+    wanted = [torch.Size(shape).numel() for shape in entry["shapes"]]
+    got = [dense(p).numel() for p in found]
+    if got != wanted:
+        raise ValueError(
+            f"the saved measurement is of parameters with {wanted} elements, got {got}: "
+            "resume with the model and the optimizer that it was saved from"
+        )
+    return found
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """A group's options as numbers and strings."""
+    numbers = {k: float(v) if isinstance(v, Tensor) and v.numel() == 1 else v for k, v in options.items()}
+    return {k: v for k, v in numbers.items() if isinstance(v, (bool, int, float, str, tuple, type(None)))}
+
+
+def reader_state(reader: Reader) -> dict[str, Any]:
+    return {
+        "path_length": reader.path_length,
+        "no_path": reader.no_path,
+        "uneven": reader.uneven,
+        "spread": reader.spread,
+        "sampled": reader.sampled,
+        "mean_mobility": reader.mean_mobility,
+        "last": list(reader.last),
+        "coordinates": reader.coordinates,
+    }
+
+
+def load_reader(reader: Reader, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        setattr(reader, name, list(value) if name == "last" else value)

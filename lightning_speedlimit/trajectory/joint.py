@@ -1,0 +1,142 @@
+"""Joint steps: K, τ, ‖u‖ over all that moved in one, and what sampled steps say of their spread."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_speedlimit.trajectory.follower import Follower, total
+from lightning_speedlimit.trajectory.mobility import Scalar
+from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.ranks import Rows, norms_row
+from lightning_speedlimit.trajectory.sums import RunningSum
+
+
+class JointSteps:
+    """One step of each optimizer, or of some of them.
+
+    Args:
+        every: one step of each block of so many is measured. seed: of their draw. sharded: rows are kept for what
+            is not linear in the shards.
+    """
+
+    def __init__(self, every: int, seed: int, *, sharded: bool) -> None:
+        self.every, self.seed = every, seed
+        self.steps = self.measured = 0  # K, skipped ones included
+        self.read_at = 0  # steps at the last reading
+        self.elapsed = 0.0
+        self.several_rates = False
+        self.rate: Scalar = math.nan
+        self.moved: set[int] = set()  # optimizers, in the step that goes on
+        self.squared: Tensor | None = None  # ‖u‖² of the last measured step
+        self.left_out: tuple[int, Tensor] | None = None  # the last step, and whether a loss scaler skipped it
+        self.skipped: RunningSum | None = None  # steps and time in which a fused optimizer found inf
+        self.rate_sum: RunningSum | None = None  # τ of learning rates that live on the device
+        self.rows = Rows() if sharded else None
+        self.samples = Rows() if every > 1 else None
+        self._rates: list[Scalar] = []  # of the joint step, as its optimizers used them
+        self._parts: list[tuple[Follower, list[Motion]]] = []
+        self._valid: list[Tensor] = []
+
+    def measuring(self) -> bool:
+        """One step of each block of n, from a generator seeded by the block: resuming draws the same."""
+        if self.every == 1:
+            return True
+        block, position = divmod(self.steps, self.every)
+        return random.Random(f"{self.seed}:{block}").randrange(self.every) == position
+
+    def add(self, follower: Follower, rates: list[Scalar], valid: Tensor | None, *, measured: bool) -> None:
+        """An optimizer has stepped."""
+        self.moved.add(id(follower.optimizer))
+        self._rates += rates
+        if measured:
+            self._parts.append((follower, list(follower.motions)))
+        if valid is not None:
+            self._valid.append(valid)
+
+    def drop(self) -> None:
+        """The step counts, though it could not be measured."""
+        self.steps += 1
+        self.moved, self._rates, self._parts, self._valid = set(), [], [], []
+
+    def end(self, followers: list[Follower]) -> None:
+        """The joint step is over; followers: of all optimizers."""
+        rate = self._rate()
+        motions = [motion for _, own in self._parts for motion in own]
+        if motions:
+            for follower in followers:
+                follower.took_part = any(follower is other for other, _ in self._parts)
+            self._close(motions, rate)
+        self.measured += bool(self._parts) or self.measuring()
+        self.steps += 1
+        if isinstance(rate, Tensor):
+            if self.rate_sum is None:
+                self.rate_sum = RunningSum(1, device=rate.device)
+            self.rate_sum.add_(rate.reshape(1))
+        else:
+            self.elapsed += rate
+        self.rate = rate
+        self.moved, self._rates, self._parts, self._valid = set(), [], [], []
+
+    def _rate(self) -> Scalar:
+        first = self._rates[0]
+        for rate in self._rates:
+            tensors = isinstance(rate, Tensor) or isinstance(first, Tensor)
+            self.several_rates |= rate is not first and (tensors or bool(rate != first))
+        return first
+
+    def _close(self, motions: list[Motion], rate: Scalar) -> None:
+        squared = total([motion.squared() for motion in motions])
+        norm = squared.sqrt().clamp_min_(torch.finfo(squared.dtype).tiny)
+        for motion in motions:
+            motion.share_path(norm.to(motion.coordinates.device, non_blocking=True))
+        if self.rows is not None:
+            norms = [n for follower, _ in self._parts if (n := follower.norms()) is not None]
+            self.rows.append(norms_row(squared, total(norms)))
+        if self.samples is not None:
+            self.samples.append(total([m.snapshot for m in motions if m.snapshot is not None]))
+        if self._valid:
+            squared = self._leave_out(squared, rate)
+        self.squared = squared
+
+    def _leave_out(self, squared: Tensor, rate: Scalar) -> Tensor:
+        """A step that fused optimizers left out is none: neither its time nor its loss counts."""
+        if self.skipped is None:
+            self.skipped = RunningSum(2, device=squared.device)
+        valid = total([v.to(squared.dtype) for v in self._valid]).to(squared.device, non_blocking=True)
+        skipped = (valid == 0) & (squared == 0)
+        missed = skipped.to(squared.dtype)
+        self.skipped.add_(torch.stack([missed, missed * rate]))
+        self.left_out = self.steps, skipped
+        return squared if self.squared is None else torch.where(skipped, self.squared, squared)
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = {n: s.host() for n in ("skipped", "rate_sum") if (s := getattr(self, n)) is not None}
+        return {
+            "steps": self.steps,
+            "measured": self.measured,
+            "read_at": self.read_at,
+            "elapsed": self.elapsed,
+            "several_rates": self.several_rates,
+            "rate": float(self.rate),
+            "squared": None if self.squared is None else self.squared.detach().cpu(),
+            "sums": sums,
+            "rows": None if self.rows is None else self.rows.state_dict(),
+            "samples": None if self.samples is None else self.samples.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        for name in ("steps", "measured", "read_at", "elapsed", "several_rates", "rate"):
+            setattr(self, name, state[name])
+        self.squared = None if state["squared"] is None else state["squared"].to(device)
+        for name, value in state["sums"].items():
+            known = RunningSum(*value.shape, device=device)
+            known.load_(value)
+            setattr(self, name, known)
+        for name in ("rows", "samples"):
+            if getattr(self, name) is not None:
+                getattr(self, name).load_state_dict(state[name], device)

@@ -1,0 +1,313 @@
+"""The motion of some parameters of one optimizer on one device: what is seen before its step and after it.
+
+    observe   g ← the gradients                       (after backward, before clipping)
+    open      θ_k; what has moved since the last step goes into θ_0, so that D is of the steps alone
+    force     g ← ±g + wθ_k = −f; the update before meets it
+    close     u = θ_{k+1} − θ_k;  ‖u‖², f·u, Σ u²/μ of each row;  m += μ where u ≠ 0
+
+Nothing is read from the device, and there is no loop over parameters but where the lists are built. Vectors that stay:
+θ after the step and before it, θ_0, u, g; two more for m, and two for decoupled decay.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_speedlimit.trajectory import mobility
+from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
+from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.mobility import Scalar
+from lightning_speedlimit.trajectory.runs import Member, Run, Runs
+from lightning_speedlimit.trajectory.shards import gradient_of
+from lightning_speedlimit.trajectory.sums import Pair, RunningSum, sum_dtype
+
+# Sums over the run of each row. Of drawn coordinates they are unweighted; the signs are those of −f.
+SUMS = (
+    "squares",  # Σ ‖u‖²
+    "action",  # Σ ‖u‖²/lr, on the clock "lr"
+    "path_length",  # Σ ‖u‖²/‖u of all‖, which adds up to Σ ‖u‖
+    "free_squares",  # Σ ‖u‖², u without decoupled decay, where there is one
+    "work_met",  # Σ −f_k·u_k over the steps whose next gradient is known
+    "work_anti_ito",  # Σ −f_{k+1}·u_k over those steps
+    "noise",  # Σ lr_k (f_k − f_{k+1})·u_k over those steps, with this sign
+    "l2_drop",  # ½w Σ (‖θ_{k+1}‖² − ‖θ_k‖²)
+    "work_action",  # Σ u²/μ
+)
+
+
+class Motion:
+    """See the module.
+
+    Args:
+        members: of each of the coordinates' parameters, in their order; those of one group are neighbours.
+        per_rate: the action's clock is the learning rate. snapshots: of the sums, before each measured step's own.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], *, per_rate: bool, snapshots: bool
+    ) -> None:
+        self.optimizer, self.coordinates, self.members = optimizer, coordinates, members
+        self.per_rate = per_rate
+        self.after, self.before, self.gradient = (coordinates.vector() for _ in range(3))
+        self.start, self.update = coordinates.zeros(), coordinates.zeros()
+        self.travelled: Pair | None = (
+            None  # Σ u without decoupled decay, where there is one; of sampled steps Σ lr w θ_k
+        )
+        self.mobility = AccumulatedMobility(optimizer, coordinates, self.before, self.start)
+        self.total = sum_dtype(coordinates.device)
+        self.sums: dict[str, RunningSum] = {}
+        # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
+        self.squares, self.free, self.work, self.anti, self.last = (coordinates.row() for _ in range(5))
+        self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
+        self._unscaled = 1.0 / coordinates.scale  # of what `coordinates.dot` has made
+        self.waiting = False  # `update` has met no gradient yet
+        self.rates: list[Scalar] = []  # by group, of the update that waits
+        self.noise_weight: dict[int, Scalar] = {}  # Σ lr_k of each group over the steps that met their next gradient
+        self.moves = RunningSum(2, device=coordinates.device)  # Σ 1 and Σ ‖move‖² of moves outside of step
+        self.missing: list[int] = []
+        self.runs = Runs(optimizer, coordinates, members)
+        self._scratch = coordinates.scratch(), coordinates.scratch()
+        self._met = False
+        self.snapshots = snapshots
+        self.snapshot: Tensor | None = None
+        layers = list(dict.fromkeys((m.group, m.layer) for m in members))
+        self.paths = RunningSum(len(layers), device=coordinates.device) if any(m.layer for m in members) else None
+        owner = torch.tensor([layers.index((m.group, m.layer)) for m in members], device=coordinates.device)
+        self._layer = owner.index_select(0, coordinates.owner)
+        coordinates.gather(coordinates.parameters, self.after)
+        self.start.copy_(self.after.rows)
+
+    # -- before the step -------------------------------------------------------------------------------------
+
+    def gradients(self) -> list[Tensor | None]:
+        """Of each parameter; None of those that have left the optimizer."""
+        members = zip(self.members, self.coordinates.parameters, strict=True)
+        return [None if member.gone else gradient_of(p) for member, p in members]
+
+    def observe(self, gradients: list[Tensor | None], scale: Scalar | None) -> None:
+        """g ← the gradients; scale: what they are multiplied by (a loss scaler's)."""
+        self.missing = [i for i, g in enumerate(gradients) if g is None]
+        self.coordinates.gather(gradients, self.gradient)
+        if scale is not None:
+            self.gradient.rows.div_(scale)
+
+    def open(self) -> None:
+        """θ_k; moves since the last step go into θ_0."""
+        self.coordinates.gather(self.coordinates.parameters, self.before)
+        for rows in self.coordinates.all_stretches:
+            before, after, start = (self._cut(t, rows) for t in (self.before.rows, self.after.rows, self.start))
+            moved = torch.sub(before, after, out=self._room(0, rows))
+            start.add_(moved)
+            self.coordinates.dot(moved, moved, moved, self._cut(self.work, rows))
+        total = self.coordinates.total(self.work) * self._unscaled
+        self.moves.add_(torch.stack([total.sign(), total]))
+
+    def force(self) -> None:
+        """g ← −f = ±g + wθ_k, the upper sign unless the loss is maximized; the update that waits meets it."""
+        runs = self.runs.current(self.missing)
+        self.mobility.keep(runs)
+        for run in runs:
+            if run.missing:
+                continue
+            gradient = self._cut(self.gradient.rows, run.rows)
+            if run.group.get("maximize", False):
+                gradient.neg_()
+            if run.coupled:
+                gradient.add_(self._cut(self.before.rows, run.rows), alpha=run.coupled)
+        self._met = self.waiting
+        if self.waiting:
+            for rows in self.coordinates.all_stretches:
+                gradient, update, anti = (self._cut(t, rows) for t in (self.gradient.rows, self.update, self.anti))
+                self.coordinates.dot(gradient, update, self._room(0, rows), anti)
+
+    # -- after the step --------------------------------------------------------------------------------------
+
+    def close(self, rates: list[Scalar], clip: Tensor | None, valid: Tensor | None, *, measured: bool) -> None:
+        """θ_{k+1}; the step's sums go into the running ones.
+
+        Args:
+            rates: by group. clip: the factor of clipping by norm. valid: False where a fused optimizer found inf and
+                left θ alone. measured: False: only the update before is still to be summed up.
+        """
+        self.coordinates.gather(self.coordinates.parameters, self.after)
+        self._add_met(valid)
+        if not measured:
+            return
+        self.snapshot = self._totals() if self.snapshots else None
+        runs = self.runs.current(self.missing)
+        waited = None if valid is None or not self.waiting else self.update.clone()
+        for run in runs:
+            for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
+                member.count(run.group)
+            self._move(run, valid)
+        for run in runs:
+            self._answer(run, clip, valid)
+        for pair in (self.mobility.m, self.travelled):
+            if pair is not None:
+                pair.added()
+        self._add_update(runs, rates, valid)
+        if waited is not None and valid is not None:
+            torch.where(valid, self.update, waited, out=self.update)
+        self.waiting = True
+
+    def _add_met(self, valid: Tensor | None) -> None:
+        """f_k·u_k, f_{k+1}·u_k and n_k of the update that waited."""
+        if not self._met:
+            return
+        met, anti = masked(self.last, valid), masked(self.anti, valid)
+        self._sum("work_met").add_(met, self._unscaled)
+        self._sum("work_anti_ito").add_(anti, self._unscaled)
+        noise = anti - met
+        for index, rows in self.groups():
+            rate = self.rates[index] if index < len(self.rates) else 0.0
+            self._sum("noise").add_(noise if rows is None else noise[rows], rate * self._unscaled, rows)
+            known = self.noise_weight.get(index, 0.0)
+            self.noise_weight[index] = known + (rate if valid is None else rate * valid.to(self.total))
+        self._met, self.waiting = False, valid is not None
+
+    def _move(self, run: Run, valid: Tensor | None) -> None:
+        """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost."""
+        for rows in run.stretches:
+            before, after, update = (self._cut(t, rows) for t in (self.before.rows, self.after.rows, self.update))
+            torch.sub(after, before, out=update)
+            self.coordinates.dot(update, update, self._room(0, rows), self._cut(self.squares, rows))
+            if run.decoupled:
+                self._remove_decay(run, rows, valid)
+            gradient, work = self._cut(self.gradient.rows, rows), self._cut(self.work, rows)
+            self.coordinates.dot(gradient, update, self._room(0, rows), work)
+            if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
+                middle = torch.add(before, after, out=self._room(1, rows))
+                drop = torch.empty_like(work)
+                self.coordinates.dot(middle, update, self._room(0, rows), drop)
+                self._sum("l2_drop").add_(masked(drop, valid), 0.5 * run.coupled * self._unscaled, rows)
+
+    def _remove_decay(self, run: Run, rows: slice, valid: Tensor | None) -> None:
+        """u ← u + lr w θ_k, and 0 where that is rounding.
+
+        Rounding: less than 2 ulp of θ, whose step may be rounded twice; of half precision, which the optimizer
+        rounds once, less than ¾ ulp.
+        """
+        if self.travelled is None:
+            self.travelled = Pair(self.start)
+            if not self.snapshots:
+                torch.sub(self.before.rows, self.start, out=self.travelled.high)
+        decay = mobility.number(run.group["lr"]) * run.decoupled
+        decay = decay if valid is None else decay * valid.to(self.total)
+        before, update, low = (self._cut(t, rows) for t in (self.before.rows, self.update, self.travelled.low))
+        moved = self._room(1, rows)
+        if isinstance(decay, Tensor) or self.snapshots:
+            decayed = torch.mul(before, decay, out=moved)
+            update.add_(decayed)
+            if self.snapshots:
+                low.add_(decayed)
+        else:
+            update.add_(before, alpha=decay)
+        own = torch.finfo(update.dtype).eps
+        parameters = self.coordinates.parameters[run.members.start : run.members.stop]
+        coarsest = max(torch.finfo(p.dtype).eps for p in parameters)
+        torch.add(before, update, alpha=0.25 if coarsest <= own else 0.67 * own / coarsest, out=moved)
+        update.mul_(torch.ne(moved, before, out=moved))
+        if not self.snapshots:
+            low.add_(update)
+        self.coordinates.dot(update, update, moved, self._cut(self.free, rows))
+
+    def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> None:
+        """Where there is no decoupled decay, u is free of it; m and Σ u²/μ where there is a formula."""
+        free = self._cut(self.free if run.decoupled else self.squares, run.rows)
+        if self.travelled is not None and not run.decoupled:
+            self._cut(self.free, run.rows).copy_(free)
+            if not self.snapshots:
+                self._cut(self.travelled.low, run.rows).add_(self._cut(self.update, run.rows))
+        if run.formula is None or run.missing:
+            return
+        response = self.members[run.members.start].response
+        work = self.mobility.add(run, self.update, free, self._scratch, clip, valid, response)
+        self._sum("work_action").add_(masked(work, valid), self._unscaled, run.rows)
+
+    def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
+        """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
+        if valid is None:
+            self.last.copy_(self.work)
+        else:
+            self.squares.copy_(masked(self.squares, valid))
+            kept = self.last if self.waiting else torch.zeros_like(self.last)
+            self.last.copy_(torch.where(valid, self.work, kept))
+            rates = [_chosen(valid, now, known) for now, known in zip(rates, self.rates or rates, strict=False)]
+        self._sum("squares").add_(self.squares, self._unscaled)
+        if self.travelled is not None:
+            if "free_squares" not in self.sums:  # what went before had none
+                self._sum("free_squares").value.copy_(
+                    self.sums["squares"].value - self.squares.to(self.total) * self._unscaled
+                )
+            self._sum("free_squares").add_(masked(self.free, valid), self._unscaled)
+        if self.per_rate:
+            for index, rows in self.groups():
+                own = self.squares if rows is None else self.squares[rows]
+                action = over(own, rates[index] if index < len(rates) else 0.0)
+                self._sum("action").add_(action, self._unscaled, rows)
+        self.rates = rates
+
+    def share_path(self, norm: Tensor) -> None:
+        """‖u‖²/‖u of all‖ of each row, now that all of the joint step is known."""
+        self._sum("path_length").add_(
+            self.squares / norm.to(self.squares.dtype).clamp_min(self._little), self._unscaled
+        )
+        if self.paths is not None:
+            own = torch.zeros_like(self.paths.value)
+            own.index_add_(0, self._layer, self.squares * self.coordinates.weights)
+            self.paths.add_(own.mul_(self._unscaled).sqrt_())
+
+    def now(self) -> Tensor:
+        """θ as it is."""
+        return self.coordinates.gather(self.coordinates.parameters, self.coordinates.vector())
+
+    def squared(self) -> Tensor:
+        """‖u‖² of the last step."""
+        return self.coordinates.total(self.squares) * self._unscaled
+
+    def _totals(self) -> Tensor:
+        """The sums over all rows up to the step before, (SUMS,)."""
+        weights, zero = self.coordinates.weights, torch.zeros((), dtype=self.total, device=self.coordinates.device)
+        return torch.stack([torch.dot(self.sums[n].value, weights) if n in self.sums else zero for n in SUMS])
+
+    def _cut(self, kept: Tensor, rows: slice) -> Tensor:
+        return self.coordinates.cut(kept, rows)
+
+    def _room(self, number: int, rows: slice) -> Tensor:
+        """Scratch for a stretch."""
+        return self.coordinates.cut(self._scratch[number], slice(0, rows.stop - rows.start))
+
+    def _sum(self, name: str) -> RunningSum:
+        if name not in self.sums:
+            self.sums[name] = RunningSum(self.coordinates.count, device=self.coordinates.device)
+        return self.sums[name]
+
+    def groups(self) -> list[tuple[int, slice | None]]:
+        """Each group's rows; None: all."""
+        found: dict[int, slice] = {}
+        for member, rows in zip(self.members, self.coordinates.rows, strict=True):
+            first = found.get(member.group, rows)
+            found[member.group] = slice(first.start, rows.stop)
+        return [(index, None if len(found) == 1 else rows) for index, rows in found.items()]
+
+
+def masked(row: Tensor, valid: Tensor | None) -> Tensor:
+    """0 of a step that was none."""
+    return row if valid is None else torch.where(valid, row, torch.zeros_like(row))
+
+
+def over(squared: Tensor, rate: Scalar) -> Tensor:
+    """‖u‖²/lr: 0/0 counts 0 (a warm-up from 0); a motion without learning rate is undefined."""
+    if isinstance(rate, Tensor):
+        moved = torch.where(rate > 0, squared / rate, torch.full_like(squared, torch.nan))
+    else:
+        moved = squared / rate if rate > 0 else torch.full_like(squared, torch.nan)
+    return torch.where(squared == 0, torch.zeros_like(squared), moved)
+
+
+def _chosen(valid: Tensor, now: Scalar, known: Scalar) -> Scalar:
+    if now is known or (not isinstance(now, Tensor) and not isinstance(known, Tensor) and now == known):
+        return now
+    return torch.where(valid, torch.as_tensor(now, device=valid.device), torch.as_tensor(known, device=valid.device))

@@ -1,0 +1,129 @@
+"""The parameters of a vector: what is known of each, and the runs for which one formula with the same numbers holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_speedlimit.trajectory import mobility
+from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.mobility import Formula
+
+
+@dataclass
+class Member:
+    """One parameter: where it belongs, and what the meter knows of its steps."""
+
+    group: int
+    layer: str
+    position: int  # in the whole run's parameter vector
+    first: int | None  # its first coordinate here, in the whole parameter; None: they lie scattered there
+    size: int  # of the whole parameter
+    steps: int = 0  # that it took part in
+    response: float | None = None  # b_k of momentum, where that is the mobility
+    gone: bool = False  # it has left the optimizer
+    known: bool = True  # its mobility has a formula; else the group's is "effective"
+    options: dict[str, Any] = field(default_factory=dict)  # of its group, where that has gone too
+
+    def count(self, group: dict[str, Any]) -> None:
+        """It takes part in a step."""
+        self.steps += 1
+        if self.response is not None:
+            self.response = mobility.next_momentum_response(group, self.response if self.steps > 1 else None)
+
+
+@dataclass
+class Run:
+    """Neighbouring parameters of one group, all with a gradient or none of them, after equally many steps.
+
+    lead: the first that has coordinates here; the optimizer's numbers of it (its step) are those of all.
+    """
+
+    group: dict[str, Any]
+    index: int
+    members: range
+    rows: slice
+    stretches: list[slice]
+    formula: Formula | None
+    missing: bool
+    lead: Tensor
+    decays: Literal["coupled", "decoupled", "unknown"]
+
+    @property
+    def coupled(self) -> float:
+        """w of an L2 term inside the gradient."""
+        return self._decay("coupled")
+
+    @property
+    def decoupled(self) -> float:
+        """w of decay that is no force of the loss."""
+        return self._decay("decoupled")
+
+    def _decay(self, kind: str) -> float:
+        return 0.0 if self.missing or self.decays != kind else float(self.group.get("weight_decay") or 0.0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The state entries that the formula reads at each coordinate."""
+        return self.formula.coordinates(self.group) if self.formula else ()
+
+
+class Runs:
+    """The runs of a motion, made anew only where something has changed."""
+
+    def __init__(self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member]) -> None:
+        self._optimizer, self._coordinates, self._members = optimizer, coordinates, members
+        self._found: list[Run] = []
+        self._missing: list[int] | None = None
+
+    def current(self, missing: list[int]) -> list[Run]:
+        """missing: the parameters without a gradient."""
+        groups = self._optimizer.param_groups
+        kept = missing == self._missing and all(
+            run.index >= len(groups) or run.group is groups[run.index] for run in self._found
+        )
+        if not kept:
+            self._missing = list(missing)
+            self._found = self._made(groups, set(missing))
+        return self._found
+
+    def last_options(self, i: int) -> dict[str, Any]:
+        """Those of the group that parameter i was in at the last step."""
+        group = next((run.group for run in self._found if i in run.members), {})
+        return {k: v for k, v in group.items() if k != "params"}
+
+    def forget(self) -> None:
+        """Parameters have come or gone."""
+        self._missing = None
+
+    def _made(self, groups: Sequence[dict[str, Any]], missing: set[int]) -> list[Run]:
+        def key(i: int) -> tuple[Any, ...]:
+            member = self._members[i]
+            return member.group, member.gone, member.steps, member.response, member.known, i in missing
+
+        found = []
+        for _, neighbours in groupby(range(len(self._members)), key):
+            here = list(neighbours)
+            first = self._members[here[0]]
+            group = groups[first.group] if first.group < len(groups) and not first.gone else first.options
+            rows = slice(self._coordinates.rows[here[0]].start, self._coordinates.rows[here[-1]].stop)
+            parameters = [self._coordinates.parameters[i] for i in here]
+            found.append(
+                Run(
+                    group,
+                    first.group,
+                    range(here[0], here[-1] + 1),
+                    rows,
+                    self._coordinates.stretches(rows),
+                    mobility.formula(self._optimizer, group) if first.known else None,
+                    here[0] in missing,
+                    next((p for p in parameters if p.numel()), parameters[0]),
+                    mobility.decays(self._optimizer, group),
+                )
+            )
+        return found

@@ -1,0 +1,152 @@
+"""The sums of one motion as totals: on the device, by group and layer, with the covariance of what was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_speedlimit.trajectory.motion import SUMS, Motion
+from lightning_speedlimit.trajectory.sketch import Sketch
+
+Kind = Literal["scalar", "diagonal", "effective"]
+
+# Columns of a table: the sums, and what is of this moment. Of −f·u, lost L2 energy and waiting work the sign turns.
+NOW = ("displacement_squared", "free_displacement_squared", "weighted", "step_squares", "gradient_squares")
+COLUMNS = (*SUMS, "waiting", *NOW)
+_NEGATIVE = ("work_met", "work_anti_ito", "l2_drop", "waiting")
+_LITTLE = 1e-30  # where all units of a parameter are certain, nothing is divided by it
+
+
+@dataclass(frozen=True)
+class Section:
+    """The parameters of one group and layer of a motion."""
+
+    group: int
+    layer: str
+
+
+class Table:
+    """What a motion has to tell at a reading.
+
+    values: (sections, COLUMNS). covariances: by group (COLUMNS, COLUMNS), of the error of the values of drawn
+    coordinates; empty where all are measured. sketch: buckets by sign.
+
+    Args:
+        factor: steps over measured steps: what sums over measured steps are multiplied by.
+    """
+
+    def __init__(self, motion: Motion, factor: float, sketch: Sketch | None) -> None:
+        self.motion, self._factor = motion, factor
+        self.sketch = None if sketch is None else Sketch.empty(motion.coordinates.device)
+        members = zip(motion.members, motion.coordinates.rows, strict=True)
+        rows: dict[Section, list[slice]] = {}
+        for member, own in members:
+            rows.setdefault(Section(member.group, member.layer), []).append(own)
+        self.sections = list(rows)
+        columns = [*self._sums(), *self._now(sketch)]
+        self.values = torch.stack([self._totals(columns, own) for own in rows.values()])
+        self.covariances = {} if motion.coordinates.rest is None else self._covariances(columns)
+
+    def _sums(self) -> list[Tensor | None]:
+        """Of each row, in the order of COLUMNS; None: 0."""
+        found: list[Tensor | None] = []
+        for name in SUMS:
+            total = self.motion.sums.get(name)
+            if total is None and name == "free_squares":
+                total = self.motion.sums.get("squares")
+            parts = () if total is None else total.parts()
+            found.append(parts[0] - parts[1] if len(parts) > 1 else parts[0] if parts else None)
+        return [*found, self.motion.last if self.motion.waiting else None]
+
+    def _now(self, sketch: Sketch | None) -> list[Tensor | None]:
+        """Of each row ‖Δθ‖², that without decoupled decay, Σ of its squares over m; ‖u‖² and ‖g‖² of the last step."""
+        motion, coordinates = self.motion, self.motion.coordinates
+        displacement, free, gradient = (coordinates.row(motion.total) for _ in range(3))
+        weighted, rooms = coordinates.row(), [coordinates.scratch() for _ in range(3)]
+        for rows in coordinates.all_stretches:
+            moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
+            torch.sub(motion.after.rows[rows], motion.start[rows], out=moved)
+            coordinates.squares(moved, displacement[rows])
+            coordinates.squares(motion.gradient.rows[rows], gradient[rows])
+            if sketch is not None and self.sketch is not None:
+                sketch.add(moved, rows, self.sketch)
+            if motion.travelled is not None:
+                own = torch.add(motion.travelled.high[rows], motion.travelled.low[rows], out=room)
+                moved = moved.add_(own, alpha=self._factor) if motion.snapshots else own
+                coordinates.squares(moved, free[rows])
+            m = motion.mobility.m
+            if m is not None:
+                share = torch.add(m.high[rows], m.low[rows], out=product).reciprocal_()
+                share.nan_to_num_(nan=0.0, posinf=0.0).mul_(moved)  # what has no mobility has not moved
+                coordinates.dot(share, moved, rooms[0][: rows.stop - rows.start], weighted[rows])
+        return [displacement, displacement if motion.travelled is None else free, weighted, motion.squares, gradient]
+
+    def _scales(self) -> dict[str, float]:
+        """What each column is multiplied by: of −f·u and lost L2 energy the sign turns, products are scaled back."""
+        unscaled = 1.0 / self.motion.coordinates.scale
+        found = dict.fromkeys(SUMS, self._factor) | dict.fromkeys(NOW, 1.0)
+        found |= {"waiting": self._factor * unscaled, "weighted": unscaled / self._factor}
+        found["step_squares"] = unscaled
+        return found | {name: -found[name] for name in _NEGATIVE}
+
+    def _totals(self, columns: list[Tensor | None], parts: list[slice]) -> Tensor:
+        weights, scales = self.motion.coordinates.weights, self._scales()
+        found = []
+        for name, column in zip(COLUMNS, columns, strict=True):
+            total = weights.new_zeros(())
+            if column is not None:
+                own = [torch.dot(column[rows].to(weights.dtype), weights[rows]) for rows in _joined(parts)]
+                total = torch.stack(own).sum()
+            found.append(total * scales[name])
+        return torch.stack(found)
+
+    def _covariances(self, columns: list[Tensor | None]) -> dict[int, Tensor]:
+        """Of each group Σ_h n_h/(n_h − 1) Σ_{i ∈ h} (1 − π_i)(e_i − ē_h)(e_i − ē_h)ᵀ over its parameters h.
+
+        Hájek's approximation of the variance of a systematic draw with unequal chances (J. Hájek, Ann. Math. Stat.
+        35, 1964); e_i are the units' weighted contributions, to first order: to ‖u‖ half of ‖u_i‖²/‖u‖.
+        """
+        coordinates = self.motion.coordinates
+        assert coordinates.rest is not None
+        scales = self._scales() | {"path_length": 0.5 * self._factor}
+        zero = torch.zeros_like(coordinates.weights)
+        found: dict[int, Tensor] = {}
+        for i, member in enumerate(self.motion.members):
+            known = found.setdefault(member.group, zero.new_zeros(len(COLUMNS), len(COLUMNS)))
+            rows = coordinates.rows[i]
+            if coordinates.drawn[i] is None:
+                continue
+            named = zip(COLUMNS, columns, strict=True)
+            own = [(zero if c is None else c)[rows] * scales[name] for name, c in named]
+            apart = torch.stack([row.to(zero.dtype) for row in own]) * coordinates.weights[rows]
+            rest = coordinates.rest[rows]
+            number = coordinates.counts[i]
+            if number > 1:
+                apart -= (torch.mv(apart, rest) / rest.sum().clamp_min(_LITTLE))[:, None]
+                rest = rest * (number / (number - 1))
+            known += (apart * rest) @ apart.T
+        return found
+
+
+def _joined(parts: list[slice]) -> list[slice]:
+    """Neighbouring rows together."""
+    found: list[slice] = []
+    for rows in parts:
+        if found and found[-1].stop == rows.start:
+            found[-1] = slice(found[-1].start, rows.stop)
+        else:
+            found.append(rows)
+    return found
+
+
+def kind(motion: Motion, section: Section) -> Kind:
+    """Whether μ is one number, differs between coordinates, or has no formula and is the effective one."""
+    found: set[Kind] = set()
+    for run in motion.runs.current(motion.missing):
+        members = motion.members[run.members.start : run.members.stop]
+        if any(m.group == section.group and m.layer == section.layer for m in members):
+            found.add("effective" if run.formula is None else "diagonal" if run.names else "scalar")
+    return "effective" if "effective" in found else found.pop()

@@ -1,0 +1,172 @@
+"""Gradients that change between backward and step: by clipping, or because the optimizer is to be given others."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from optimizer_cases import EXACT, KINEMATIC, WORKS, Copies, assert_effective, assert_right
+from torch import Tensor, nn
+from torch.optim import SGD, Adam
+
+from lightning_speedlimit.trajectory import TrajectoryMeter
+
+RATE = 0.05
+# Norms of the gradients: some above the 1.0 of clipping and some below, or all above.
+MIXED = (2.0, 0.3, 1.5, 4.0, 0.2, 0.9, 3.0, 0.45)
+ABOVE = (2.0, 1.3, 1.5, 4.0, 1.2, 1.9, 3.0, 1.45)
+Change = Callable[[list[Tensor], int], list[Tensor]]
+
+
+def norm(gradients: list[Tensor]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradients]).norm()
+
+
+def projected(gradients: list[Tensor], step: int) -> list[Tensor]:
+    """PCGrad: what lies along another task's gradient is taken out, and that gradient is added."""
+    generator = torch.Generator().manual_seed(step)
+    other = [torch.randn(g.shape, generator=generator, dtype=g.dtype) for g in gradients]
+    share = sum((g * o).sum() for g, o in zip(gradients, other, strict=True)) / norm(other) ** 2
+    return [g + (0.5 - share) * o for g, o in zip(gradients, other, strict=True)]
+
+
+CHANGES: dict[str, Change] = {
+    "by norm": lambda gradients, k: [g * (1.0 / norm(gradients)).clamp(max=1.0) for g in gradients],
+    "by value": lambda gradients, k: [g.clamp(-0.1, 0.1) for g in gradients],
+    "by module": lambda gradients, k: [g * (0.1 * (i + 1) / g.norm()) for i, g in enumerate(gradients)],
+    "quartered": lambda gradients, k: [g / 4 for g in gradients],
+    # by one factor at a time, which is neither a clipping one nor the same at all steps
+    "scattered": lambda gradients, k: [g / (2 + k % 3) for g in gradients],
+    "projected": projected,
+    "none": lambda gradients, k: gradients,
+}
+WRITES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "in place": lambda p, value: p.grad.copy_(value),
+    "through data": lambda p, value: p.grad.data.copy_(value),
+    "replaced": lambda p, value: setattr(p, "grad", value.clone()),
+}
+
+
+class Walk:
+    """Random gradients of the given norms, observed and changed before each step."""
+
+    def __init__(
+        self,
+        change: str,
+        norms: tuple[float, ...] = ABOVE,
+        write: Callable[[Tensor, Tensor], Any] = WRITES["in place"],
+        kind: Any = SGD,
+        dtype: torch.dtype = torch.float64,
+        **meter: Any,
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.parameters = [nn.Parameter(torch.ones(s, dtype=dtype)) for s in ((4, 3), (5,))]
+        optimizer = kind(self.parameters, lr=RATE)
+        self.meter = TrajectoryMeter(optimizer, loss_window=2, **meter)
+        self.raw, self.given = Copies(self.parameters), Copies(self.parameters)
+        for k, size in enumerate(norms):
+            gradients = [0.5 + torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in self.parameters]
+            scale = size / norm(gradients)
+            for p, g in zip(self.parameters, gradients, strict=True):
+                p.grad = (scale * g).to(dtype)
+            self.meter.record_loss(torch.tensor(2.0 - 0.1 * k, dtype=torch.float64))
+            self.meter.observe_gradients(optimizer)
+            raw = self.raw.gradient()
+            changed = CHANGES[change]([p.grad.clone() for p in self.parameters], k)
+            for p, g in zip(self.parameters, changed, strict=True):
+                write(p, g)
+            self.raw.step(lambda: self.given.step(optimizer.step), raw=lambda raw=raw: raw)
+
+
+def assert_clipped(run: Walk, rel: float = EXACT) -> None:
+    """The force is the observed gradient, and SGD's mobility c lr."""
+    values = assert_right(run.meter, run.raw, rel=rel)
+    factors = [float(g.norm() / r.norm()) for g, r in zip(run.given.raw, run.raw.raw, strict=True)]
+    spent = math.fsum(float(u @ u) / (RATE * c) for u, c in zip(run.raw.updates, factors, strict=True))
+    assert values["work_action"] == pytest.approx(spent, rel=rel)
+    assert abs(values["work_ito"] / run.given.values()["work_ito"] - 1) > 0.1, "the given gradients would be others"
+
+
+def assert_given(run: Walk, rel: float = EXACT) -> None:
+    """The force is what the optimizer was given, so SGD's mobility is its rate and Σ u²/lr its work."""
+    values = assert_right(run.meter, run.given, rel=rel)
+    assert values["work_action"] == pytest.approx(run.given.values()["work_ito"], rel=rel)
+    assert values["efficiency_action"] == pytest.approx(run.given.values()["kinematic_efficiency"], rel=rel)
+    assert abs(values["work_ito"] / run.raw.values()["work_ito"] - 1) > 0.01, "the raw gradients would be others"
+
+
+SETTINGS: dict[str, dict[str, Any]] = {"clipping": {}} | {s: {"gradient_changes": s} for s in ("given", "unknown")}
+settings = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+norms = pytest.mark.parametrize("sizes", [ABOVE, MIXED], ids=["always", "sometimes"])
+# float32: u = θ_{k+1} − θ_k of θ near 1 and u near 0.01 is known to 6e-8/0.01 each, at random signs.
+dtypes = pytest.mark.parametrize(("dtype", "rel"), [(torch.float64, EXACT), (torch.float32, 1e-5)], ids=["64", "32"])
+
+
+@norms
+@dtypes
+@pytest.mark.parametrize("setting", ["clipping", "unknown"])
+def test_clipping_by_norm(sizes: tuple[float, ...], dtype: torch.dtype, rel: float, setting: str) -> None:
+    """Declared, or told from the one norm of what was clipped."""
+    assert_clipped(Walk("by norm", sizes, dtype=dtype, **SETTINGS[setting]), rel)
+
+
+@pytest.mark.parametrize("change", ["quartered", "scattered"])
+def test_what_is_declared_as_clipping_is_clipping(change: str) -> None:
+    assert_clipped(Walk(change))
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("change", ["by value", "by module"])
+def test_clipping_by_more_than_one_factor(change: str, kind: type) -> None:
+    run = Walk(change, kind=kind)
+    values = assert_right(run.meter, run.raw)
+    assert_effective(values, run.raw)
+    # the losses are a straight line
+    assert values["conversion"] == pytest.approx(0.1 * len(ABOVE) / run.raw.values()["work_ito"], rel=EXACT)
+
+
+@pytest.mark.parametrize("change", ["quartered", "scattered", "projected", "by value", "by norm"])
+def test_what_is_declared_as_given_is_the_force(change: str) -> None:
+    assert_given(Walk(change, gradient_changes="given"))
+
+
+@dtypes
+@pytest.mark.parametrize("change", ["quartered", "projected", "by value"])
+def test_what_is_told_from_the_numbers_to_be_given(change: str, dtype: torch.dtype, rel: float) -> None:
+    assert_given(Walk(change, dtype=dtype, gradient_changes="unknown"), rel)
+
+
+def test_what_cannot_be_told_is_undefined_and_says_so() -> None:
+    run = Walk("scattered", gradient_changes="unknown")
+    values = assert_right(run.meter, run.raw, KINEMATIC)
+    for name in (*WORKS, "work_action", "conversion", "efficiency", "efficiency_lower", "efficiency_action"):
+        assert math.isnan(values[name]), name
+        assert "gradient" in run.meter.reasons[name], name
+
+
+@settings
+def test_gradients_that_did_not_change(setting: dict[str, str]) -> None:
+    run = Walk("none", MIXED, **setting)
+    values = assert_right(run.meter, run.raw)
+    assert values["work_action"] == pytest.approx(run.raw.values()["work_ito"], rel=EXACT)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="gradient_changes"):
+        Walk("by norm", gradient_changes="scaled")
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("change", ["by norm", "by value", "quartered", "projected"])
+@pytest.mark.parametrize("write", ["through data", "replaced"])
+@settings
+def test_how_a_gradient_is_changed_makes_no_difference(
+    setting: dict[str, str], write: str, change: str, kind: type
+) -> None:
+    """In place, in place without a trace, or by another tensor: bitwise the same numbers and the same reasons."""
+    first, second = (Walk(change, MIXED, WRITES[how], kind, **setting).meter for how in ("in place", write))
+    # as hexadecimal numbers, so that NaN equals NaN
+    found = [{name: float(v).hex() for name, v in meter.compute().items()} for meter in (first, second)]
+    assert found[1] == found[0]
+    assert second.reasons == first.reasons
