@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-matrix | modes | docs | paper | diagnosis | bench | clean
+# make demo | test | test-slow | test-gpu | test-matrix | modes | docs | paper | diagnosis | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test test-slow test-matrix modes docs paper diagnosis bench clean setup
+.PHONY: demo test test-slow test-gpu test-matrix modes docs paper diagnosis bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
 
@@ -44,6 +44,18 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu" tests
+
+# What needs a GPU: the tests, and the figures of what measuring costs there, in a file that carries the card's name.
+# Meant to take 4 minutes; longer and less noisy: make test-gpu GPU_ROUNDS=12
+GPU_ROUNDS ?= 3
+CARD = import torch; print(torch.cuda.get_device_name().replace(" ", "-").replace("/", "-") if torch.cuda.is_available() else "")
+
+test-gpu: $(STAMP)
+	@card=$$($(BIN)/python -c '$(CARD)') || exit 1; \
+	if [ -z "$$card" ]; then echo "make test-gpu: PyTorch sees no GPU here; nothing was tested"; exit 0; fi; \
+	$(BIN)/python -m pytest -m gpu tests && \
+	$(BIN)/python benchmarks/overhead.py --device cuda --rounds $(GPU_ROUNDS) --cases a b c d --operations --memory \
+		--output "benchmarks/overhead-$$card.json"
 
 # A part of the tests with the oldest and the newest versions, and with both of Lightning's packages, each in an
 # environment of its own in .matrix (a gigabyte or two each). One alone: make test-matrix MATRIX=oldest
@@ -80,7 +92,7 @@ diagnosis: $(STAMP)
 	$(BIN)/python examples/diagnosis/mended.py --output docs
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --cases a b c d --operations --memory
 	$(BIN)/python benchmarks/transport.py
 
 clean:
