@@ -34,7 +34,9 @@ steps (those at the same steps are the same); torch 2.4 has no mean squared erro
 GROUPS = {
     "Strategies and plain loops": r"ranks|strateg|ddp|fsdp|shard|parallel|deepspeed|fabric",
     "Precision": r"precision",
-    "Optimizers and steps": r"trajectory|style|steps|midway|neutrality|dispatch|input|monitor\.py|probe|clouds",
+    "Optimizers and steps": (
+        r"trajectory|style|steps|gradient_changes|midway|neutrality|dispatch|input|monitor\.py|probe|clouds"
+    ),
     "Life cycle": r"lifecycle|failures|resume|state",
     "Loggers and monitors": r"logger|figures|monitor",
     "Namespaces and command line": r"namespace|cli",
