@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory.sums import RunningSum
+from lightning_speedlimit.trajectory.sums import Pair, RunningSum
 
 CPU = torch.device("cpu")
 ROUNDING = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}  # unit roundoff
@@ -207,3 +207,20 @@ def test_a_long_run_of_tiny_steps_is_summed_to_the_end() -> None:
     assert values["action"] == 4 + 2000 * 4 * 2.0**-30
     assert values["path_length"] == 2 + 2000 * 2 * 2.0**-15
     assert values["displacement"] == 2 * (1 - 2000 * 2.0**-15)
+
+
+# ---- many equal terms in float32 ---------------------------------------------------------------------------
+
+
+def test_a_pair_keeps_the_digits_of_many_equal_terms() -> None:
+    """A plain float32 is off by 0.1 % and more there: equal terms are rounded the same way each time."""
+    term, steps = torch.tensor([0.1, 0.3, 7e-5]), 100_000
+    pair, plain = Pair(torch.zeros(3)), torch.zeros(3)
+    for _ in range(steps):
+        pair.low.add_(term)
+        pair.added()
+        plain.add_(term)
+    wanted = term.double() * steps
+    # `low` holds 64 terms at most: each addition is rounded to half an ulp of 64 terms, 64 · 6e-8 of one.
+    assert torch.allclose(pair.value(slice(None)), wanted, rtol=4e-6, atol=0.0)
+    assert bool(((plain.double() - wanted).abs() > 1e-4 * wanted).any())
