@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.coordinates import dense
-from lightning_speedlimit.trajectory.estimates import NOTICED, ratio
+from lightning_speedlimit.trajectory.estimates import NOTICED
+from lightning_speedlimit.trajectory.run_totals import ratio
 from lightning_speedlimit.transport import wasserstein2_squared
 
 TOTALS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")

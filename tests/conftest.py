@@ -24,6 +24,12 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU is taken for a device that the host must not wait for."""
+    monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates.HOST", ())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

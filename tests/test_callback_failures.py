@@ -44,6 +44,7 @@ from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.reading import Reader
+from lightning_speedlimit.trajectory.stepwise import Stepwise
 
 Make = Callable[[], Regressor]
 
@@ -344,8 +345,8 @@ PLACES: dict[str, tuple[Any, str]] = {
     "after the gradients": (Follower, "observe"),
     "moves outside of step": (Motion, "open"),
     "after moves outside of step": (Motion, "open"),
-    "a reading": (Reader, "collect"),
-    "after a reading": (Reader, "fold"),
+    "a reading": (Reader, "_collect"),
+    "after a reading": (Stepwise, "fold"),
     "a row": (RunRecord, "append"),
 }
 
@@ -572,7 +573,7 @@ def fail(*args: Any, **kwargs: Any) -> Any:
 
 
 FAULTS = {
-    "a log step": (Reader, "collect"),
+    "a log step": (Reader, "_collect"),
     "a step": (Motion, "close"),
     "a row": (RunRecord, "append"),
     "a sketch": (RunRecord, "add_sketch"),
@@ -627,13 +628,13 @@ def test_a_fault_of_the_measurement_never_reaches_the_training(
 
 def test_after_a_fault_values_are_nan_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the row on in which it happened; the rows before it stay."""
-    real = Reader.collect
+    real = Reader._collect
     model, callback = Regressor(), quiet()
 
     def once(*args: Any, **kwargs: Any) -> Any:
         return fail() if len(model.tape.steps) == 5 else real(*args, **kwargs)
 
-    monkeypatch.setattr(Reader, "collect", once)
+    monkeypatch.setattr(Reader, "_collect", once)
     with pytest.warns(UserWarning, match="the measurement stopped at step 5: Fault: no memory, say. The training goes"):
         trainer(tmp_path, callback, max_epochs=2).fit(model, loader(batches(7)))
     assert callback.record is not None
@@ -671,7 +672,7 @@ def test_a_reading_that_fails_does_not_keep_other_processes_waiting(
         measuring = TrajectoryMeter(optimizer, process_group=dist.group.WORLD)
         weight.grad = torch.ones(3)
         optimizer.step()
-        monkeypatch.setattr(Reader, "collect", fail)
+        monkeypatch.setattr(Reader, "_collect", fail)
         with pytest.warns(UserWarning, match="the measurement stopped at step 1: Fault"):
             first = measuring.compute()
         assert math.isnan(first["path_length"])

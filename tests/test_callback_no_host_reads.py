@@ -16,6 +16,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+pytestmark = pytest.mark.usefixtures("on_a_device")
 EVERY = 4  # Lightning logs at batches 3, 7, 11, …
 
 

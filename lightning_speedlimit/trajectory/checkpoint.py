@@ -12,6 +12,7 @@ from lightning_speedlimit.trajectory.coordinates import Coordinates, dense
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.reading import Reader
+from lightning_speedlimit.trajectory.recorder import Recorder
 from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.sums import Pair, RunningSum
 
@@ -19,9 +20,36 @@ _GONE = -1  # the place of a parameter that has left the optimizer
 _VECTORS = ("start", "update", "last")
 
 
-def follower_state(follower: Follower) -> dict[str, Any]:
+def state_of(recorder: Recorder, reader: Reader) -> dict[str, Any]:
+    return {
+        "joint": recorder.joint.state_dict(),
+        "losses": recorder.losses.state_dict(),
+        "followers": [_follower_state(f) for f in recorder.followers],
+        "stepwise": reader.stepwise.state_dict(),
+        "coordinates": reader.coordinates,
+        "failure": recorder.failure,
+    }
+
+
+def load(recorder: Recorder, reader: Reader, state: dict[str, Any]) -> None:
+    """Raises ValueError where the state is of other optimizers or parameters."""
+    followers = recorder.followers
+    if len(state["followers"]) != len(followers):
+        raise ValueError(f"the saved measurement is of {len(state['followers'])} optimizers, got {len(followers)}")
+    for follower, entry in zip(followers, state["followers"], strict=True):
+        _load_follower(follower, entry)
+    motions = [motion for follower in followers for motion in follower.motions]
+    device = motions[0].coordinates.device if motions else torch.device("cpu")
+    recorder.joint.load_state_dict(state["joint"], device)
+    recorder.losses.load_state_dict(state["losses"], device)
+    reader.stepwise.load_state_dict(state["stepwise"])
+    reader.coordinates = state["coordinates"]
+    recorder.failure = state["failure"]
+
+
+def _follower_state(follower: Follower) -> dict[str, Any]:
     norms = follower.norms()
-    follower.follow()  # who has left the optimizer since its last step
+    follower.membership.follow()  # who has left the optimizer since its last step
     return {
         "optimizer": type(follower.optimizer).__name__,
         "motions": [_motion_state(motion) for motion in follower.motions],
@@ -58,7 +86,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
     }
 
 
-def load_follower(follower: Follower, state: dict[str, Any]) -> None:
+def _load_follower(follower: Follower, state: dict[str, Any]) -> None:
     """Rebuild the motions and take over their sums.
 
     Raises:
@@ -84,7 +112,7 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
     members = [Member(**member) for member in entry["members"]]
     parameters = _parameters(follower, members, entry)
     coordinates = Coordinates(parameters, entry["drawn"], entry["weights"], entry["shares"])
-    motion = follower.take_in(coordinates, members)
+    motion = follower.membership.take_in(coordinates, members)
     motion.after.rows.copy_(entry["after"])
     for name in _VECTORS:
         getattr(motion, name).copy_(entry["vectors"][name])
@@ -135,21 +163,3 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """A group's options as numbers and strings."""
     numbers = {k: float(v) if isinstance(v, Tensor) and v.numel() == 1 else v for k, v in options.items()}
     return {k: v for k, v in numbers.items() if isinstance(v, (bool, int, float, str, tuple, type(None)))}
-
-
-def reader_state(reader: Reader) -> dict[str, Any]:
-    return {
-        "path_length": reader.path_length,
-        "no_path": reader.no_path,
-        "uneven": reader.uneven,
-        "spread": reader.spread,
-        "sampled": reader.sampled,
-        "mean_mobility": reader.mean_mobility,
-        "last": list(reader.last),
-        "coordinates": reader.coordinates,
-    }
-
-
-def load_reader(reader: Reader, state: dict[str, Any]) -> None:
-    for name, value in state.items():
-        setattr(reader, name, list(value) if name == "last" else value)

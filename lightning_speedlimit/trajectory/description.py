@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+
+def describe(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """The optimizers, the number of their coordinates, and the library."""
+    parameters = {id(p): p for o in optimizers for g in o.param_groups for p in g["params"]}
+    known = [p for p in parameters.values() if not isinstance(p, torch.nn.UninitializedParameter)]
+    return {
+        "optimizers": describe_optimizers(optimizers),
+        "parameters": sum(p.numel() for p in known),
+        "versions": {"torch": str(torch.__version__)},
+    }
 
 
 def describe_optimizers(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:

@@ -1,158 +1,56 @@
-"""One optimizer, followed step by step: its motions, which gradients count, and how they were clipped."""
+"""One optimizer, followed step by step: which gradients count, how they were changed, what the step did."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.trajectory import mobility
-from lightning_speedlimit.trajectory.clipping import Change, Changes, GradientChanges, change, factor_of
-from lightning_speedlimit.trajectory.coordinates import Coordinates, Vector, compute_dtype, dense
-from lightning_speedlimit.trajectory.draw import Draw
+from lightning_speedlimit.trajectory.clipping import Change, Changes, change, factor_of
+from lightning_speedlimit.trajectory.coordinates import Vector
 from lightning_speedlimit.trajectory.marks import Marks
+from lightning_speedlimit.trajectory.membership import Membership
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.motion import Motion
-from lightning_speedlimit.trajectory.runs import Member
-from lightning_speedlimit.trajectory.shards import first_coordinate, gradient_of, is_flat, replication
-
-_PIECE = 1 << 20
+from lightning_speedlimit.trajectory.norms import norms_as_used, norms_observed, total
+from lightning_speedlimit.trajectory.settings import Settings
 
 
 class Follower:
     """`observe` (gradients) → `open` (θ_k) → `force` → (the update) → `close`.
 
     Args:
-        changes: what changes gradients between `observe` and the step. response: momentum's mobility.
-        per_rate: the action's clock is the learning rate. snapshots: steps are sampled, see Motion.
-        draw: which coordinates are measured.
-        place: the position of a parameter in the whole run's parameter vector. layer_of: the name under which a
-            parameter's sums are kept apart, or None. others: parameters that other optimizers measure.
-            gradient_elsewhere: whether any optimizer of the meter has a gradient now.
-            processes: that hold shards of the parameters; 0: this one has them whole.
+        settings: of the meter. others: parameters that other optimizers measure.
+        gradient_elsewhere: whether any optimizer of the meter has a gradient now.
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        changes: GradientChanges,
-        response: bool,
-        per_rate: bool,
-        snapshots: bool,
-        draw: Draw,
-        place: Callable[[Tensor], int],
-        layer_of: Callable[[Tensor], str] | None,
-        others: set[int],
-        gradient_elsewhere: Callable[[], bool],
-        processes: int = 0,
+        self, optimizer: Optimizer, settings: Settings, others: set[int], gradient_elsewhere: Callable[[], bool]
     ) -> None:
         self.optimizer = optimizer
-        self.motions: list[Motion] = []
-        self.changes = Changes(changes)
+        self.membership = Membership(optimizer, settings, others)
+        self.motions = self.membership.motions
+        self.changes = Changes(settings.changes)
         self._given: list[Vector] = []
         self.in_step = self.observed = False
         self.unforced: Tensor | None = None  # steps that moved weights without any gradient
         self.took_part = False  # in the last measured joint step
         self.nested = False  # its `step` calls another that torch hooks too
-        self._response, self._per_rate, self._snapshots, self._draw = response, per_rate, snapshots, draw
-        self._place, self._layer_of, self._processes = place, layer_of, processes
-        self._others, self._gradient_elsewhere = others, gradient_elsewhere
-        self._seen: set[int] = set()
-        self._members: list[list[int]] = []  # of its groups, when last looked at
+        self._settings, self._gradient_elsewhere = settings, gradient_elsewhere
         self._opened = self._arrived = self._empty = self._wanted = self._taken = False
         self._marks, self._left = Marks(), Marks()  # of the gradients: when observed, when the last step ended
         self._weights = Marks()  # when `step` was entered
         self._entered: list[Tensor] = []  # gradients that were there when `step` was entered with a closure
-        self._norms: Tensor | None = None
+        self._norms: Tensor | None = None  # of the last step, where its gradients do not stay
         self._scale: Scalar | None = None
         self._clip: Tensor | None = None
 
-    # -- which parameters ------------------------------------------------------------------------------------
-
-    def follow(self) -> bool:
-        """Groups may be replaced, and parameters may come and leave. Returns whether any have."""
-        groups = self.optimizer.param_groups
-        members = [[id(p) for p in group["params"]] for group in groups]
-        if members == self._members:
-            return False
-        self._members = members
-        owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
-        for motion in self.motions:
-            for i, (member, parameter) in enumerate(zip(motion.members, motion.coordinates.parameters, strict=True)):
-                index = owner.get(id(parameter))
-                if index is None and not member.gone:
-                    member.options = motion.runs.last_options(i) or member.options
-                member.gone = index is None
-                member.group = member.group if index is None else index
-            motion.runs.forget()
-        return True
-
     def discover(self) -> None:
-        """Parameters that are there for the first time: θ is their θ_0."""
-        if not self.follow() and not self._unseen():
-            return
-        new: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
-        for index, parameter in self._unseen():
-            key = compute_dtype(parameter), parameter.device
-            new.setdefault(key, []).append((index, parameter))
-            self._seen.add(id(parameter))
-        for found in new.values():
-            parameters = [p for _, p in found]
-            shares = [1.0 / replication(p, self._processes) if self._processes else 1.0 for p in parameters]
-            coordinates = Coordinates(parameters, *self._draw(parameters, map(gradient_of, parameters)), shares)
-            self.take_in(coordinates, [self._member(index, p) for index, p in found])
-
-    def _unseen(self) -> list[tuple[int, Tensor]]:
-        return [
-            (index, p)
-            for index, group in enumerate(self.optimizer.param_groups)
-            for p in dict.fromkeys(group["params"])
-            if id(p) not in self._seen and id(p) not in self._others and self._ready(p)
-        ]
-
-    @staticmethod
-    def _ready(parameter: Tensor) -> bool:
-        if isinstance(parameter, torch.nn.UninitializedParameter) or (
-            parameter.numel() == 0 and not is_flat(parameter)
-        ):
-            return False
-        return parameter.requires_grad or parameter.grad is not None
-
-    def _member(self, index: int, parameter: Tensor) -> Member:
-        group = self.optimizer.param_groups[index]
-        step = self.optimizer.state.get(parameter, {}).get("step", 0)
-        member = Member(
-            group=index,
-            layer=self._layer_of(parameter) if self._layer_of else "",
-            position=self._place(parameter),
-            first=first_coordinate(parameter) if self._processes else 0,
-            size=parameter.numel() * (2 if parameter.is_complex() else 1),
-            steps=int(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else 0,
-            known=sum(p is parameter for p in group["params"]) == 1,
-        )
-        momentum = float(group.get("momentum", 0.0) or 0.0)
-        formula = mobility.formula(self.optimizer, group)
-        if self._response and formula is not None and not formula.coordinates(group) and 0.0 < momentum < 1.0:
-            running = "momentum_buffer" in self.optimizer.state.get(parameter, {})
-            member.response = (1.0 - float(group["dampening"])) / (1.0 - momentum) if running else 0.0
-            member.steps = 1 if running else 0
-        return member
-
-    def take_in(self, coordinates: Coordinates, members: list[Member]) -> Motion:
-        motion = Motion(self.optimizer, coordinates, members, per_rate=self._per_rate, snapshots=self._snapshots)
-        if self._response:
-            for run in motion.runs.current([]):
-                if run.formula is not None and run.names and 0.0 < float(run.group.get("momentum", 0.0) or 0.0) < 1.0:
-                    motion.mobility.start_response(run)
-        self.motions.append(motion)
-        if self.in_step and self._opened:  # it came with the closure
-            motion.open()
-        return motion
+        """Parameters that are there for the first time are measured from now on."""
+        for motion in self.membership.discover():
+            if self.in_step and self._opened:  # it came with the closure
+                motion.open()
 
     # -- gradients -------------------------------------------------------------------------------------------
 
@@ -180,8 +78,9 @@ class Follower:
         gradients = self._gradients()
         self._marks, self._empty = Marks(gradients), all(g is None for g in gradients)
         self._wanted = measure or any(motion.waiting for motion in self.motions)
-        for motion in self.motions if self._wanted and self.changes.mode != "given" else ():
-            motion.observe(motion.gradients(), scale)
+        if self._wanted and self.changes.mode != "given":
+            for motion in self.motions:
+                motion.observe(scale)
 
     def has_new_gradients(self) -> bool:
         """A gradient has appeared or changed since the last look, or the last step."""
@@ -232,7 +131,7 @@ class Follower:
     def _take_given(self) -> None:
         if not self._taken:
             for motion in self.motions:
-                motion.observe(motion.gradients(), self._scale)
+                motion.observe(self._scale)
         self._taken = True
 
     def _compare(self) -> None:
@@ -268,8 +167,8 @@ class Follower:
     def begin(self, *, closure: bool) -> None:
         """`step` was entered. Where gradients decide what is drawn, the first ones may come with the closure."""
         self.in_step, self._opened = True, False
-        unseen = [p for _, p in self._unseen()]
-        if closure and self._draw.samples(unseen) and all(p.grad is None for p in unseen):
+        unseen = [p for _, p in self.membership.newcomers()]
+        if closure and all(p.grad is None for p in unseen) and self._settings.draw.samples(unseen):
             return
         self.discover()
         self.open()
@@ -322,8 +221,9 @@ class Follower:
         found = getattr(self.optimizer, "found_inf", None)
         valid = (found == 0).reshape(()) if isinstance(found, Tensor) else None
         moved = self._without_any_gradient() if measure and self._empty and self.motions else None
-        at_once = self._wanted and (valid is not None or self._snapshots)  # later, the gradients are of another step
-        known = self._norms_now(closed=False) if at_once and self.motions else None
+        # Later, the gradients are of another step.
+        at_once = self._wanted and (valid is not None or self._settings.snapshots)
+        known = norms_observed(self.motions, self._clip, closed=False) if at_once and self.motions else None
         for motion in self.motions:
             motion.close(rates, self._clip, valid if moved is None else moved, measured=measure)
         if known is not None and valid is not None and self._norms is not None:
@@ -350,74 +250,25 @@ class Follower:
             moved.append((motion.after.rows != motion.before.rows).any())
         return total(moved)
 
+    # -- what is known of the last step ------------------------------------------------------------------------
+
     def norms(self) -> Tensor | None:
         """‖g‖² before and after clipping, of the last step."""
-        return self._norms if self._norms is not None or not self.motions else self._norms_now(closed=True)
+        if self._norms is not None or not self.motions:
+            return self._norms
+        return norms_observed(self.motions, self._clip, closed=True)
 
     def norms_of_all(self) -> Tensor | None:
         """The same of all coordinates where some are drawn, as long as the gradients are there as they were used."""
         gradients = self._gradients()
         if self._norms is not None or not self._left.hold(gradients) or self._empty:
             return None
-        used = total([squared(dense(g), self.motions[0].total) for g in gradients if g is not None])
-        used = used if self._scale is None else used / self._scale**2
-        return torch.stack([used if self._clip is None else used / self._clip**2, used])
-
-    def has_moved_parameter(self, parameter: Tensor) -> bool:
-        """It took part in a measured step."""
-        members = [pair for m in self.motions for pair in zip(m.coordinates.parameters, m.members, strict=True)]
-        return any(p is parameter and member.steps > 0 for p, member in members)
+        return norms_as_used(gradients, self._scale, self._clip, self.motions[0].total)
 
     def restore(self, norms: Tensor | None) -> None:
         """After motions have been loaded."""
         self._norms = norms
-        self._seen = {id(p) for p in self._parameters()}
-        self._draw.met(self._parameters())
-
-    def mobility_of(self, parameter: Tensor) -> Tensor | None:
-        """m of the measured steps, in the parameter's shape; NaN where no coordinate is measured. None: not here."""
-        for motion in self.motions:
-            for i, known in enumerate(motion.coordinates.parameters):
-                if known is not parameter:
-                    continue
-                if not mobility.formula(self.optimizer, self.optimizer.param_groups[motion.members[i].group]):
-                    name = type(self.optimizer).__name__
-                    raise ValueError(
-                        f"accumulated_mobility: {name} has no mobility formula; register_mobility gives it one"
-                    )
-                m = motion.mobility.m
-                rows = torch.zeros_like(motion.start) if m is None else m.value(slice(None))
-                return motion.coordinates.scatter(rows, i, elsewhere=math.nan)
-        return None
-
-    def _norms_now(self, *, closed: bool) -> Tensor:
-        raw = total([self._norm(motion, closed) for motion in self.motions])
-        return torch.stack([raw, raw if self._clip is None else raw * self._clip**2])
-
-    @staticmethod
-    def _norm(motion: Motion, closed: bool) -> Tensor:
-        raw = motion.gradient.rows
-        for run in motion.runs.current(motion.missing):
-            if run.coupled:  # g = −f − wθ_k
-                raw = raw.clone() if raw is motion.gradient.rows else raw
-                here = run.rows
-                theta = motion.after.rows[here] - motion.update[here] if closed else motion.before.rows[here]
-                raw[here] -= run.coupled * theta
-        return motion.coordinates.norm_squared(raw)
-
-
-def squared(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Σ x² of a tensor of any size, piece by piece: without another one of its size."""
-    pieces = [piece.to(compute_dtype(piece)) for piece in torch.split(values.reshape(-1), _PIECE)]
-    return torch.stack([torch.sum(piece * piece).to(dtype) for piece in pieces]).sum()
-
-
-def total(values: list[Tensor]) -> Tensor:
-    """Σ over motions, which may lie on several devices."""
-    found = values[0]
-    for value in values[1:]:
-        found = found + value.to(found.device, non_blocking=True)
-    return found
+        self.membership.loaded()
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.follower import Follower, total
+from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.ranks import Rows, norms_row
 from lightning_speedlimit.trajectory.sums import RunningSum
 
@@ -41,6 +42,13 @@ class JointSteps:
         self._rates: list[Scalar] = []  # of the joint step, as its optimizers used them
         self._parts: list[tuple[Follower, list[Motion]]] = []
         self._valid: list[Tensor] = []
+
+    @property
+    def factor(self) -> float:
+        """Steps over measured steps: what sums over measured steps are multiplied by. NaN before the first."""
+        if self.steps == 0:
+            return 1.0
+        return self.steps / self.measured if self.measured else math.nan
 
     def measuring(self) -> bool:
         """One step of each block of n, from a generator seeded by the block: resuming draws the same."""

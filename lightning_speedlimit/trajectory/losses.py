@@ -221,10 +221,13 @@ class LossWindows:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         rows = []
         for window in self._windows:
-            entries = [(loss.to(device, dtype), count) for loss, count in window.values()]
-            counts = [_counted(loss, count).to(device, dtype) for loss, count in entries]
-            pad = torch.full((self.size - len(entries),), float("nan"), dtype=dtype, device=device)
-            rows += [torch.cat([torch.stack(x), pad]) for x in ([loss for loss, _ in entries], counts)]
+            losses = torch.stack([loss.to(device) for loss, _ in window.values()]).to(dtype)
+            counts = losses.isfinite().to(dtype)
+            if any(count is not None for _, count in window.values()):
+                known = zip(window.values(), counts.unbind(), strict=True)
+                counts = torch.stack([own if n is None else n.to(device, dtype) for (_, n), own in known])
+            pad = losses.new_full((self.size - len(losses),), math.nan)
+            rows += [torch.cat([losses, pad]), torch.cat([counts, pad])]
         return torch.stack(rows)
 
     def take(self, values: Tensor) -> None:

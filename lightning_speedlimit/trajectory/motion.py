@@ -35,6 +35,7 @@ SUMS = (
     "l2_drop",  # ½w Σ (‖θ_{k+1}‖² − ‖θ_k‖²)
     "work_action",  # Σ u²/μ
 )
+NEGATIVE = ("work_met", "work_anti_ito", "l2_drop")  # products with −f
 
 
 class Motion:
@@ -74,8 +75,8 @@ class Motion:
         self.snapshot: Tensor | None = None
         layers = list(dict.fromkeys((m.group, m.layer) for m in members))
         self.paths = RunningSum(len(layers), device=coordinates.device) if any(m.layer for m in members) else None
-        owner = torch.tensor([layers.index((m.group, m.layer)) for m in members], device=coordinates.device)
-        self._layer = owner.index_select(0, coordinates.owner)
+        if self.paths is not None:
+            self._layer = coordinates.of_each([layers.index((m.group, m.layer)) for m in members])
         coordinates.gather(coordinates.parameters, self.after)
         self.start.copy_(self.after.rows)
 
@@ -86,8 +87,9 @@ class Motion:
         members = zip(self.members, self.coordinates.parameters, strict=True)
         return [None if member.gone else gradient_of(p) for member, p in members]
 
-    def observe(self, gradients: list[Tensor | None], scale: Scalar | None) -> None:
+    def observe(self, scale: Scalar | None) -> None:
         """g ← the gradients; scale: what they are multiplied by (a loss scaler's)."""
+        gradients = self.gradients()
         self.missing = [i for i, g in enumerate(gradients) if g is None]
         self.coordinates.gather(gradients, self.gradient)
         if scale is not None:
@@ -96,13 +98,19 @@ class Motion:
     def open(self) -> None:
         """θ_k; moves since the last step go into θ_0."""
         self.coordinates.gather(self.coordinates.parameters, self.before)
+        found = []
         for rows in self.coordinates.all_stretches:
             before, after, start = (self._cut(t, rows) for t in (self.before.rows, self.after.rows, self.start))
             moved = torch.sub(before, after, out=self._room(0, rows))
+            if self.coordinates.on_host and not any(torch.aminmax(moved)):
+                continue  # nearly always; on a device, looking would wait for it
             start.add_(moved)
-            self.coordinates.dot(moved, moved, moved, self._cut(self.work, rows))
-        total = self.coordinates.total(self.work) * self._unscaled
-        self.moves.add_(torch.stack([total.sign(), total]))
+            work = self._cut(self.work, rows)
+            self.coordinates.dot(moved, moved, moved, work)
+            found.append(torch.dot(work.to(self.total), self._cut(self.coordinates.weights, rows)))
+        if found:
+            total = torch.stack(found).sum() * self._unscaled
+            self.moves.add_(torch.stack([total.sign(), total]))
 
     def force(self) -> None:
         """g ← −f = ±g + wθ_k, the upper sign unless the loss is maximized; the update that waits meets it."""
@@ -266,6 +274,12 @@ class Motion:
     def squared(self) -> Tensor:
         """‖u‖² of the last step."""
         return self.coordinates.total(self.squares) * self._unscaled
+
+    def accumulated_mobility(self, i: int) -> Tensor:
+        """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
+        m = self.mobility.m
+        rows = torch.zeros_like(self.start) if m is None else m.value(slice(None))
+        return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
 
     def _totals(self) -> Tensor:
         """The sums over all rows up to the step before, (SUMS,)."""

@@ -13,6 +13,7 @@ Of drawn coordinates each counts √weight times: the squared norm of the sketch
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import torch
@@ -26,7 +27,7 @@ ROTATIONS = 64
 _ROTATION_SEED = 0xB0C5
 _SIGN_SEED = 0x5EED
 _WORD = 32
-_PIECE = 1 << 20
+_PIECE = 1 << 16  # coordinates that are looked at together
 
 
 @cache
@@ -36,26 +37,24 @@ def rotations() -> Tensor:
     return torch.randint(BUCKETS, (ROTATIONS,), generator=generator, device="cpu")
 
 
-def signed_buckets(index: Tensor, position: int, size: int) -> Tensor:
-    """b(i) of coordinates of one parameter, or b(i) + 4093 where their sign is −1: int32 on the host.
+def signed_buckets(pieces: Iterable[Tensor], position: int, size: int) -> Iterator[Tensor]:
+    """b(i) of coordinates of one parameter, or b(i) + 4093 where their sign is −1: int16 on the host.
 
     Args:
-        index: the coordinates within the parameter. position: its place in the whole parameter vector.
+        pieces: of the coordinates within the parameter. position: its place in the whole parameter vector.
         size: its number of coordinates.
     """
     generator = torch.Generator().manual_seed(_SIGN_SEED + position)
     words = torch.empty(-(-size // _WORD), dtype=torch.int32)
     words.random_(-(2**31), 2**31 - 1, generator=generator)
-    found = []
-    for i in torch.split(index, _PIECE):
+    for i in pieces:
         bucket = (position + i + rotations()[i // BUCKETS % ROTATIONS]) % BUCKETS
         sign = words[i // _WORD].bitwise_right_shift(_WORD - 1 - i % _WORD) & 1
-        found.append((bucket + BUCKETS * sign).int())
-    return torch.cat(found) if found else index.int()
+        yield (bucket + BUCKETS * sign).short()
 
 
 class Sketch:
-    """The buckets of one vector's coordinates; 4 bytes for each.
+    """The buckets of one vector's coordinates; 2 bytes for each.
 
     Args:
         positions: of each parameter its place in the whole parameter vector. firsts: where in the whole parameter
@@ -64,25 +63,32 @@ class Sketch:
 
     def __init__(self, coordinates: Coordinates, positions: list[int], firsts: list[int], sizes: list[int]) -> None:
         self._width = coordinates.width
-        buckets = torch.zeros(coordinates.count * coordinates.width, dtype=torch.int32)
+        buckets = torch.zeros(coordinates.count * coordinates.width, dtype=torch.int16)
         for i, rows in enumerate(coordinates.rows):
-            index = firsts[i] + _measured(coordinates, i)
             low = rows.start * coordinates.width
-            buckets[low : low + len(index)] = signed_buckets(index, positions[i], sizes[i])
+            for found in signed_buckets(_measured(coordinates, i, firsts[i]), positions[i], sizes[i]):
+                buckets[low : low + len(found)] = found
+                low += len(found)
         self._buckets = buckets.to(coordinates.device)
         # Of what is drawn with the chance π the mean of the squared sum is right: a² R π (1 + (R − 1) π) = 1 for R
         # processes that hold the same coordinates and draw each its own; the weight is w = 1/(R π).
-        w, chance = coordinates.weights, 1.0 if coordinates.rest is None else 1.0 - coordinates.rest
-        plain = coordinates.exact and set(coordinates.shares) <= {1.0}
-        self._roots = None if plain else (w / (1.0 + 1.0 / w - chance)).sqrt()
+        whole = set(coordinates.shares) <= {1.0}
+        self._shares = None if whole else coordinates.of_each(coordinates.shares).to(coordinates.weights)
+        self._weights = None if coordinates.exact and whole else coordinates.weights
 
     def add(self, moved: Tensor, rows: slice, buckets: Tensor) -> None:
         """buckets (2·4093,) += the moved coordinates of some rows, by bucket and sign."""
-        values = moved.to(buckets.dtype)
-        if self._roots is not None:
-            values = values * self._roots[rows, None]
-        low, high = rows.start * self._width, rows.stop * self._width
-        buckets.index_add_(0, self._buckets[low:high], values.reshape(-1))
+        size = max(1, _PIECE // self._width)
+        for part in torch.split(moved, size):
+            here = slice(rows.start, rows.start + len(part))
+            values = part.to(buckets.dtype)
+            if self._weights is not None:
+                weights = self._weights[here]
+                missing = 0.0 if self._shares is None else 1.0 - self._shares[here]
+                values *= (weights * (weights + missing).rsqrt())[:, None]
+            own = self._buckets[here.start * self._width : here.stop * self._width].int()
+            buckets.index_add_(0, own, values.view(-1))
+            rows = slice(here.stop, rows.stop)
 
     @staticmethod
     def empty(device: torch.device) -> Tensor:
@@ -94,10 +100,13 @@ class Sketch:
         return buckets[:BUCKETS] - buckets[BUCKETS:]
 
 
-def _measured(coordinates: Coordinates, i: int) -> Tensor:
-    """The measured coordinates of parameter i, in the order in which they lie in a vector."""
+def _measured(coordinates: Coordinates, i: int, first: int) -> Iterator[Tensor]:
+    """The measured coordinates of parameter i, in the order in which they lie in a vector; `first`: its own first."""
     size, drawn = coordinates.shapes[i].numel(), coordinates.drawn[i]
-    if drawn is None:
-        return torch.arange(size)
-    units = (drawn.cpu()[:, None] * UNIT + torch.arange(UNIT)).view(-1)
-    return torch.cat([units, torch.arange(size // UNIT * UNIT, size)])
+    whole = 0
+    if drawn is not None:
+        whole = size // UNIT * UNIT
+        for units in torch.split(drawn.cpu(), _PIECE // UNIT):
+            yield first + (units[:, None] * UNIT + torch.arange(UNIT)).view(-1)
+    for low in range(whole, size, _PIECE):
+        yield first + torch.arange(low, min(low + _PIECE, size))

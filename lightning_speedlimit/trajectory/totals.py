@@ -8,7 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.motion import SUMS, Motion
+from lightning_speedlimit.trajectory.clipping import Changes
+from lightning_speedlimit.trajectory.mail import Mail
+from lightning_speedlimit.trajectory.motion import NEGATIVE, SUMS, Motion
+from lightning_speedlimit.trajectory.ranks import Share
 from lightning_speedlimit.trajectory.sketch import Sketch
 
 Kind = Literal["scalar", "diagonal", "effective"]
@@ -16,7 +19,7 @@ Kind = Literal["scalar", "diagonal", "effective"]
 # Columns of a table: the sums, and what is of this moment. Of −f·u, lost L2 energy and waiting work the sign turns.
 NOW = ("displacement_squared", "free_displacement_squared", "weighted", "step_squares", "gradient_squares")
 COLUMNS = (*SUMS, "waiting", *NOW)
-_NEGATIVE = ("work_met", "work_anti_ito", "l2_drop", "waiting")
+_PIECE = 1 << 13  # units that are looked at together: so many times the columns are little memory
 _LITTLE = 1e-30  # where all units of a parameter are certain, nothing is divided by it
 
 
@@ -48,7 +51,7 @@ class Table:
         self.sections = list(rows)
         columns = [*self._sums(), *self._now(sketch)]
         self.values = torch.stack([self._totals(columns, own) for own in rows.values()])
-        self.covariances = {} if motion.coordinates.rest is None else self._covariances(columns)
+        self.covariances = {} if motion.coordinates.exact else self._covariances(columns)
 
     def _sums(self) -> list[Tensor | None]:
         """Of each row, in the order of COLUMNS; None: 0."""
@@ -90,7 +93,7 @@ class Table:
         found = dict.fromkeys(SUMS, self._factor) | dict.fromkeys(NOW, 1.0)
         found |= {"waiting": self._factor * unscaled, "weighted": unscaled / self._factor}
         found["step_squares"] = unscaled
-        return found | {name: -found[name] for name in _NEGATIVE}
+        return found | {name: -found[name] for name in (*NEGATIVE, "waiting")}
 
     def _totals(self, columns: list[Tensor | None], parts: list[slice]) -> Tensor:
         weights, scales = self.motion.coordinates.weights, self._scales()
@@ -110,25 +113,56 @@ class Table:
         35, 1964); e_i are the units' weighted contributions, to first order: to ‖u‖ half of ‖u_i‖²/‖u‖.
         """
         coordinates = self.motion.coordinates
-        assert coordinates.rest is not None
         scales = self._scales() | {"path_length": 0.5 * self._factor}
-        zero = torch.zeros_like(coordinates.weights)
         found: dict[int, Tensor] = {}
         for i, member in enumerate(self.motion.members):
-            known = found.setdefault(member.group, zero.new_zeros(len(COLUMNS), len(COLUMNS)))
-            rows = coordinates.rows[i]
-            if coordinates.drawn[i] is None:
-                continue
-            named = zip(COLUMNS, columns, strict=True)
-            own = [(zero if c is None else c)[rows] * scales[name] for name, c in named]
-            apart = torch.stack([row.to(zero.dtype) for row in own]) * coordinates.weights[rows]
-            rest = coordinates.rest[rows]
+            known = found.setdefault(member.group, coordinates.weights.new_zeros(len(COLUMNS), len(COLUMNS)))
             number = coordinates.counts[i]
+            if number == 0:
+                continue
+            rest, here = coordinates.rest(i), coordinates.rows[i]
+            pieces = [slice(low, min(low + _PIECE, here.stop)) for low in range(here.start, here.stop, _PIECE)]
+            parts = list(zip(pieces, torch.split(rest, _PIECE), strict=True))
+            mean: Tensor | float = 0.0
             if number > 1:
-                apart -= (torch.mv(apart, rest) / rest.sum().clamp_min(_LITTLE))[:, None]
-                rest = rest * (number / (number - 1))
-            known += (apart * rest) @ apart.T
+                sums = [torch.mv(self._contributions(columns, scales, rows), part) for rows, part in parts]
+                mean = (torch.stack(sums).sum(0) / rest.sum().clamp_min(_LITTLE))[:, None]
+            for rows, part in parts:
+                apart = self._contributions(columns, scales, rows) - mean
+                known.addmm_(apart * part, apart.T, alpha=number / max(number - 1, 1))
         return found
+
+    def _contributions(self, columns: list[Tensor | None], scales: dict[str, float], rows: slice) -> Tensor:
+        """(COLUMNS, rows): the units' weighted contributions."""
+        weights = self.motion.coordinates.weights[rows]
+        found = weights.new_zeros(len(COLUMNS), len(weights))
+        for place, name, column in zip(found, COLUMNS, columns, strict=True):
+            if column is not None:
+                torch.mul(weights, column[rows], out=place).mul_(scales[name])
+        return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table, its key in the mail, and its optimizer's: by these numbers of both are found on the host."""
+
+    key: str
+    follower_key: str
+    changes: Changes
+    optimizer: str
+    table: Table
+
+    def put(self, mail: Mail, share: Share) -> None:
+        table, motion = self.table, self.table.motion
+        mail.put(f"values {self.key}", table.values, share)
+        mail.put_sum(f"moves {self.key}", motion.moves, share)
+        for index, weight in motion.noise_weight.items():
+            if isinstance(weight, Tensor):
+                mail.put(f"weight {self.key} {index}", weight)
+        if motion.paths is not None:
+            mail.put_sum(f"paths {self.key}", motion.paths)
+        for group, matrix in table.covariances.items():
+            mail.put(f"covariance {self.key} {group}", matrix, share)
 
 
 def _joined(parts: list[slice]) -> list[slice]:

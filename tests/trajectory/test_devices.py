@@ -123,8 +123,8 @@ def reads(
             for _ in range(STEPS - 1):
                 step(parameters, optimizer, meter, clip, skips)
         assert meter.steps == STEPS
-        assert meter._failure is None, meter._failure
-        for motion in meter._reader.followers[0].motions:
+        assert meter._recorder.failure is None, meter._recorder.failure
+        for motion in meter._followers[0].motions:
             assert motion.coordinates.device.type == "cuda"
         meter.close()
     return found

@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.mail import Mail
 
+pytestmark = pytest.mark.usefixtures("on_a_device")
 Step = Callable[[], None]
 RECIPES: list[tuple[type[Optimizer], dict[str, Any]]] = [
     (SGD, {}),

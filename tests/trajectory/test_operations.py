@@ -62,11 +62,13 @@ SMALL: list[tuple[int, ...]] = [(4, 3) if i % 2 else (5,) for i in range(146)]
 
 
 @kinds
+@pytest.mark.usefixtures("on_a_device")
 def test_a_small_network(kind: str) -> None:
     assert added(kind, MLP) <= KINDS[kind][1]
 
 
 @kinds
+@pytest.mark.usefixtures("on_a_device")
 def test_many_small_parameters(kind: str) -> None:
     assert added(kind, SMALL) <= KINDS[kind][1] + 2 * len(SMALL)
 

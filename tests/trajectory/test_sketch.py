@@ -398,10 +398,10 @@ def test_positions_do_not_depend_on_which_gradient_comes_first() -> None:
 )
 def test_any_coordinates_have_the_buckets_of_the_whole(number: int, position: int, seed: int) -> None:
     """Of shards and of drawn coordinates, the place in the whole parameter alone tells bucket and sign."""
-    whole = signed_buckets(torch.arange(number), position, number)
+    (whole,) = signed_buckets([torch.arange(number)], position, number)
     assert (whole % BUCKETS).tolist() == expected_buckets(number, position)
     some = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[: number // 3]
-    assert torch.equal(signed_buckets(some, position, number), whole[some])
+    assert torch.equal(torch.cat(list(signed_buckets(some.split(7), position, number))), whole[some])
 
 
 def test_rotations_are_spread_and_do_not_depend_on_the_global_generator() -> None:
@@ -426,7 +426,7 @@ COUNT = 64 * BUCKETS
 
 
 def signs(offset: int, count: int = COUNT) -> Tensor:
-    return 1.0 - 2.0 * (signed_buckets(torch.arange(count), offset, count) >= BUCKETS).double()
+    return 1.0 - 2.0 * (next(signed_buckets([torch.arange(count)], offset, count)) >= BUCKETS).double()
 
 
 @pytest.mark.parametrize("offset", [0, 64, 4096, 1_000_003])

@@ -182,3 +182,27 @@ def test_the_same_values_in_another_layout(kind: str, layouts: dict[int, Callabl
         m = torch.as_tensor(meter.accumulated_mobility(p), dtype=torch.float64).expand(p.shape)
         torch.testing.assert_close(m, mobility.reshape(p.shape), rtol=EXACT, atol=0.0)
     assert values["moved_outside"] == 0.0
+
+
+@pytest.mark.parametrize("coordinates", ["all", 96])
+@pytest.mark.parametrize("at", [set(), {2, 5}], ids=["never", "twice"])
+def test_what_the_host_sees_at_once_is_what_a_device_would_say(
+    coordinates: int | str, at: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU drawn rows are taken by numpy, and weights that have not moved are seen as such without summing up."""
+    found = []
+    for hosts in (("cpu",), ()):
+        monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates.HOST", hosts)
+        torch.manual_seed(4)
+        weight = nn.Parameter(torch.randn(1000))
+        optimizer = SGD([weight], lr=0.1)
+        meter = TrajectoryMeter(optimizer, coordinates=coordinates)  # type: ignore[arg-type]
+        for k in range(8):
+            if k in at:
+                weight.data.add_(0.01)
+            weight.grad = weight.detach().sin() * (1 + k)
+            optimizer.step()
+        found.append(meter.compute())
+        meter.close()
+    assert (found[0]["moved_outside"] > 0) is bool(at)
+    assert found[0] == pytest.approx(found[1], rel=1e-12, nan_ok=True)

@@ -1,0 +1,167 @@
+"""From what a reading has brought to the host to the totals of the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_speedlimit.trajectory import losses
+from lightning_speedlimit.trajectory.clipping import UNTOLD, Verdict, verdict
+from lightning_speedlimit.trajectory.follower import Follower
+from lightning_speedlimit.trajectory.joint import JointSteps
+from lightning_speedlimit.trajectory.run_totals import Error, RunTotals, SectionTotals, directions
+from lightning_speedlimit.trajectory.stepwise import Stepwise
+from lightning_speedlimit.trajectory.totals import COLUMNS, Part, kind
+
+_BOTH_WAYS = (
+    "some parameter groups descend the loss and others climb it (maximize=True): its difference is no entropy "
+    'production; entropy_production="ito" counts the work of each, or measure them with a meter for each'
+)
+_DISAGREED = (
+    "the processes have not taken the same steps, or not each of them has a loss for each (numbers of batches that "
+    "differ?): there is no mean over them"
+)
+# What counts c times where gradients were scaled by c and not clipped; and sums whose sign is that of −f.
+_SCALED = ("work_ito", "work_met", "work_anti_ito", "waiting", "noise", "work_action", "weighted")
+
+
+def assembled(
+    parts: list[Part], host: dict[str, Tensor], joint: JointSteps, stepwise: Stepwise, windows: losses.LossWindows,
+    followers: list[Follower], *, agreed: bool, per_rate: bool, processes: int, coordinates: tuple[float, float],
+) -> RunTotals:  # fmt: skip
+    """Args:
+    agreed: all processes know the same. processes: that hold shards; 0: this one has all. coordinates: that are
+        measured, and that are there.
+    """
+    factor = joint.factor
+    sections, errors, untold = _sections(parts, host, uneven=stepwise.uneven)
+    loss, no_loss = _loss_drop(host, windows, joint.steps, followers, agreed=agreed)
+    skipped = (host["skipped"] * factor).tolist() if "skipped" in host else [0.0, 0.0]
+    elapsed = joint.elapsed + float(host.get("rate_sum", torch.zeros(1)).sum())
+    steps = joint.steps - skipped[0]
+    if per_rate:
+        elapsed = math.nan if joint.several_rates else elapsed - skipped[1]
+    norms = host.get("whole gradients", host.get("gradients", torch.full((2,), math.nan))).sqrt().tolist()
+    moved = [host[f"moves {part.key}"].tolist() for part in parts]
+    moves = max((count for count, _ in moved), default=0.0)
+    if processes:
+        moves = math.ceil(moves / processes)  # each process has counted its own
+        errors = _of_whole_path(errors, sections, factor * stepwise.path_length)
+    measured, there = coordinates
+    return RunTotals(
+        sections=sections,
+        steps=steps,
+        measured=joint.measured,
+        elapsed=elapsed if per_rate else steps,
+        loss=loss,
+        no_loss=no_loss,
+        gradient_norm=norms[0],
+        clipped_norm=norms[1],
+        whole_norm="whole gradients" in host,
+        step_norm=math.sqrt(float(host["squared"])) if "squared" in host else math.nan,
+        learning_rate=float(host["rate"]) if "rate" in host else float(joint.rate),
+        path_length=factor * stepwise.path_length if processes else None,
+        per_rate=per_rate,
+        coordinates=measured,
+        moves=moves,
+        moved=math.sqrt(sum(squared for _, squared in moved)),
+        untold=UNTOLD if untold else "",
+        unforced=any(float(host[name]) > 0 for name in host if name.startswith("unforced")),
+        single=any(part.table.motion.coordinates.dtype == torch.float32 for part in parts),
+        no_formula=_without_formula(parts),
+        errors=(*errors, *stepwise.errors(sections, joint)),
+        sampled=measured < there or joint.every > 1,
+        unspread=joint.every > 1 and stepwise.sampled < 2,
+        no_path=stepwise.no_path,
+    )
+
+
+def _sections(
+    parts: list[Part], host: dict[str, Tensor], *, uneven: bool
+) -> tuple[list[SectionTotals], list[Error], bool]:
+    """The sections, the errors of what was drawn, and whether works can't be told."""
+    found: list[SectionTotals] = []
+    errors: list[Error] = []
+    untold = False
+    for part in parts:
+        stats = host.get(f"changes {part.follower_key}")
+        told = verdict(part.changes, None if stats is None else stats.tolist())
+        told = told._replace(effective=True) if uneven else told
+        untold |= math.isnan(told.factor)
+        places: dict[int, int] = {}
+        for i, section in enumerate(part.table.sections):
+            places.setdefault(section.group, len(found))
+            found.append(_section(part, i, host, told))
+        for group in part.table.covariances:
+            columns = directions(host[f"covariance {part.key} {group}"])
+            errors += [Error({places[group]: _named(column, told)}) for column in columns]
+    return found, errors, untold
+
+
+def _section(part: Part, i: int, host: dict[str, Tensor], told: Verdict) -> SectionTotals:
+    section, motion = part.table.sections[i], part.table.motion
+    sums = _named(host[f"values {part.key}"][i], told)
+    if f"paths {part.key}" in host:
+        sums["own_path_length"] = float(host[f"paths {part.key}"][i])
+    weight: Any = motion.noise_weight.get(section.group, 0.0)
+    weight = host.get(f"weight {part.key} {section.group}", weight)
+    run = next(r for r in motion.runs.current(motion.missing) if r.index == section.group)
+    own = "effective" if told.effective else kind(motion, section)
+    gain = math.nan if run.formula is None or own == "effective" else run.formula.noise_gain(run.group)
+    return SectionTotals(section.layer, own, sums, gain, float(weight))
+
+
+def _named(column: Tensor, told: Verdict) -> dict[str, float]:
+    """The columns by their names, and work_ito with what waits for its next gradient."""
+    sums = dict(zip(COLUMNS, column.tolist(), strict=True))
+    sums["work_ito"] = sums["work_met"] + sums["waiting"]
+    return sums if told.factor == 1.0 else sums | {name: told.factor * sums[name] for name in _SCALED}
+
+
+def _without_formula(parts: list[Part]) -> tuple[str, ...]:
+    names = {
+        part.optimizer
+        for part in parts
+        for section in part.table.sections
+        if kind(part.table.motion, section) == "effective"
+    }
+    return tuple(sorted(names))
+
+
+def _of_whole_path(errors: list[Error], sections: list[SectionTotals], path_length: float) -> list[Error]:
+    """Each process knows the errors of Σ ‖u of its part‖. What they do to Σ ‖u‖ is less, by the ratio of these."""
+    own = sum(section.sums["path_length"] for section in sections)
+    ratio = path_length / own if own else 0.0
+
+    def shortened(sums: Mapping[str, float]) -> dict[str, float]:
+        return {**sums, "path_length": ratio * sums["path_length"]}
+
+    return [Error({i: shortened(sums) for i, sums in error.sums.items()}, error.loss) for error in errors]
+
+
+def _signs_of_loss(followers: list[Follower]) -> set[float]:
+    """−1 where the loss is maximized: of the groups that are measured, of all before the first is."""
+    groups = [run.group for f in followers for m in f.motions for run in m.runs.current(m.missing)]
+    groups = groups or [g for f in followers for g in f.optimizer.param_groups]
+    return {-1.0 if g.get("maximize", False) else 1.0 for g in groups} or {1.0}
+
+
+def _loss_drop(
+    host: dict[str, Tensor], windows: losses.LossWindows, steps: int, followers: list[Follower], *, agreed: bool
+) -> tuple[losses.LossDrop | None, str]:
+    """L_0 − L_K, of the probe where there is one, and why there is none."""
+    signs = _signs_of_loss(followers)
+    if not agreed or len(signs) != 1:
+        return None, _DISAGREED if not agreed else _BOTH_WAYS
+    if "probe" in host:
+        found = losses.paired_drop(host["probe"])
+    elif "losses" in host:
+        found = losses.drop(*windows.windows(host["losses"]), steps)
+    else:
+        return None, ""
+    return replace(found, value=signs.pop() * found.value), ""

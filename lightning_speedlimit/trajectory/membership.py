@@ -1,0 +1,125 @@
+"""Which parameters of an optimizer are measured: groups may be replaced, and parameters may come and leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_speedlimit.trajectory import mobility
+from lightning_speedlimit.trajectory.coordinates import Coordinates, compute_dtype
+from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.runs import Member
+from lightning_speedlimit.trajectory.settings import Settings
+from lightning_speedlimit.trajectory.shards import first_coordinate, gradient_of, is_flat, replication
+
+
+class Membership:
+    """The motions of one optimizer's parameters.
+
+    Args:
+        others: parameters that other optimizers measure.
+    """
+
+    def __init__(self, optimizer: Optimizer, settings: Settings, others: set[int]) -> None:
+        self.motions: list[Motion] = []
+        self._optimizer, self._settings, self._others = optimizer, settings, others
+        self._seen: set[int] = set()
+        self._groups: list[list[int]] = []  # ids of their parameters, when last looked at
+        self._candidates: list[tuple[int, Tensor]] = []  # by group, those that have not been seen yet
+
+    def follow(self) -> bool:
+        """Groups may be replaced, and parameters may come and leave. Returns whether any have."""
+        groups = self._optimizer.param_groups
+        known = [[id(p) for p in group["params"]] for group in groups]
+        if known == self._groups:
+            return False
+        self._groups = known
+        self._candidates = self._unknown()
+        owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        for motion in self.motions:
+            for i, (member, parameter) in enumerate(zip(motion.members, motion.coordinates.parameters, strict=True)):
+                index = owner.get(id(parameter))
+                if index is None and not member.gone:
+                    member.options = motion.runs.last_options(i) or member.options
+                member.gone = index is None
+                member.group = member.group if index is None else index
+            motion.runs.forget()
+        return True
+
+    def newcomers(self) -> list[tuple[int, Tensor]]:
+        """By group, the parameters that could be measured from now on."""
+        self.follow()
+        return [(index, p) for index, p in self._candidates if _ready(p)]
+
+    def discover(self) -> list[Motion]:
+        """Parameters that are there for the first time: θ is their θ_0. Returns their motions."""
+        new: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
+        for index, parameter in self.newcomers():
+            new.setdefault((compute_dtype(parameter), parameter.device), []).append((index, parameter))
+            self._seen.add(id(parameter))
+        made = []
+        for found in new.values():
+            parameters, processes = [p for _, p in found], self._settings.processes
+            shares = [1.0 / replication(p, processes) if processes else 1.0 for p in parameters]
+            drawn = self._settings.draw(parameters, map(gradient_of, parameters))
+            made.append(self.take_in(Coordinates(parameters, *drawn, shares), [self._member(i, p) for i, p in found]))
+        if new:
+            self._candidates = self._unknown()
+        return made
+
+    def _unknown(self) -> list[tuple[int, Tensor]]:
+        return [
+            (index, p)
+            for index, group in enumerate(self._optimizer.param_groups)
+            for p in dict.fromkeys(group["params"])
+            if id(p) not in self._seen and id(p) not in self._others
+        ]
+
+    def _member(self, index: int, parameter: Tensor) -> Member:
+        group, settings = self._optimizer.param_groups[index], self._settings
+        step = self._optimizer.state.get(parameter, {}).get("step", 0)
+        member = Member(
+            group=index,
+            layer=settings.layer_of(parameter) if settings.layer_of else "",
+            position=settings.place(parameter),
+            first=first_coordinate(parameter) if settings.processes else 0,
+            size=parameter.numel() * (2 if parameter.is_complex() else 1),
+            steps=int(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else 0,
+            known=sum(p is parameter for p in group["params"]) == 1,
+        )
+        momentum = _momentum(group)
+        formula = mobility.formula(self._optimizer, group)
+        if settings.response and formula is not None and not formula.coordinates(group) and 0.0 < momentum < 1.0:
+            running = "momentum_buffer" in self._optimizer.state.get(parameter, {})
+            member.response = (1.0 - float(group["dampening"])) / (1.0 - momentum) if running else 0.0
+            member.steps = 1 if running else 0
+        return member
+
+    def take_in(self, coordinates: Coordinates, members: list[Member]) -> Motion:
+        settings = self._settings
+        motion = Motion(self._optimizer, coordinates, members, per_rate=settings.per_rate, snapshots=settings.snapshots)
+        for run in motion.runs.current([]) if settings.response else ():
+            if run.formula is not None and run.names and 0.0 < _momentum(run.group) < 1.0:
+                motion.mobility.start_response(run)
+        self.motions.append(motion)
+        return motion
+
+    def loaded(self) -> None:
+        """Motions have been taken in from a saved state."""
+        parameters = [p for motion in self.motions for p in motion.coordinates.parameters]
+        self._seen = {id(p) for p in parameters}
+        self._candidates = self._unknown()
+        self._settings.draw.met(parameters)
+
+
+def _ready(parameter: Tensor) -> bool:
+    if isinstance(parameter, torch.nn.UninitializedParameter) or (parameter.numel() == 0 and not is_flat(parameter)):
+        return False
+    return parameter.requires_grad or parameter.grad is not None
+
+
+def _momentum(group: dict[str, Any]) -> float:
+    return float(group.get("momentum", 0.0) or 0.0)

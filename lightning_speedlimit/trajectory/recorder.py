@@ -1,0 +1,247 @@
+"""What happens at each step: the hooks of the optimizers, in which a fault ends the measurement, never the training."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_speedlimit.trajectory.follower import Follower
+from lightning_speedlimit.trajectory.joint import JointSteps
+from lightning_speedlimit.trajectory.losses import LossWindows
+from lightning_speedlimit.trajectory.mobility import Scalar
+from lightning_speedlimit.trajectory.optimizers import unwrapped, within_another_step
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _never_raising(method: _Method) -> _Method:
+    """For hooks within a training: a fault of the measurement ends the measurement, never the training.
+
+    (Lightning would take a StopIteration for the end of the epoch, for one.)
+    """
+
+    @functools.wraps(method)
+    def guarded(recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
+        if recorder.failure is not None:
+            return None
+        try:
+            with torch.no_grad():
+                return method(recorder, *args, **kwargs)
+        except Exception as error:
+            recorder.fail(error)
+            return None
+        except BaseException:  # Ctrl-C, perhaps with half of a step in the sums
+            recorder.interrupted = True
+            raise
+
+    return cast(_Method, guarded)
+
+
+class Recorder:
+    """Follows optimizers step by step, and the losses beside them.
+
+    Args:
+        followers: one of each optimizer. shared: other processes wait for this one at every reading.
+    """
+
+    def __init__(self, followers: list[Follower], joint: JointSteps, losses: LossWindows, *, shared: bool) -> None:
+        self.followers, self.joint, self.losses, self._shared = followers, joint, losses, shared
+        self.failure: str | None = None  # why the measurement has ended
+        self.interrupted = False
+        self._by_optimizer = {id(f.optimizer): f for f in followers}
+        self._loss_step: int | None = None  # of the last loss, until an optimizer steps
+        self._handles: list[Any] = []
+        # Dynamo would trace through hooks of a compiled step, and what runs in its closure: it must not look inside.
+        untraced: Callable[[Any], Any] = torch.compiler.disable
+        self.observe, self._after_closure = untraced(self._observe), untraced(self._observe_closure)
+        before, after = untraced(self._before_step), untraced(self._after_step)
+        for follower in followers:
+            self._handles.append(follower.optimizer.register_step_pre_hook(before))
+            self._handles.append(follower.optimizer.register_step_post_hook(after))
+
+    def follower(self, optimizer: Optimizer) -> Follower:
+        """Raises ValueError where it is not one of them."""
+        optimizer = unwrapped(optimizer)
+        if id(optimizer) not in self._by_optimizer:
+            raise ValueError(f"{type(optimizer).__name__} is not one of the optimizers that this meter measures")
+        return self._by_optimizer[id(optimizer)]
+
+    @property
+    def in_step(self) -> bool:
+        """An optimizer's step has begun to move weights and not ended, or Ctrl-C came while it was being added."""
+        return self.interrupted or any(follower.has_moved for follower in self.followers)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    # -- losses, gradients ---------------------------------------------------------------------------------------
+
+    def record_loss(self, loss: Tensor | float, step: int | None) -> None:
+        if step is None and self.in_step and self.failure is None:
+            return
+        value = (
+            loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+        )
+        at = self.joint.steps if step is None else step
+        if self.joint.moved and step is None:
+            at += 1  # the joint step has moved: the loss belongs to what follows it
+        self.losses.record(value.real if value.is_complex() else value, at, again=at == self._loss_step)
+        self._loss_step = at
+        if self.joint.left_out is not None and self.joint.left_out[0] == at:
+            self.losses.leave_out(*self.joint.left_out)
+
+    @_never_raising
+    def _observe(self, follower: Follower, scale: Scalar | None) -> None:
+        if not follower.in_step and id(follower.optimizer) in self.joint.moved:
+            self.end_step()
+        follower.observe(scale, measure=self.joint.measuring())
+
+    @_never_raising
+    def observe_changed(self) -> None:
+        """Gradients of the optimizers whose gradients have changed since they were last seen."""
+        for follower in self.followers:
+            if not follower.has_new_gradients():
+                continue
+            if follower.in_step:
+                self.observe(follower, None)
+            else:  # another optimizer's backward may have done it: only its own step ends a joint step
+                follower.observe(None, measure=True)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    @_never_raising
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        follower = self.follower(optimizer)
+        if follower.in_step and within_another_step(optimizer):
+            follower.nested = True
+            return None
+        if id(optimizer) in self.joint.moved:
+            self.end_step()
+        if follower.in_step:  # the last step ended in an exception
+            follower.observed = False
+        closure = kwargs.get("closure") if len(args) < 2 else args[1]
+        follower.begin(closure=closure is not None)
+        measure, scale = self.joint.measuring(), _scale_of(optimizer)
+        if closure is None or follower.observed:
+            seen_before = follower.observed
+            follower.observe(scale, measure=measure)
+            follower.force(seen_now=not seen_before)
+            return None
+        follower.remember_gradients(scale)
+        wrapped = self._wrapped(follower, closure, measure)
+        if len(args) < 2:
+            return args, {**kwargs, "closure": wrapped}
+        return (args[0], wrapped, *args[2:]), kwargs
+
+    def _wrapped(self, follower: Follower, closure: Callable[[], Any], measure: bool) -> Callable[[], Any]:
+        """The closure, and after its first evaluation the gradients seen: before it they may be of the step before."""
+        evaluated = False
+
+        def observed_closure() -> Any:
+            nonlocal evaluated
+            result = closure()
+            if not evaluated:
+                evaluated = True
+                self._after_closure(follower, measure)
+            return result
+
+        return observed_closure
+
+    @_never_raising
+    def _observe_closure(self, follower: Follower, measure: bool) -> None:
+        follower.after_closure(_scale_of(follower.optimizer), measure=measure)
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        step = self.joint.steps
+        self._finish(optimizer)
+        if self.failure is None or not self._shared:
+            return
+        self._loss_step = None  # a process that can't measure goes on counting
+        if len(self.followers) == 1:
+            if self.joint.steps == step:
+                self.joint.drop()
+            return
+        if id(optimizer) in self.joint.moved and step == self.joint.steps:
+            self.end_step()
+        self.joint.moved.add(id(optimizer))
+
+    @_never_raising
+    def _finish(self, optimizer: Optimizer) -> None:
+        follower = self.follower(optimizer)
+        if not follower.in_step or (follower.nested and within_another_step(optimizer)):
+            return
+        rates: list[Scalar] = [_rate(group.get("lr")) for group in optimizer.param_groups]
+        measure = self.joint.measuring()
+        valid = follower.finish(rates, measure=measure)
+        self._loss_step = None
+        self.joint.add(follower, rates, valid, measured=measure and bool(follower.motions))
+        if len(self.followers) == 1:
+            self.end_step()
+
+    def end_step(self) -> None:
+        """The joint step is over."""
+        if not self.joint.moved:
+            return
+        if self.failure is not None:
+            self.joint.drop()
+            return
+        with self.changing(), torch.no_grad():
+            self.joint.end(self.followers)
+            if self.joint.left_out is not None and self.joint.left_out[0] == self.joint.steps - 1:
+                self.losses.leave_out(*self.joint.left_out)
+
+    # -- faults ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Sums are changing: what is no `Exception` (Ctrl-C) may leave them with half of a step."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            self.interrupted = True
+            raise
+
+    def fail(self, error: Exception) -> None:
+        """Stop measuring and say so; every value is NaN with this reason from here on."""
+        self.failure = f"the measurement stopped at step {self.joint.steps}: {type(error).__name__}: {error}"
+        warnings.warn(f"{self.failure}. The training goes on", stacklevel=3)
+        if self._shared:
+            return  # the other processes read on, and wait for this one at every reading: it goes on counting
+        self.joint.drop()  # the one that failed: who looks for new steps finds it, and the reason
+        self.close()
+
+    def stop(self, error: Exception) -> bool:
+        """`fail` for a fault outside of a step. Returns whether the measurement was going on."""
+        if self.failure is not None:
+            return False
+        steps = self.joint.steps
+        self.fail(error)
+        self.joint.steps = steps  # no step failed
+        return True
+
+
+def _rate(value: Any) -> Scalar:
+    """A learning rate as a number, or as the device tensor where reading it would sync; NaN where there is none."""
+    if value is None:
+        return math.nan
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return value.detach().double().reshape(()) if value.device.type != "mps" else value.detach().reshape(())
+    return float(value)
+
+
+def _scale_of(optimizer: Optimizer) -> Tensor | None:
+    """The loss scale that a fused optimizer divides its gradients by within the step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else None
