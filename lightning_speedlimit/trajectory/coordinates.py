@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.shards import local
+from lightning_speedlimit.trajectory.shards import is_distributed, is_flat, local
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 HOST = ("cpu",)  # devices whose memory can be read without waiting for them
@@ -67,7 +67,8 @@ class Coordinates:
         self.inverse, self.shares = list(weights), list(shares)
         self.width = ROW if all(d is None for d in drawn) else UNIT
         self.shapes = [dense(p).shape for p in parameters]
-        self._plain = not any(p.is_complex() or local(p) is not p for p in parameters)
+        self.local = not any(is_distributed(p) or is_flat(p) for p in parameters)  # no shards
+        self._plain = self.local and not any(p.is_complex() for p in parameters)
         # Products are scaled on their way into float32 sums: an update of 1e-22 squared is nothing there.
         self.scale = 1.0 if self.dtype == torch.float64 else 2.0**40
         self._zero = torch.zeros((), dtype=self.dtype, device=self.device)

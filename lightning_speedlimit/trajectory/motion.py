@@ -11,6 +11,8 @@ Nothing is read from the device, and there is no loop over parameters but where 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -36,6 +38,22 @@ SUMS = (
     "work_action",  # Σ u²/μ
 )
 NEGATIVE = ("work_met", "work_anti_ito", "l2_drop")  # products with −f
+
+
+class _Stretch(NamedTuple):
+    """Of some rows; room, other: scratch."""
+
+    before: Tensor
+    after: Tensor
+    start: Tensor
+    update: Tensor
+    gradient: Tensor
+    squares: Tensor
+    free: Tensor
+    work: Tensor
+    anti: Tensor
+    room: Tensor
+    other: Tensor
 
 
 class Motion:
@@ -70,6 +88,7 @@ class Motion:
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
         self._scratch = coordinates.scratch(), coordinates.scratch()
+        self._stretches: dict[tuple[int, int], _Stretch] = {}
         self._met = False
         self.snapshots = snapshots
         self.snapshot: Tensor | None = None
@@ -85,6 +104,8 @@ class Motion:
     def gradients(self) -> list[Tensor | None]:
         """Of each parameter; None of those that have left the optimizer."""
         members = zip(self.members, self.coordinates.parameters, strict=True)
+        if self.coordinates.local:
+            return [None if member.gone else p.grad for member, p in members]
         return [None if member.gone else gradient_of(p) for member, p in members]
 
     def observe(self, scale: Scalar | None) -> None:
@@ -100,14 +121,13 @@ class Motion:
         self.coordinates.gather(self.coordinates.parameters, self.before)
         found = []
         for rows in self.coordinates.all_stretches:
-            before, after, start = (self._cut(t, rows) for t in (self.before.rows, self.after.rows, self.start))
-            moved = torch.sub(before, after, out=self._room(0, rows))
+            here = self._at(rows)
+            moved = torch.sub(here.before, here.after, out=here.room)
             if self.coordinates.on_host and not any(torch.aminmax(moved)):
                 continue  # nearly always; on a device, looking would wait for it
-            start.add_(moved)
-            work = self._cut(self.work, rows)
-            self.coordinates.dot(moved, moved, moved, work)
-            found.append(torch.dot(work.to(self.total), self._cut(self.coordinates.weights, rows)))
+            here.start.add_(moved)
+            self.coordinates.dot(moved, moved, moved, here.work)
+            found.append(torch.dot(here.work.to(self.total), self.coordinates.weights[rows]))
         if found:
             total = torch.stack(found).sum() * self._unscaled
             self.moves.add_(torch.stack([total.sign(), total]))
@@ -119,16 +139,15 @@ class Motion:
         for run in runs:
             if run.missing:
                 continue
-            gradient = self._cut(self.gradient.rows, run.rows)
             if run.group.get("maximize", False):
-                gradient.neg_()
+                self._at(run.rows).gradient.neg_()
             if run.coupled:
-                gradient.add_(self._cut(self.before.rows, run.rows), alpha=run.coupled)
+                self._at(run.rows).gradient.add_(self._at(run.rows).before, alpha=run.coupled)
         self._met = self.waiting
         if self.waiting:
             for rows in self.coordinates.all_stretches:
-                gradient, update, anti = (self._cut(t, rows) for t in (self.gradient.rows, self.update, self.anti))
-                self.coordinates.dot(gradient, update, self._room(0, rows), anti)
+                here = self._at(rows)
+                self.coordinates.dot(here.gradient, here.update, here.room, here.anti)
 
     # -- after the step --------------------------------------------------------------------------------------
 
@@ -178,17 +197,16 @@ class Motion:
     def _move(self, run: Run, valid: Tensor | None) -> None:
         """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost."""
         for rows in run.stretches:
-            before, after, update = (self._cut(t, rows) for t in (self.before.rows, self.after.rows, self.update))
-            torch.sub(after, before, out=update)
-            self.coordinates.dot(update, update, self._room(0, rows), self._cut(self.squares, rows))
+            here = self._at(rows)
+            update = torch.sub(here.after, here.before, out=here.update)
+            self.coordinates.dot(update, update, here.room, here.squares)
             if run.decoupled:
                 self._remove_decay(run, rows, valid)
-            gradient, work = self._cut(self.gradient.rows, rows), self._cut(self.work, rows)
-            self.coordinates.dot(gradient, update, self._room(0, rows), work)
+            self.coordinates.dot(here.gradient, update, here.room, here.work)
             if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
-                middle = torch.add(before, after, out=self._room(1, rows))
-                drop = torch.empty_like(work)
-                self.coordinates.dot(middle, update, self._room(0, rows), drop)
+                middle = torch.add(here.before, here.after, out=here.other)
+                drop = torch.empty_like(here.work)
+                self.coordinates.dot(middle, update, here.room, drop)
                 self._sum("l2_drop").add_(masked(drop, valid), 0.5 * run.coupled * self._unscaled, rows)
 
     def _remove_decay(self, run: Run, rows: slice, valid: Tensor | None) -> None:
@@ -203,8 +221,8 @@ class Motion:
                 torch.sub(self.before.rows, self.start, out=self.travelled.high)
         decay = mobility.number(run.group["lr"]) * run.decoupled
         decay = decay if valid is None else decay * valid.to(self.total)
-        before, update, low = (self._cut(t, rows) for t in (self.before.rows, self.update, self.travelled.low))
-        moved = self._room(1, rows)
+        here, low = self._at(rows), self.travelled.low[rows]
+        before, update, moved = here.before, here.update, here.other
         if isinstance(decay, Tensor) or self.snapshots:
             decayed = torch.mul(before, decay, out=moved)
             update.add_(decayed)
@@ -219,15 +237,15 @@ class Motion:
         update.mul_(torch.ne(moved, before, out=moved))
         if not self.snapshots:
             low.add_(update)
-        self.coordinates.dot(update, update, moved, self._cut(self.free, rows))
+        self.coordinates.dot(update, update, moved, here.free)
 
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> None:
         """Where there is no decoupled decay, u is free of it; m and Σ u²/μ where there is a formula."""
-        free = self._cut(self.free if run.decoupled else self.squares, run.rows)
+        free = (self.free if run.decoupled else self.squares)[run.rows]
         if self.travelled is not None and not run.decoupled:
-            self._cut(self.free, run.rows).copy_(free)
+            self.free[run.rows].copy_(free)
             if not self.snapshots:
-                self._cut(self.travelled.low, run.rows).add_(self._cut(self.update, run.rows))
+                self.travelled.low[run.rows].add_(self.update[run.rows])
         if run.formula is None or run.missing:
             return
         response = self.members[run.members.start].response
@@ -286,12 +304,16 @@ class Motion:
         weights, zero = self.coordinates.weights, torch.zeros((), dtype=self.total, device=self.coordinates.device)
         return torch.stack([torch.dot(self.sums[n].value, weights) if n in self.sums else zero for n in SUMS])
 
-    def _cut(self, kept: Tensor, rows: slice) -> Tensor:
-        return self.coordinates.cut(kept, rows)
-
-    def _room(self, number: int, rows: slice) -> Tensor:
-        """Scratch for a stretch."""
-        return self.coordinates.cut(self._scratch[number], slice(0, rows.stop - rows.start))
+    def _at(self, rows: slice) -> _Stretch:
+        """The vectors at some rows, as views that are made once."""
+        key = rows.start, rows.stop
+        found = self._stretches.get(key)
+        if found is None:
+            vectors = (self.before.rows, self.after.rows, self.start, self.update, self.gradient.rows)
+            each = (self.squares, self.free, self.work, self.anti)
+            rooms = (room[: rows.stop - rows.start] for room in self._scratch)
+            found = self._stretches[key] = _Stretch(*(t[rows] for t in (*vectors, *each)), *rooms)
+        return found
 
     def _sum(self, name: str) -> RunningSum:
         if name not in self.sums:

@@ -69,10 +69,10 @@ class Recorder:
 
     def follower(self, optimizer: Optimizer) -> Follower:
         """Raises ValueError where it is not one of them."""
-        optimizer = unwrapped(optimizer)
-        if id(optimizer) not in self._by_optimizer:
+        found = self._by_optimizer.get(id(optimizer)) or self._by_optimizer.get(id(unwrapped(optimizer)))
+        if found is None:
             raise ValueError(f"{type(optimizer).__name__} is not one of the optimizers that this meter measures")
-        return self._by_optimizer[id(optimizer)]
+        return found
 
     @property
     def in_step(self) -> bool:
