@@ -19,9 +19,9 @@ from lightning_speedlimit._probe import Probe, StartWeights
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.draw import DEFAULT
-from lightning_speedlimit.trajectory.estimates import Estimator
-from lightning_speedlimit.trajectory.meter import LAYER_VALUES, Clock
+from lightning_speedlimit.trajectory.estimates import LAYER_VALUES, Estimator
 from lightning_speedlimit.trajectory.optimizers import check_at_least, check_choice, check_coordinates, why_unhooked
+from lightning_speedlimit.trajectory.settings import Clock
 
 PREFIX = "speed_limit/"
 LOGGED = (

@@ -241,3 +241,25 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
         "efficiency_lower": ratio(numerator - added(s.noise for s in run.sections), produced),
         "efficiency_action": ratio(numerator, work_action),
     }
+
+
+LAYER_VALUES = (
+    "displacement",
+    "path_length",
+    "action",
+    "straightness",
+    "steadiness",
+    "kinematic_efficiency",
+    "efficiency_action",
+    "signal_fraction",
+    "work_ito",
+)
+
+
+def of_layers(run: RunTotals, estimator: Estimator) -> dict[str, dict[str, float]]:
+    """LAYER_VALUES of each layer, by its name."""
+    found: dict[str, dict[str, float]] = {}
+    for name in sorted({section.layer for section in run.sections}):
+        values = Estimates(run.layer(name), estimator).values
+        found[name] = {key: values[key] for key in LAYER_VALUES}
+    return found

@@ -107,6 +107,29 @@ class Membership:
         self.motions.append(motion)
         return motion
 
+    def places(self, parameter: Tensor) -> list[tuple[Motion, int]]:
+        """The motions that hold a parameter, and its place there."""
+        return [(m, i) for m in self.motions for i, known in enumerate(m.coordinates.parameters) if known is parameter]
+
+    def has_moved(self, parameter: Tensor) -> bool:
+        """It took part in a measured step."""
+        return any(motion.members[i].steps > 0 for motion, i in self.places(parameter))
+
+    def moved_since(self) -> bool:
+        """Weights have been moved since the last step. Syncs."""
+        return any(bool((motion.now() != motion.after.rows).any()) for motion in self.motions)
+
+    def accumulated_mobility(self, parameter: Tensor) -> Tensor | None:
+        """m of the measured steps, in the parameter's shape; NaN where no coordinate is measured. None: not here."""
+        for motion, i in self.places(parameter):
+            if not mobility.formula(self._optimizer, self._optimizer.param_groups[motion.members[i].group]):
+                name = type(self._optimizer).__name__
+                raise ValueError(
+                    f"accumulated_mobility: {name} has no mobility formula; register_mobility gives it one"
+                )
+            return motion.accumulated_mobility(i)
+        return None
+
     def loaded(self) -> None:
         """Motions have been taken in from a saved state."""
         parameters = [p for motion in self.motions for p in motion.coordinates.parameters]

@@ -14,36 +14,22 @@ from lightning_speedlimit.trajectory import checkpoint, mobility
 from lightning_speedlimit.trajectory.clipping import GradientChanges
 from lightning_speedlimit.trajectory.description import describe
 from lightning_speedlimit.trajectory.draw import DEFAULT, Draw
-from lightning_speedlimit.trajectory.estimates import Estimates, Estimator
+from lightning_speedlimit.trajectory.estimates import Estimates, Estimator, of_layers
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.optimizers import check_at_least, check_choice, check_coordinates, followed
 from lightning_speedlimit.trajectory.places import Places, count
 from lightning_speedlimit.trajectory.ranks import Ranks
 from lightning_speedlimit.trajectory.reading import NO_SKETCH, Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
 from lightning_speedlimit.trajectory.run_totals import RunTotals
-from lightning_speedlimit.trajectory.settings import Settings
+from lightning_speedlimit.trajectory.settings import Clock, Settings
 from lightning_speedlimit.trajectory.shards import are_sharded, group_of
 from lightning_speedlimit.trajectory.sketch import BUCKETS
 
-Clock = Literal["steps", "lr"]
 _APART = 0x9E3779B1  # between the seeds of processes that hold shards: each draws its own; torch takes 32 bits of them
-
-LAYER_VALUES = (
-    "displacement",
-    "path_length",
-    "action",
-    "straightness",
-    "steadiness",
-    "kinematic_efficiency",
-    "efficiency_action",
-    "signal_fraction",
-    "work_ito",
-)
 
 
 class TrajectoryMeter:
@@ -125,8 +111,8 @@ class TrajectoryMeter:
         self._places = Places(self.optimizers)
         settings = Settings(
             changes="clipping" if self.sharded else gradient_changes,
-            response=momentum_mobility == "response",
-            per_rate=clock == "lr",
+            momentum_mobility=momentum_mobility,
+            clock=clock,
             every=measure_every_n_steps,
             draw=Draw(coordinates, count(parameters, processes), seed + _APART * rank),
             place=self._places,
@@ -138,13 +124,7 @@ class TrajectoryMeter:
         self._joint = JointSteps(measure_every_n_steps, seed, sharded=self.sharded)
         self._recorder = Recorder(self._followers, self._joint, self._losses, shared=ranks is not None)
         self._reader = Reader(self._recorder, ranks, sharded=self.sharded, per_rate=clock == "lr")
-        self._settings = {
-            "clock": clock,
-            "every": measure_every_n_steps,
-            "momentum_mobility": momentum_mobility,
-            "coordinates": coordinates,
-        }
-        self._settings |= {"processes": processes} if processes else {}
+        self._saved_settings = settings.saved()
 
     # -- what a training loop calls --------------------------------------------------------------------------
 
@@ -207,12 +187,11 @@ class TrajectoryMeter:
 
     def moved_since(self) -> bool:
         """Whether weights have been moved since the last step. Syncs."""
-        motions = [motion for follower in self._followers for motion in follower.motions]
-        return any(bool((motion.now() != motion.after.rows).any()) for motion in motions)
+        return any(follower.membership.moved_since() for follower in self._followers)
 
     def has_moved(self, parameter: Tensor) -> bool:
         """A measured step has had a gradient of it."""
-        return any(motion.members[i].steps > 0 for _, motion, i in self._places_of(parameter))
+        return any(follower.membership.has_moved(parameter) for follower in self._followers)
 
     def close(self) -> None:
         """Remove the hooks; may be called twice. Numbers can still be computed."""
@@ -259,11 +238,7 @@ class TrajectoryMeter:
         """`compute_layers` as of the last `compute` or `measure`: no sync of its own."""
         if self._latest is None or self._recorder.failure is not None:
             return {}
-        found: dict[str, dict[str, float]] = {}
-        for name in sorted({section.layer for section in self._latest.sections}):
-            values = Estimates(self._latest.layer(name), self.entropy_production).values
-            found[name] = {key: values[key] for key in LAYER_VALUES}
-        return found
+        return of_layers(self._latest, self.entropy_production)
 
     def sketch(self) -> Tensor:
         """Σ over buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
@@ -283,13 +258,10 @@ class TrajectoryMeter:
         Raises:
             KeyError: the parameter has not been measured yet. ValueError: its mobility is effective.
         """
-        for optimizer, motion, i in self._places_of(parameter):
-            if not mobility.formula(optimizer, optimizer.param_groups[motion.members[i].group]):
-                name = type(optimizer).__name__
-                raise ValueError(
-                    f"accumulated_mobility: {name} has no mobility formula; register_mobility gives it one"
-                )
-            return motion.accumulated_mobility(i) * self._joint.factor
+        for follower in self._followers:
+            found = follower.membership.accumulated_mobility(parameter)
+            if found is not None:
+                return found * self._joint.factor
         raise KeyError("accumulated_mobility got a parameter that no measured optimizer has moved yet")
 
     def description(self) -> dict[str, Any]:
@@ -320,7 +292,7 @@ class TrajectoryMeter:
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors (of shards, each process's own): some vectors of the measured coordinates."""
         self.end_step()
-        return {"settings": self._settings} | checkpoint.state_of(self._recorder, self._reader)
+        return {"settings": self._saved_settings} | checkpoint.state_of(self._recorder, self._reader)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -331,9 +303,9 @@ class TrajectoryMeter:
         """
         if self.steps:
             raise ValueError(f"load_state_dict needs a new meter, got one that has measured {self.steps} steps")
-        if state["settings"] != self._settings:
+        if state["settings"] != self._saved_settings:
             raise ValueError(
-                f"the saved measurement was made with {state['settings']}, got {self._settings}: resume with the "
+                f"the saved measurement was made with {state['settings']}, got {self._saved_settings}: resume with the "
                 "settings that it was made with; sums of different definitions do not add"
             )
         checkpoint.load(self._recorder, self._reader, state)
@@ -343,13 +315,3 @@ class TrajectoryMeter:
 
     def _has_gradient(self) -> bool:
         return any(p.grad is not None for o in self.optimizers for group in o.param_groups for p in group["params"])
-
-    def _places_of(self, parameter: Tensor) -> list[tuple[Optimizer, Motion, int]]:
-        """The motions that hold a parameter, and its place there."""
-        return [
-            (follower.optimizer, motion, i)
-            for follower in self._followers
-            for motion in follower.motions
-            for i, known in enumerate(motion.coordinates.parameters)
-            if known is parameter
-        ]

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.decay import remove_decay
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
@@ -210,11 +211,6 @@ class Motion:
                 self._sum("l2_drop").add_(masked(drop, valid), 0.5 * run.coupled * self._unscaled, rows)
 
     def _remove_decay(self, run: Run, rows: slice, valid: Tensor | None) -> None:
-        """u ← u + lr w θ_k, and 0 where that is rounding.
-
-        Rounding: less than 2 ulp of θ, whose step may be rounded twice; of half precision, which the optimizer
-        rounds once, less than ¾ ulp.
-        """
         if self.travelled is None:
             self.travelled = Pair(self.start)
             if not self.snapshots:
@@ -222,22 +218,12 @@ class Motion:
         decay = mobility.number(run.group["lr"]) * run.decoupled
         decay = decay if valid is None else decay * valid.to(self.total)
         here, low = self._at(rows), self.travelled.low[rows]
-        before, update, moved = here.before, here.update, here.other
-        if isinstance(decay, Tensor) or self.snapshots:
-            decayed = torch.mul(before, decay, out=moved)
-            update.add_(decayed)
-            if self.snapshots:
-                low.add_(decayed)
-        else:
-            update.add_(before, alpha=decay)
-        own = torch.finfo(update.dtype).eps
         parameters = self.coordinates.parameters[run.members.start : run.members.stop]
         coarsest = max(torch.finfo(p.dtype).eps for p in parameters)
-        torch.add(before, update, alpha=0.25 if coarsest <= own else 0.67 * own / coarsest, out=moved)
-        update.mul_(torch.ne(moved, before, out=moved))
+        remove_decay(here.update, here.before, decay, coarsest, here.other, low if self.snapshots else None)
         if not self.snapshots:
-            low.add_(update)
-        self.coordinates.dot(update, update, moved, here.free)
+            low.add_(here.update)
+        self.coordinates.dot(here.update, here.update, here.other, here.free)
 
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> None:
         """Where there is no decoupled decay, u is free of it; m and Σ u²/μ where there is a formula."""

@@ -73,7 +73,8 @@ class Table:
             moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
             torch.sub(motion.after.rows[rows], motion.start[rows], out=moved)
             coordinates.squares(moved, displacement[rows])
-            coordinates.squares(motion.gradient.rows[rows], gradient[rows])
+            if not coordinates.exact:  # for its error; the norm itself is read apart
+                coordinates.squares(motion.gradient.rows[rows], gradient[rows])
             if sketch is not None and self.sketch is not None:
                 sketch.add(moved, rows, self.sketch)
             if motion.travelled is not None:
@@ -121,15 +122,14 @@ class Table:
             if number == 0:
                 continue
             rest, here = coordinates.rest(i), coordinates.rows[i]
-            pieces = [slice(low, min(low + _PIECE, here.stop)) for low in range(here.start, here.stop, _PIECE)]
-            parts = list(zip(pieces, torch.split(rest, _PIECE), strict=True))
-            mean: Tensor | float = 0.0
+            product, mean = torch.zeros_like(known), known.new_zeros(len(COLUMNS))
+            for low, part in zip(range(here.start, here.stop, _PIECE), torch.split(rest, _PIECE), strict=True):
+                own = self._contributions(columns, scales, slice(low, low + len(part)))
+                product.addmm_(own * part, own.T)
+                mean.addmv_(own, part)
             if number > 1:
-                sums = [torch.mv(self._contributions(columns, scales, rows), part) for rows, part in parts]
-                mean = (torch.stack(sums).sum(0) / rest.sum().clamp_min(_LITTLE))[:, None]
-            for rows, part in parts:
-                apart = self._contributions(columns, scales, rows) - mean
-                known.addmm_(apart * part, apart.T, alpha=number / max(number - 1, 1))
+                product.addr_(mean, mean / rest.sum().clamp_min(_LITTLE), alpha=-1.0)
+            known.add_(product, alpha=number / max(number - 1, 1))
         return found
 
     def _contributions(self, columns: list[Tensor | None], scales: dict[str, float], rows: slice) -> Tensor:
