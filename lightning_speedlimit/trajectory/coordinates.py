@@ -9,6 +9,7 @@ every bound, holds for the drawn coordinates as for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +39,13 @@ def compute_dtype(parameter: Tensor) -> torch.dtype:
 
 
 class Vector:
-    """A matrix of rows, and where each parameter's coordinates lie in it: in its shape, or as drawn units."""
+    """A matrix of rows, and where each parameter's coordinates lie in it: in its shape, or as drawn units.
 
-    def __init__(self, rows: Tensor, views: list[Tensor], tails: dict[int, Tensor]) -> None:
-        self.rows, self.views, self.tails = rows, views, tails
+    arrays: of drawn units on the host, the views once more, for numpy.
+    """
+
+    def __init__(self, rows: Tensor, views: list[Tensor], tails: dict[int, Tensor], arrays: dict[int, Any]) -> None:
+        self.rows, self.views, self.tails, self.arrays = rows, views, tails, arrays
 
 
 class Coordinates:
@@ -63,7 +67,6 @@ class Coordinates:
         self.dtype, self.device = compute_dtype(parameters[0]), parameters[0].device
         self.drawn = [None if d is None else d.to(self.device) for d in drawn]
         self.on_host = self.device.type in HOST
-        self._places = [None if d is None or not self.on_host else d.numpy() for d in self.drawn]
         self.inverse, self.shares = list(weights), list(shares)
         self.width = ROW if all(d is None for d in drawn) else UNIT
         self.shapes = [dense(p).shape for p in parameters]
@@ -123,16 +126,18 @@ class Coordinates:
     def vector(self) -> Vector:
         """Zeros, ready to be gathered into."""
         rows = self.zeros()
-        flat, views, tails = rows.view(-1), [], {}
+        flat, views, tails, arrays = rows.view(-1), list[Tensor](), dict[int, Tensor](), dict[int, Any]()
         for i, (place, shape, drawn) in enumerate(zip(self.rows, self.shapes, self.drawn, strict=True)):
             begin = place.start * self.width
             if drawn is None:
                 views.append(flat[begin : begin + shape.numel()].view(shape))
                 continue
             views.append(rows[place.start : place.start + len(drawn)])
+            if self.on_host:
+                arrays[i] = views[i].numpy()
             if shape.numel() % UNIT:
                 tails[i] = flat[(place.stop - 1) * UNIT :][: shape.numel() % UNIT]
-        return Vector(rows, views, tails)
+        return Vector(rows, views, tails, arrays)
 
     def gather(self, tensors: Sequence[Tensor | None], into: Vector, members: range | None = None) -> Tensor:
         """The measured coordinates of one tensor for each parameter; zeros for None.
@@ -162,23 +167,22 @@ class Coordinates:
         return into.rows
 
     def _gather_drawn(self, i: int, tensor: Tensor, into: Vector) -> None:
-        view, drawn = into.views[i], self.drawn[i]
+        view, drawn, array = into.views[i], self.drawn[i], into.arrays.get(i)
         assert drawn is not None
         tensor = tensor.detach()
         if not tensor.is_contiguous():
             self._gather_strided(i, tensor, into)
             return
-        flat = tensor.view(-1)
-        whole = flat.numel() // UNIT * UNIT
-        units = flat[:whole].view(-1, UNIT)
-        if tensor.dtype != view.dtype:
-            view.copy_(units.index_select(0, drawn))
-        elif (places := self._places[i]) is not None:  # half the time of index_select: short rows are copied in place
-            units.numpy().take(places, 0, out=view.numpy(), mode="clip")
+        whole, same = tensor.numel() // UNIT * UNIT, tensor.dtype == view.dtype
+        if array is not None and same:  # half the time of index_select
+            units = tensor.numpy().reshape(-1)[:whole].reshape(-1, UNIT)
+            units.take(drawn.numpy(), 0, out=array, mode="clip")
+        elif same:
+            torch.index_select(tensor.view(-1)[:whole].view(-1, UNIT), 0, drawn, out=view)
         else:
-            torch.index_select(units, 0, drawn, out=view)
+            view.copy_(tensor.view(-1)[:whole].view(-1, UNIT).index_select(0, drawn))
         if i in into.tails:
-            into.tails[i].copy_(flat[whole:])
+            into.tails[i].copy_(tensor.view(-1)[whole:])
 
     def _gather_strided(self, i: int, tensor: Tensor, into: Vector) -> None:
         """From another memory order (channels_last): by each coordinate's place in it, without copying the whole."""
