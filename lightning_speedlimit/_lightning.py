@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -168,6 +171,61 @@ def plain_optimizer(optimizer: Any) -> Any:
 def muted_logger(trainer: Any) -> Any:
     """A logger of the trainer's own namespace that takes everything and keeps nothing."""
     return importlib.import_module(f"{_package(trainer).__name__}.loggers.logger").DummyLogger()
+
+
+class TrainerStandIn:
+    """In the place of the Trainer, for a copy of the module: what it gives is a copy, what is set on it stays on it.
+
+    Its loggers take everything and keep nothing, and so do `log`, `log_dict` and `print` of the module.
+    """
+
+    def __init__(self, trainer: Any, copied: Callable[[Any], Any]) -> None:
+        muted = muted_logger(trainer)
+        vars(self).update(_trainer=trainer, _copied=copied, logger=muted, loggers=[muted])
+
+    @property
+    def __class__(self) -> Any:  # a step may ask what it is
+        return type(vars(self)["_trainer"])
+
+    def take(self, twin: torch.nn.Module, memo: dict[int, Any]) -> None:
+        """Be the trainer of the copy of a module.
+
+        Args:
+            memo: of the deep copy that it was made by; from here on, copies refer to this one.
+        """
+        if getattr(twin, "_compiler_ctx", None) is not None:  # their closures are over the module itself
+            compiling = importlib.import_module(f"{_package(vars(self)['_trainer']).__name__}.utilities.compile")
+            compiling.to_uncompiled(twin)
+        for part in twin.modules():
+            for name in ("log", "log_dict", "print"):
+                if hasattr(part, "log_dict"):
+                    vars(part)[name] = _ignore
+        memo[id(vars(self)["_trainer"].strategy.model)] = twin  # what wraps the module, under DDP
+        twin.trainer = self
+        vars(self)["_twin"] = twin
+
+    @functools.cached_property
+    def strategy(self) -> Any:
+        """A shallow copy: what its methods send to other processes goes its way."""
+        found = copy.copy(vars(self)["_trainer"].strategy)
+        found.model = found._lightning_module = vars(self)["_twin"]
+        copied = vars(self)["_copied"]
+        found.optimizers = copied(found.optimizers)
+        found.lr_scheduler_configs = copied(found.lr_scheduler_configs)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(vars(self)["_trainer"], name)
+        try:
+            return vars(self)["_copied"](value)
+        except Exception as error:
+            raise RuntimeError(f"training_step uses trainer.{name}, which can't be copied: {error}") from error
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Takes the place of `log` on a copy of the module."""
 
 
 def _package(trainer: Any) -> Any:

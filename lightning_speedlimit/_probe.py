@@ -2,77 +2,139 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import random
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.nn import UninitializedParameter
-from torchmetrics import Metric
+from torch.nn.parameter import is_lazy
 
-from lightning_speedlimit._lightning import muted_logger
+from lightning_speedlimit import _isolation, _plain_batches
 
-_SEED = 0  # dropout draws the same masks at θ_0 and later: the difference is then the weights' alone
+_SEED = 0
 
 
 class Probe:
-    """L on the first `size` batches that training delivered, through training_step.
+    """L on the first `size` batches that training delivered, through training_step on copies of the module.
 
-    Logging is muted; buffers, metrics, module modes and random states are as they were afterwards, and
-    neither the loader nor global_step moves.
+    Nothing of the training is touched: see `_isolation.Isolation`. Where that can't be had the probe gives up for
+    good: `why` says so, and its losses are NaN.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.batches: list[Any] = []
         self.first: Tensor | None = None
+        self.why: str | None = None
+        self._delivered = 0
 
     @property
     def complete(self) -> bool:
-        return len(self.batches) == self.size
+        return self._delivered >= self.size
 
     def keep(self, batch: Any) -> None:
         """A copy of a batch on its way into training_step, as long as there are too few."""
-        if not self.complete:
-            self.batches.append(apply_to_collection(batch, Tensor, lambda t: t.detach().clone()))
+        if self.complete:
+            return
+        self._delivered += 1
+        if self.why is not None:
+            return
+        try:
+            self.batches.append(_isolation.kept(batch))
+        except Exception as error:  # whatever copying an object of a class of the user's own may raise
+            self.give_up(f"a batch can't be copied ({_told(error)})")
 
-    def losses(self, trainer: Any, module: Any) -> Tensor:
-        """(size,) float64 losses at the weights as they are now; nothing is read from the device."""
-        with _undisturbed(trainer, module):
-            values = [self._loss(trainer, module, batch, i) for i, batch in enumerate(self.batches)]
-            return torch.stack([v.detach().double().reshape(()) for v in values])
+    def give_up(self, why: str) -> None:
+        self.why, self.batches, self.first = why, [], None
 
-    def _loss(self, trainer: Any, module: Any, batch: Any, index: int) -> Tensor:
-        torch.manual_seed(_SEED + index)
-        batch = apply_to_collection(batch, Tensor, torch.clone)
-        step = module.training_step
-        wanted = inspect.signature(step).parameters.values()
-        takes_index = len(wanted) > 1 or any(p.kind is p.VAR_POSITIONAL for p in wanted)
-        arguments = [batch, index] if takes_index else [batch]
-        with trainer.precision_plugin.train_step_context(), torch.no_grad():
-            output = step(*arguments)
-        loss = output["loss"] if isinstance(output, dict) else output
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"training_step returned {type(loss).__name__} for a probe batch, wanted a loss")
-        return loss
+    def begin(self, trainer: Any, module: torch.nn.Module, start: Iterable[tuple[Tensor, Tensor]]) -> bool:
+        """Evaluate at θ_0 as soon as that can be: all batches are there, and lazy layers have their weights.
+
+        Args:
+            start: parameters and their θ_0.
+
+        Returns:
+            Whether θ_0 is needed no more.
+        """
+        if self.why is None and self.complete and not any(is_lazy(p) for p in module.parameters()):
+            self.first = self._losses(trainer, module, start)
+        return self.first is not None or self.why is not None
+
+    def losses(self, trainer: Any, module: torch.nn.Module) -> tuple[Tensor, Tensor] | None:
+        """(size,) float64 losses at θ_0 and at θ as it is now, NaN once the probe has given up; None before θ_0's."""
+        last = None if self.first is None else self._losses(trainer, module, ())
+        if self.first is not None and last is not None:
+            return self.first, last
+        undefined = torch.full((self.size,), math.nan, dtype=torch.float64, device=next(module.parameters()).device)
+        return (undefined, undefined) if self.why is not None and self.complete else None
+
+    def _losses(self, trainer: Any, module: torch.nn.Module, weights: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
+        isolation = _isolation.Isolation(trainer, module, self.batches)
+        try:
+            with isolation.open():
+                found = []
+                for index, batch in enumerate(self.batches):
+                    twin = isolation.copy(weights, _SEED + index)
+                    found.append(_loss(trainer, twin, _isolation.kept(batch), index))
+                return torch.stack(found)
+        except Exception as error:  # whatever a training_step may raise on a copy and without gradients
+            self.give_up(_told(error))
+            return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors; of batches of other types, that they are lost."""
+        if self.why is not None:
+            return {"size": self.size, "why": self.why}
+        if self.first is None:
+            return {}
+        try:
+            batches = _plain_batches.encoded(self.batches, self.first.device)
+        except _plain_batches.NotPlain as error:
+            return {"size": self.size, "why": f"a checkpoint can't hold its batches ({error}): the run was resumed"}
+        return {"size": self.size, "first": self.first.cpu(), "batches": batches}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> Probe:
+        probe = cls(state["size"])
+        probe._delivered = probe.size
+        probe.why = state.get("why")
+        if probe.why is None:
+            probe.first = state["first"].to(device)
+            probe.batches = _plain_batches.decoded(state["batches"], device)
+        return probe
+
+
+def _told(error: Exception) -> str:
+    own = isinstance(error, (_isolation.NotIsolated, _isolation.Unreachable))
+    return str(error) if own else f"{type(error).__name__}: {error}"
+
+
+def _loss(trainer: Any, module: Any, batch: Any, index: int) -> Tensor:
+    """0-d float64, on its device."""
+    step = module.training_step
+    wanted = inspect.signature(step).parameters.values()
+    takes_index = len(wanted) > 1 or any(p.kind is p.VAR_POSITIONAL for p in wanted)
+    arguments = [batch, index] if takes_index else [batch]
+    with trainer.precision_plugin.train_step_context(), torch.no_grad():
+        output = step(*arguments)
+    loss = output["loss"] if isinstance(output, dict) else output
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"training_step returned {type(loss).__name__} for a probe batch, wanted a loss")
+    return loss.detach().double().reshape(())
 
 
 class StartWeights:
     """A copy of θ_0 of the parameters of a module and of its optimizers, by their names."""
 
     def __init__(self, module: torch.nn.Module, optimizers: Sequence[Any]) -> None:
-        self._module = module
         held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         found = {f"optimizers.{i}": p for i, p in enumerate(held)} | dict(module.named_parameters())
         self._names = {id(p): name for name, p in found.items()}
-        self._waiting = {name: p for name, p in found.items() if self._names[id(p)] == name}
+        self._found = {name: p for name, p in found.items() if self._names[id(p)] == name}
+        self._waiting = dict(self._found)
         self._values: dict[str, Tensor] = {}
 
     def take(self) -> None:
@@ -88,22 +150,9 @@ class StartWeights:
         """θ_0 of one of them; None where it is not known."""
         return self._values.get(self._names.get(id(parameter), ""))
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """θ_0 in place of θ, and θ back afterwards, bitwise."""
-        held: list[tuple[Tensor, Tensor]] = []
-        try:
-            with torch.no_grad():
-                for parameter in self._module.parameters():
-                    start = self.of(parameter)
-                    if start is not None:
-                        held.append((parameter, parameter.detach().clone()))
-                        parameter.copy_(start)
-            yield
-        finally:
-            with torch.no_grad():
-                for kept, value in held:
-                    kept.copy_(value)
+    def known(self) -> list[tuple[Tensor, Tensor]]:
+        """Each parameter whose θ_0 is known, and that."""
+        return [(p, self._values[name]) for name, p in self._found.items() if name in self._values]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: value.cpu() for name, value in self._values.items()}
@@ -116,56 +165,3 @@ class StartWeights:
         self._values |= {name: value.to(homes[name]) for name, value in state.items()}
         self._waiting = {name: p for name, p in self._waiting.items() if name not in state}
         return self
-
-
-@contextmanager
-def _undisturbed(trainer: Any, module: torch.nn.Module) -> Iterator[None]:
-    attributes = [(m, dict(m.__dict__)) for m in module.modules()]  # modes, counters, and metrics' states too
-    collections = [
-        (value, copy.copy(value))  # buffers by name, and what training_step collects
-        for _, names in attributes
-        for value in names.values()
-        if isinstance(value, (list, dict, set, deque))
-    ]
-    buffers = [(b, b.detach().clone()) for b in module.buffers()]
-    loggers, python, numpy = trainer.loggers, random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    try:
-        for metric in (m for m in module.modules() if isinstance(m, Metric)):
-            # In place of the states themselves: they may be part of a graph, and are changed in place.
-            metric.__dict__.update(apply_to_collection(_states(metric), Tensor, lambda t: t.detach().clone()))
-        with torch.random.fork_rng(devices=list(devices)):
-            trainer.loggers = [muted_logger(trainer)]
-            module.__dict__.update(log=_ignore, log_dict=_ignore)
-            yield
-    finally:
-        trainer.loggers = loggers
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        for part, names in attributes:
-            part.__dict__.clear()
-            part.__dict__.update(names)
-        for collection, entries in collections:
-            _put_back(collection, entries)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-
-def _put_back(collection: Any, entries: Any) -> None:
-    """The entries that a collection held, in itself: others may hold it too."""
-    collection.clear()
-    if isinstance(collection, (list, deque)):
-        collection.extend(entries)
-    else:
-        collection.update(entries)
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Takes the place of `log` while the probe is evaluated."""
-
-
-def _states(metric: Metric) -> dict[str, Any]:
-    """The states of a torchmetrics Metric, which it keeps as plain attributes, and its cache of them."""
-    kept = [*metric._defaults, "_computed", "_forward_cache", "_cache"]
-    return {name: metric.__dict__[name] for name in kept if name in metric.__dict__}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_speedlimit import _figure_logging, _lightning, _neuron_clouds
 from lightning_speedlimit._lightning import CallbackBase
+from lightning_speedlimit._plain_batches import why_not_plain
 from lightning_speedlimit._probe import Probe, StartWeights
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory import TrajectoryMeter
@@ -300,10 +301,8 @@ class SpeedLimit(CallbackBase):
             self._start.take()
         if self._announce and self.clouds is not None and not self._registered:
             self._register_clouds(trainer, pl_module)
-        if self._probe is not None and not self._probe.complete:
-            self._probe.keep(batch)
-            if self._probe.complete:
-                self._probe_start(trainer, pl_module)
+        if self._probe is not None and self._probe.first is None:
+            self._begin_probe(self._probe, trainer, pl_module, batch)
 
     @_never_raising
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
@@ -387,33 +386,30 @@ class SpeedLimit(CallbackBase):
         self._loss_sum, self._loss_count = None, 0
         return None if total is None else (total if count == 1 else total / count)
 
-    def _probe_start(self, trainer: Any, pl_module: Any) -> None:
-        """The probe's losses at θ_0: θ_0 takes the place of θ for as long as that lasts."""
-        assert self._probe is not None
-        if self._meter is None or self._start is None:
+    def _begin_probe(self, probe: Probe, trainer: Any, pl_module: Any, batch: Any) -> None:
+        """Keeps a batch; the probe's losses at θ_0 once they can be had."""
+        if self._meter is None:
             return
-        with self._start.in_place():
-            first = self._probe_losses(trainer, pl_module)
-        if self._probe is not None:
-            self._probe.first = first
-        if self.clouds is None:
+        probe.keep(batch)
+        if self._start is not None and probe.begin(trainer, pl_module, self._start.known()) and self.clouds is None:
             self._start = None
+        self._tell_of_probe(probe)
 
-    def _probe_losses(self, trainer: Any, pl_module: Any) -> Tensor | None:
-        assert self._probe is not None
-        try:
-            return self._probe.losses(trainer, pl_module)
-        except Exception as error:  # whatever a training_step may raise without gradients: training goes on
-            self._say(f"SpeedLimit could not evaluate probe_batches ({error}); the losses of training are used")
-            self._probe = None
-            return None
-
-    def _use_probe(self, trainer: Any, pl_module: Any) -> None:
-        if self._probe is None or self._probe.first is None or self._meter is None:
+    def _use_probe(self, meter: TrajectoryMeter, trainer: Any, pl_module: Any) -> None:
+        if self._probe is None:
             return
-        first, last = self._probe.first, self._probe_losses(trainer, pl_module)
-        if last is not None:
-            self._meter.record_probe(first, last)
+        found = self._probe.losses(trainer, pl_module)
+        if found is not None:
+            meter.record_probe(*found)
+        self._tell_of_probe(self._probe)
+
+    def _tell_of_probe(self, probe: Probe) -> None:
+        if probe.why is not None:
+            self._say(
+                f"SpeedLimit gives up probe_batches={probe.size}: {probe.why}. loss_drop and what rests on it are NaN; "
+                "probe_batches=0 estimates it from the losses of training",
+                key="probe",
+            )
 
     # -- measuring -------------------------------------------------------------------------------------------
 
@@ -422,7 +418,7 @@ class SpeedLimit(CallbackBase):
         meter, record = self._meter, self.record
         if meter is None or record is None or meter.steps == 0:
             return
-        self._use_probe(trainer, pl_module)
+        self._use_probe(meter, trainer, pl_module)
         values, sketch = meter.measure(sketch=True)
         if meter.no_sketch is not None:
             self._say(f"SpeedLimit keeps {meter.no_sketch}", key="sketch")
@@ -447,7 +443,9 @@ class SpeedLimit(CallbackBase):
 
     def _reasons(self, meter: TrajectoryMeter) -> dict[str, str]:
         reasons = dict(meter.reasons)
-        if self._probe is not None and self._probe.first is None:
+        if self._probe is not None and self._probe.why is not None:
+            reasons["loss_drop"] = f"probe_batches was given up: {self._probe.why}"
+        elif self._probe is not None and self._probe.first is None:
             reasons["loss_drop"] = f"until {self.probe_batches} probe batches have come, from the training losses"
         if self.monitor is not None and "no loss was recorded" in reasons.values():
             reasons["loss_drop"] = f"monitor={self.monitor!r} was not among the metrics logged at each step"
@@ -630,8 +628,12 @@ class SpeedLimit(CallbackBase):
             "loss": (None if self._loss_sum is None else self._loss_sum.cpu(), self._loss_count),
             "start": None if self._start is None else self._start.state_dict(),
         }
-        if self._probe is not None and self._probe.complete and self._probe.first is not None:
-            state["probe"] = {"first": self._probe.first.cpu(), "batches": self._probe.batches}
+        probe = {} if self._probe is None else self._probe.state_dict()
+        if probe:
+            state["probe"] = probe
+        unfit = why_not_plain(state)
+        if unfit is not None:
+            raise TypeError(f"it holds {unfit}, wanted plain types and tensors: checkpoints are loaded with weights_only")
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -669,9 +671,7 @@ class SpeedLimit(CallbackBase):
         loss, self._loss_count = loaded["loss"]
         self._loss_sum = None if loss is None else loss.to(pl_module.device)
         if "probe" in loaded and self.probe_batches:
-            self._probe = Probe(len(loaded["probe"]["batches"]))
-            self._probe.batches = trainer.strategy.batch_to_device(loaded["probe"]["batches"], pl_module.device)
-            self._probe.first = loaded["probe"]["first"].to(pl_module.device)
+            self._probe = Probe.restored(loaded["probe"], pl_module.device)
         wanting = [("probe_batches", self.probe_batches and self._probe is None), ("clouds", self.clouds is not None)]
         names = [name for name, wants in wanting if wants]
         if self._start is not None:

@@ -1,0 +1,160 @@
+"""A training step on copies of a module, from which nothing reaches the module itself."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_speedlimit import _lightning
+from lightning_speedlimit._reach import Snapshot, Unreachable, reach
+
+__all__ = ["Isolation", "NotIsolated", "Unreachable", "kept"]
+
+MOST_BYTES = 2**30  # of what a module holds besides its parameters and buffers
+
+
+class NotIsolated(RuntimeError):
+    """A copy of the module would not be one, or changed what it was copied from."""
+
+
+class Isolation:
+    """Copies of a module for a step to run on, for as long as the `with` block lasts.
+
+    At its end the module, the batches and the trainer's attributes are compared bit by bit with what they were, and
+    where something differs it is put back. Global generators are as they were in any case.
+
+    Raises:
+        NotIsolated: at the end: something differed.
+    """
+
+    def __init__(self, trainer: Any, module: torch.nn.Module, batches: Any) -> None:
+        self._trainer, self._module, self._batches = trainer, module, batches
+
+    @contextmanager
+    def open(self) -> Iterator[Isolation]:
+        with _generators_kept(), _eager():
+            before = self._snapshot()
+            changed: list[str] = []
+            try:
+                yield self
+            finally:
+                changed = before.changed()
+                if changed:
+                    before.restore()
+        if changed:
+            what = ", ".join(sorted(set(changed)))
+            raise NotIsolated(f"training_step changed something outside of its copy of the module ({what}), put back")
+
+    def _snapshot(self) -> Snapshot:
+        before = Snapshot(
+            [self._module, self._batches], leave={id(self._trainer)}, names=[vars(self._trainer)]
+        )
+        own = [*self._module.parameters(), *self._module.buffers()]
+        weights = {id(t) for t in own}
+        size = sum(x.nbytes for x in before.reach.own if isinstance(x, (Tensor, np.ndarray)) and id(x) not in weights)
+        if size > MOST_BYTES + sum(t.nbytes for t in own):
+            raise NotIsolated(f"the module holds {size / 2**30:.1f} GiB besides its parameters: keep data out of it")
+        self._own = before.reach.ids | {id(self._trainer)}
+        return before
+
+    def copy(self, weights: Iterable[tuple[Tensor, Tensor]], seed: int) -> torch.nn.Module:
+        """A copy of the module as it is, but for the weights given as (parameter, value).
+
+        Args:
+            seed: of the global generators, and of those that the module holds.
+
+        Raises:
+            NotIsolated: it shares something with the module that may change; a parameter given is not the module's.
+        """
+        memo: dict[int, Any] = {}
+        stand_in = _lightning.TrainerStandIn(self._trainer, lambda value: _deep_copy(value, memo))
+        memo[id(self._trainer)] = stand_in
+        twin = _deep_copy(self._module, memo)
+        stand_in.take(twin, memo)
+        with torch.no_grad():
+            for parameter, value in weights:
+                if id(parameter) not in memo:
+                    raise NotIsolated("a parameter that is trained is not held by the module")
+                memo[id(parameter)].copy_(value)
+        found = reach([twin])
+        shared = next((x for x in (*found.own, *found.around) if id(x) in self._own), None)
+        if shared is not None:
+            raise NotIsolated(
+                f"the module is also reached by another way than itself, as a closure or a global: its "
+                f"{type(shared).__name__} can't be replaced by a copy"
+            )
+        _seed(seed, found.own)
+        return twin
+
+
+class _Detached(TorchFunctionMode):
+    """Lets copies be made of tensors that are part of a graph: outputs that a module keeps, pruned weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = copy.deepcopy(tensor.detach(), memo)
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def _deep_copy(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    with torch.no_grad(), _Detached():
+        return copy.deepcopy(value, memo)
+
+
+def kept(batch: Any) -> Any:
+    """A copy of a batch, of which nothing is shared."""
+    return _deep_copy(batch)
+
+
+def _seed(seed: int, found: Iterable[Any]) -> None:
+    """Dropout draws the same masks at θ_0 and later: the difference is then the weights' alone."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    for generator in _device_generators():
+        generator.manual_seed(seed)
+    for item in found:
+        if isinstance(item, torch.Generator):
+            item.manual_seed(seed)
+        elif isinstance(item, random.Random):
+            item.seed(seed)
+        elif isinstance(item, np.random.BitGenerator):
+            item.state = type(item)(seed).state
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """The global generators of torch (all devices), numpy and Python, as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [(generator, generator.get_state()) for generator in _device_generators()]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        for generator, state in devices:
+            generator.set_state(state)
+
+
+def _device_generators() -> list[torch.Generator]:
+    """torch's own, of the devices that are in use: one that is not is not initialised for it."""
+    found = [torch.default_generator, *torch.cuda.default_generators, *torch.xpu.default_generators]
+    return [*found, torch.mps._get_default_mps_generator()] if torch.backends.mps.is_available() else found
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled parts run as they are written: each copy would be compiled anew, and count to torch's limit of these."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
