@@ -1,7 +1,7 @@
 """Trainings whose step touches more than its loss: each leaves a trace that a second evaluation would change."""
 
 import copy
-import gc
+import ctypes
 import itertools
 import random
 import threading
@@ -19,6 +19,7 @@ from callback_cases import batches
 from torch import Tensor, nn
 
 SEEN: list[int] = []
+GRAPHS: list[int] = []
 DRAWS = torch.Generator()
 CALLS = 0
 LINES: Iterator[int] = iter(())
@@ -55,6 +56,9 @@ class Case(pl.LightningModule):
         loss = self.loss(batch) + self.touch(batch, batch_idx)
         self.losses.append(float(loss.detach()))
         return loss
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.loss(batch)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05, momentum=0.5)
@@ -297,12 +301,25 @@ class Hooked(Case):
         return self.features["last"].square().mean()
 
 
+def counted(graph: Any, given: Any) -> Any:
+    GRAPHS.append(1)
+    return graph.forward
+
+
 class Compiled(Case):
+    """How often: each copy would be compiled anew, and at torch's limit of these the training goes on uncompiled."""
+
     def prepare(self) -> None:
-        self.quick = torch.compile(self.net[2], backend="eager")
+        GRAPHS.clear()
+        torch._dynamo.reset()  # type: ignore[attr-defined]
+        self.quick = torch.compile(self.net[2], backend=counted)
 
     def touch(self, batch: Any, batch_idx: int) -> Any:
         return self.quick(self.net[0](batch[0])).square().mean()
+
+    def trace(self) -> Any:
+        assert GRAPHS
+        return len(GRAPHS)
 
 
 class Loops(Case):
@@ -315,6 +332,24 @@ class Loops(Case):
 
     def trace(self) -> Any:
         return self.trainer.fit_loop.mine  # type: ignore[attr-defined]
+
+
+class Whole(Case):
+    """A step that compiles to one graph."""
+
+    def prepare(self) -> None:
+        GRAPHS.clear()
+        torch._dynamo.reset()  # type: ignore[attr-defined]
+        self.register_buffer("mean", torch.zeros(()))
+
+    def trace(self) -> Any:
+        assert GRAPHS
+        return len(GRAPHS)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        out = self.net(batch[0])
+        self.mean.lerp_(out.detach().mean(), 0.1)
+        return (out - batch[1]).square().mean() + 0.1 * self.mean
 
 
 # -- what a copy does not isolate: the probe is given up, nothing else happens -----------------------------------------
@@ -493,17 +528,16 @@ class Yields(Case):
         return next(self.scales)
 
 
-class Collected(Case):
+class Address(Case):
     """Finds itself by a way that no reference shows."""
 
     def prepare(self) -> None:
-        self.mark = 123
+        self.mark, self.address = 123, id(self)
 
     def touch(self, batch: Any, batch_idx: int) -> Any:
-        for other in [o for o in gc.get_objects() if type(o) is Collected]:
-            with torch.no_grad():
-                other.net[2].bias.add_(0.01)
-            other.mark += 1
+        other = ctypes.cast(self.address, ctypes.py_object).value
+        other.net[2].bias.data.add_(0.01)
+        other.mark += 1
         return 0.0
 
     def trace(self) -> Any:
@@ -516,7 +550,7 @@ ISOLATED: list[type[Case]] = [
 ]  # fmt: skip
 GIVEN_UP: list[type[Case]] = [
     Closure, Weakly, BoundBuiltin, GlobalList, GlobalGenerator, GlobalCount, GlobalIterator, GlobalModule, ClassCount,
-    Default, Singleton, Locked, Yields, Collected,
+    Default, Singleton, Locked, Yields, Address,
 ]  # fmt: skip
 
 
@@ -576,7 +610,7 @@ class Reads(Case):
     def loss(self, batch: Any) -> Tensor:
         if isinstance(batch, dict):
             x, y = torch.tensor(batch["x"]), torch.tensor(batch["y"])
-            batch["x"] *= 0.9
+            batch["x"] += batch["n"] * 0.01
             batch["how"].append("used")
         elif isinstance(batch, tuple):
             x, y = batch
@@ -589,3 +623,16 @@ class Reads(Case):
 
 def data(kind: str = "tuple") -> list[Any]:
     return [KINDS[kind](x, y) for x, y in batches(5, dtype=torch.float32)]
+
+
+class Stream:
+    """The batches as they are: torch's DataLoader makes others of some types."""
+
+    def __init__(self, given: Callable[[], list[Any]]) -> None:
+        self.given = given
+
+    def __len__(self) -> int:
+        return len(self.given())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.given())

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import last_row, loader, quiet, trainer
-from probe_cases import GIVEN_UP, ISOLATED, KINDS, Case, Reads, Teacher, data
+from callback_cases import last_row, quiet, trainer
+from probe_cases import GIVEN_UP, ISOLATED, KINDS, Case, Reads, Stream, Whole, counted, data
 
 from lightning_speedlimit import SpeedLimit
 
@@ -56,7 +56,7 @@ def fit(folder: Path, kind: type[Case], *callbacks: Any, compiled: bool = False,
     run = trainer(folder, *callbacks, watch, log_every_n_steps=2, max_epochs=2, max_steps=9)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        run.fit(torch.compile(model, backend="eager") if compiled else model, loader(given))
+        run.fit(torch.compile(model, backend=counted) if compiled else model, Stream(lambda: given))
     left = [vars(b) if hasattr(b, "x") and not isinstance(b, tuple) else b for b in given]
     attributes = sorted(vars(model))
     return (watch.seen, model.trace(), repr(left), attributes), [str(w.message) for w in said if "SpeedLimit" in str(w)]
@@ -114,7 +114,8 @@ def test_batches_of_any_type_are_left_alone(tmp_path: Path, kind: str) -> None:
         assert last_row(callback)["loss_drop_se"] > 0.0
 
 
+@pytest.mark.slow
 def test_a_compiled_module(tmp_path: Path) -> None:
-    callback, said = both(tmp_path, Teacher, compiled=True)
+    callback, said = both(tmp_path, Whole, compiled=True)
     assert said == []
     assert last_row(callback)["loss_drop_se"] > 0.0
