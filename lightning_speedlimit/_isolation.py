@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lightning_speedlimit import _lightning
-from lightning_speedlimit._reach import Snapshot, Unreachable, reach
+from lightning_speedlimit._reach import GENERATORS, Unreachable, reach
+from lightning_speedlimit._snapshot import Snapshot
 
 __all__ = ["Isolation", "NotIsolated", "Unreachable", "kept"]
 
@@ -33,41 +35,42 @@ class Isolation:
     where something differs it is put back. Global generators are as they were in any case.
 
     Raises:
-        NotIsolated: at the end: something differed.
+        NotIsolated: on entering: something can't be copied without a trace; at the end: something differed.
     """
 
     def __init__(self, trainer: Any, module: torch.nn.Module, batches: Any) -> None:
-        self._trainer, self._module, self._batches = trainer, module, batches
+        self._trainer, self._module = trainer, module
+        self._before = Snapshot([module, batches], leave={id(trainer)}, names=[vars(trainer)])
+        own = self._before.reach.own
+        closing = next((x for x in own if hasattr(type(x), "__del__")), None)
+        if closing is not None:
+            raise NotIsolated(f"the module holds a {type(closing).__name__}, which would be closed with each copy")
+        weights = [*module.parameters(), *module.buffers()]
+        known = {id(t) for t in weights}
+        size = sum(x.nbytes for x in own if isinstance(x, (Tensor, np.ndarray)) and id(x) not in known)
+        if size > MOST_BYTES + sum(t.nbytes for t in weights if not is_lazy(t)):
+            raise NotIsolated(f"the module holds {size / 2**30:.1f} GiB besides its parameters: keep data out of it")
+        self._generators = [x for x in own if isinstance(x, GENERATORS)]
+        self._checked = False
 
     @contextmanager
-    def open(self) -> Iterator[Isolation]:
+    def open(self) -> Iterator[None]:
+        changed: list[str] = []
         with _generators_kept(), _eager():
-            before = self._snapshot()
-            changed: list[str] = []
             try:
-                yield self
+                yield
             finally:
-                changed = before.changed()
+                changed = self._before.changed()
                 if changed:
-                    before.restore()
+                    self._before.restore()
         if changed:
+            how = "could not be put back" if self._before.changed() else "was put back"
             what = ", ".join(sorted(set(changed)))
-            raise NotIsolated(f"training_step changed something outside of its copy of the module ({what}), put back")
+            raise NotIsolated(f"training_step changed something outside of its copy of the module ({what}); it {how}")
 
-    def _snapshot(self) -> Snapshot:
-        before = Snapshot(
-            [self._module, self._batches], leave={id(self._trainer)}, names=[vars(self._trainer)]
-        )
-        own = [*self._module.parameters(), *self._module.buffers()]
-        weights = {id(t) for t in own}
-        size = sum(x.nbytes for x in before.reach.own if isinstance(x, (Tensor, np.ndarray)) and id(x) not in weights)
-        if size > MOST_BYTES + sum(t.nbytes for t in own):
-            raise NotIsolated(f"the module holds {size / 2**30:.1f} GiB besides its parameters: keep data out of it")
-        self._own = before.reach.ids | {id(self._trainer)}
-        return before
-
-    def copy(self, weights: Iterable[tuple[Tensor, Tensor]], seed: int) -> torch.nn.Module:
-        """A copy of the module as it is, but for the weights given as (parameter, value).
+    @contextmanager
+    def copy(self, weights: Iterable[tuple[Tensor, Tensor]], seed: int) -> Iterator[torch.nn.Module]:
+        """A copy of the module as it is, but for the weights given as (parameter, value); freed at the end.
 
         Args:
             seed: of the global generators, and of those that the module holds.
@@ -80,20 +83,39 @@ class Isolation:
         memo[id(self._trainer)] = stand_in
         twin = _deep_copy(self._module, memo)
         stand_in.take(twin, memo)
-        with torch.no_grad():
-            for parameter, value in weights:
-                if id(parameter) not in memo:
-                    raise NotIsolated("a parameter that is trained is not held by the module")
-                memo[id(parameter)].copy_(value)
-        found = reach([twin])
-        shared = next((x for x in (*found.own, *found.around) if id(x) in self._own), None)
+        try:
+            with torch.no_grad():
+                for parameter, value in weights:
+                    if id(parameter) not in memo:
+                        raise NotIsolated("a parameter that is trained is not held by the module")
+                    memo[id(parameter)].copy_(value)
+            if not self._checked:  # the others are made alike
+                self._check_apart(twin)
+                self._checked = True
+            _seed(seed, [memo[id(g)] for g in self._generators if id(g) in memo])
+            yield twin
+        finally:
+            _free(twin)
+            memo.clear()
+            vars(stand_in).clear()
+
+    def _check_apart(self, twin: torch.nn.Module) -> None:
+        """Nothing that a copy reaches is the module's own."""
+        own, found = self._before.reach.ids | {id(self._trainer)}, reach([twin])
+        shared = next((x for x in (*found.own, *found.around) if id(x) in own), None)
         if shared is not None:
             raise NotIsolated(
-                f"the module is also reached by another way than itself, as a closure or a global: its "
+                "the module is also reached by another way than itself, as a closure or a global: its "
                 f"{type(shared).__name__} can't be replaced by a copy"
             )
-        _seed(seed, found.own)
-        return twin
+
+
+def _free(twin: torch.nn.Module) -> None:
+    """Gives the memory back at once, where the copy refers to itself too."""
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        if not is_lazy(tensor):
+            tensor.data = tensor.data.new_empty(0)
+    twin.__dict__.pop("_trainer", None)
 
 
 class _Detached(TorchFunctionMode):
@@ -118,19 +140,19 @@ def kept(batch: Any) -> Any:
     return _deep_copy(batch)
 
 
-def _seed(seed: int, found: Iterable[Any]) -> None:
+def _seed(seed: int, own: Iterable[Any]) -> None:
     """Dropout draws the same masks at θ_0 and later: the difference is then the weights' alone."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     for generator in _device_generators():
         generator.manual_seed(seed)
-    for item in found:
-        if isinstance(item, torch.Generator):
-            item.manual_seed(seed)
-        elif isinstance(item, random.Random):
-            item.seed(seed)
-        elif isinstance(item, np.random.BitGenerator):
-            item.state = type(item)(seed).state
+    for generator in own:
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, np.random.BitGenerator):
+            generator.state = type(generator)(seed).state
+        elif not isinstance(generator, np.random.Generator):  # Python's, numpy's of old
+            generator.seed(seed)
 
 
 @contextmanager
@@ -156,5 +178,6 @@ def _device_generators() -> list[torch.Generator]:
 def _eager() -> AbstractContextManager[Any]:
     """Compiled parts run as they are written: each copy would be compiled anew, and count to torch's limit of these."""
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")
+        eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return eager
     return nullcontext()

@@ -183,11 +183,11 @@ class TrainerStandIn:
         muted = muted_logger(trainer)
         vars(self).update(_trainer=trainer, _copied=copied, logger=muted, loggers=[muted])
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # a step may ask what it is
         return type(vars(self)["_trainer"])
 
-    def take(self, twin: torch.nn.Module, memo: dict[int, Any]) -> None:
+    def take(self, twin: Any, memo: dict[int, Any]) -> None:
         """Be the trainer of the copy of a module.
 
         Args:

@@ -9,12 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import UninitializedParameter
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from lightning_speedlimit import _isolation, _plain_batches
-
-_SEED = 0
 
 
 class Probe:
@@ -63,23 +60,23 @@ class Probe:
             self.first = self._losses(trainer, module, start)
         return self.first is not None or self.why is not None
 
-    def losses(self, trainer: Any, module: torch.nn.Module) -> tuple[Tensor, Tensor] | None:
+    def losses(self, trainer: Any, module: Any) -> tuple[Tensor, Tensor] | None:
         """(size,) float64 losses at θ_0 and at θ as it is now, NaN once the probe has given up; None before θ_0's."""
         last = None if self.first is None else self._losses(trainer, module, ())
         if self.first is not None and last is not None:
             return self.first, last
-        undefined = torch.full((self.size,), math.nan, dtype=torch.float64, device=next(module.parameters()).device)
+        undefined = torch.full((self.size,), math.nan, dtype=torch.float64, device=module.device)
         return (undefined, undefined) if self.why is not None and self.complete else None
 
     def _losses(self, trainer: Any, module: torch.nn.Module, weights: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
-        isolation = _isolation.Isolation(trainer, module, self.batches)
+        found = []
         try:
+            isolation = _isolation.Isolation(trainer, module, self.batches)
             with isolation.open():
-                found = []
                 for index, batch in enumerate(self.batches):
-                    twin = isolation.copy(weights, _SEED + index)
-                    found.append(_loss(trainer, twin, _isolation.kept(batch), index))
-                return torch.stack(found)
+                    with isolation.copy(weights, index) as twin:  # a seed of its own for each
+                        found.append(_loss(trainer, twin, _isolation.kept(batch), index))
+            return torch.stack(found)
         except Exception as error:  # whatever a training_step may raise on a copy and without gradients
             self.give_up(_told(error))
             return None

@@ -1,20 +1,18 @@
-"""What an object reaches, by data and by code, and whether it is bit by bit as it was."""
+"""What an object reaches, by data and by code."""
 
 from __future__ import annotations
 
-import copyreg
 import dis
 import enum
 import functools
 import gc
 import logging
-import pickle
 import random
 import sys
 import sysconfig
 import types
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,17 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.parameter import is_lazy
 
 MOST_OBJECTS = 1_000_000
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, range, types.CodeType, enum.Enum, np.dtype, np.generic)
 _LEFT = (types.ModuleType, torch.dtype, torch.device, logging.Logger, logging.Handler)
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
-_MUTABLE = (dict, list, set, deque, bytearray, np.ndarray, Tensor, Module, *_GENERATORS)
+GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
+_MUTABLE = (dict, list, set, deque, bytearray, np.ndarray, Tensor, Module, *GENERATORS)
 _SHARED = (type, types.FunctionType, types.BuiltinFunctionType, weakref.ref)  # a deep copy refers to the same
 _WRAPPERS = (tuple, frozenset, types.MethodType, types.CellType, partial, property, classmethod, staticmethod)
 _NAMES = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME")
-_ABSENT = object()
 
 
 class Unreachable(RuntimeError):
@@ -56,7 +52,7 @@ class Reach:
     @property
     def ids(self) -> set[int]:
         """Of what a deep copy must not share: what can change of the objects' own."""
-        return {id(x) for x in self.own if isinstance(x, (*_MUTABLE, Iterator)) or _users(type(x))}
+        return {id(x) for x in self.own if isinstance(x, (*_MUTABLE, Iterator)) or is_users(type(x))}
 
 
 def reach(roots: Iterable[Any], leave: Collection[int] = ()) -> Reach:
@@ -94,7 +90,7 @@ def _is_followed(item: Any) -> bool:
     """Whether an object that code refers to is the user's data or code."""
     if isinstance(item, Iterator):
         raise Unreachable(f"its code uses a {type(item).__name__} outside of it, which can't be wound back")
-    return isinstance(item, (*_MUTABLE, *_SHARED, *_WRAPPERS)) or _users(type(item))
+    return isinstance(item, (*_MUTABLE, *_SHARED, *_WRAPPERS)) or is_users(type(item))
 
 
 def _parts(item: Any) -> list[Any]:
@@ -107,7 +103,9 @@ def _parts(item: Any) -> list[Any]:
         return item.ravel().tolist() if item.dtype.hasobject else []
     if isinstance(item, np.random.Generator):
         return [item.bit_generator]
-    names = None if isinstance(item, types.MethodType) else getattr(item, "__dict__", None)  # a method has its function's
+    names = (
+        None if isinstance(item, types.MethodType) else getattr(item, "__dict__", None)
+    )  # a method has its function's
     return [*gc.get_referents(item), *([names] if isinstance(names, dict) else [])]
 
 
@@ -119,19 +117,19 @@ def _code_of(item: Any) -> list[Any]:
     """What a copy shares: closures, defaults, globals that the user's functions name, what the user's classes hold."""
     if isinstance(item, types.FunctionType):
         inner = [item.__closure__, item.__defaults__, item.__kwdefaults__, vars(item)]
-        return inner + [value for names, space in _named(item) for value in map(space.get, names)]
+        return inner + [value for names, space in named_by(item) for value in map(space.get, names)]
     if isinstance(item, types.BuiltinFunctionType):
         return [item.__self__]
     if isinstance(item, weakref.ref):
         return [item()]
-    if isinstance(item, type) and _users(item):
+    if isinstance(item, type) and is_users(item):
         return [*item.__mro__, *vars(item).values()]
     return []
 
 
-def _named(function: types.FunctionType) -> list[tuple[list[str], dict[str, Any]]]:
+def named_by(function: types.FunctionType) -> list[tuple[list[str], dict[str, Any]]]:
     """The names of globals that a function reads or writes, and of attributes of the user's modules among them."""
-    if not _users(function):
+    if not is_users(function):
         return []
     names, attributes = _globals_of(function.__code__)
     space = function.__globals__
@@ -151,8 +149,14 @@ def _globals_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(names), frozenset(every)
 
 
-def _users(item: Any) -> bool:
-    return _users_module(getattr(item, "__module__", None) or "")
+def is_users(item: Any) -> bool:
+    return _users_module(_home(item))
+
+
+def _home(item: Any) -> str:
+    """The module that a class, or a function's code, is of: a wrapper carries the name of what it wraps."""
+    found = item.__globals__.get("__name__") if isinstance(item, types.FunctionType) else item.__module__
+    return found if isinstance(found, str) else ""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -170,213 +174,5 @@ def _users_module(name: str) -> bool:
 
 
 def _ours(item: Any) -> bool:
-    home = item.__module__ if isinstance(item, (type, types.FunctionType)) else type(item).__module__
-    return isinstance(home, str) and home.partition(".")[0] == __name__.partition(".")[0]
-
-
-# -- what it was, bit by bit -----------------------------------------------------------------------------------------
-
-
-class Snapshot:
-    """What the roots reach, as it is now; `restore` writes it back into the same objects."""
-
-    def __init__(self, roots: Iterable[Any], *, leave: Collection[int] = (), names: Iterable[dict[str, Any]] = ()) -> None:
-        """Args: names: dictionaries of which only the entries are kept, not what these refer to."""
-        self.reach = reach(roots, leave)
-        self._tensors: list[tuple[Tensor, Tensor]] = []
-        self._kept: list[_Kept] = [_of_dict(space) for space in names]
-        for item in (*self.reach.own, *self.reach.around):
-            if isinstance(item, Tensor):
-                self._tensors += _tensor(item)
-            else:
-                self._kept += _kept(item)
-
-    def changed(self) -> list[str]:
-        """Types of the objects that are not what they were; reads devices once."""
-        found = [k.name for k in self._kept if not k.same()]
-        return found + ["Tensor"] * _differ(self._tensors)
-
-    def restore(self) -> None:
-        for kept in self._kept:
-            if not kept.same():
-                kept.restore()
-        with torch.no_grad():
-            for tensor, value in self._tensors:
-                if tensor.shape != value.shape or tensor.dtype != value.dtype:
-                    tensor.data = value.clone()
-                else:
-                    tensor.detach().copy_(value)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    name: str
-    same: Callable[[], bool]
-    restore: Callable[[], Any]
-
-
-def _kept(item: Any) -> list[_Kept]:
-    """What can change about an object itself; what it refers to is kept for itself."""
-    if isinstance(item, dict):
-        return [_of_dict(item)]
-    if isinstance(item, (list, deque)):
-        entries = list(item)
-        return [_Kept(type(item).__name__, lambda: _all_are(item, entries), lambda: _refill(item, entries))]
-    if isinstance(item, set):
-        members = set(item)
-        ids = {id(x) for x in members}
-        return [_Kept("set", lambda: {id(x) for x in item} == ids, lambda: _refill(item, members))]
-    if isinstance(item, bytearray):
-        content = bytes(item)
-        return [_Kept("bytearray", lambda: item == content, lambda: item.__setitem__(slice(None), content))]
-    if isinstance(item, np.ndarray):
-        return [_of_array(item)]
-    if isinstance(item, types.CellType):
-        return [_of_attributes(item, ["cell_contents"])]
-    if isinstance(item, types.FunctionType):
-        return [_of_names(space, names) for names, space in _named(item)]
-    if isinstance(item, type):
-        return [_of_class(item)] if _users(item) else []
-    if isinstance(item, _GENERATORS):
-        return _of_generator(item)
-    slots = copyreg._slotnames(type(item)) if hasattr(type(item), "__slots__") else []  # type: ignore[attr-defined]
-    return [_of_attributes(item, slots)] if slots else []
-
-
-def _all_are(now: Iterable[Any], before: Collection[Any]) -> bool:
-    now = list(now)
-    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
-
-
-def _refill(collection: Any, entries: Any) -> None:
-    """The entries that a collection held, in itself: others may hold it too."""
-    collection.clear()
-    if isinstance(collection, (list, deque)):
-        collection.extend(entries)
-    else:
-        collection.update(entries)
-
-
-def _of_dict(space: dict[Any, Any]) -> _Kept:
-    keys, values = list(space), list(space.values())
-
-    def restore() -> None:
-        kind = OrderedDict if isinstance(space, OrderedDict) else dict  # not what a class of one's own makes of it
-        kind.clear(space)
-        for key, value in zip(keys, values, strict=True):
-            kind.__setitem__(space, key, value)
-
-    return _Kept("dict", lambda: _all_are(space, keys) and _all_are(space.values(), values), restore)
-
-
-def _of_names(space: dict[str, Any], names: Iterable[str]) -> _Kept:
-    before = {name: space.get(name, _ABSENT) for name in names}
-
-    def restore() -> None:
-        for name, value in before.items():
-            if value is _ABSENT:
-                space.pop(name, None)
-            else:
-                space[name] = value
-
-    return _Kept("global", lambda: all(space.get(n, _ABSENT) is v for n, v in before.items()), restore)
-
-
-def _of_class(cls: type) -> _Kept:
-    before = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
-
-    def restore() -> None:
-        for name in [n for n in vars(cls) if not n.startswith("__") and n not in before]:
-            delattr(cls, name)
-        for name, value in before.items():
-            if vars(cls).get(name, _ABSENT) is not value:
-                setattr(cls, name, value)
-
-    def same() -> bool:
-        now = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
-        return now.keys() == before.keys() and all(now[name] is value for name, value in before.items())
-
-    return _Kept(f"class {cls.__name__}", same, restore)
-
-
-def _of_attributes(item: Any, names: list[str]) -> _Kept:
-    def now() -> dict[str, Any]:
-        found = {}
-        for name in names:
-            try:
-                found[name] = getattr(item, name)
-            except (AttributeError, ValueError):  # a slot, a cell, that holds nothing
-                found[name] = _ABSENT
-        return found
-
-    def restore() -> None:
-        for name, value in before.items():
-            if value is not _ABSENT:
-                object.__setattr__(item, name, value)
-            elif now()[name] is not _ABSENT:
-                object.__delattr__(item, name)
-
-    before = now()
-    return _Kept(type(item).__name__, lambda: all(v is before[n] for n, v in now().items()), restore)
-
-
-def _of_array(array: np.ndarray) -> _Kept:
-    if array.dtype.hasobject:
-        objects = array.ravel().tolist()
-        return _Kept("ndarray", lambda: _all_are(array.ravel().tolist(), objects), lambda: _fill(array, objects))
-    before = array.copy()
-    content = before.tobytes()
-    return _Kept("ndarray", lambda: array.tobytes() == content, lambda: np.copyto(array, before))
-
-
-def _fill(array: np.ndarray, objects: list[Any]) -> None:
-    for index, value in zip(np.ndindex(array.shape), objects, strict=True):
-        array[index] = value
-
-
-def _of_generator(item: Any) -> list[_Kept]:
-    name = f"{type(item).__module__}.{type(item).__name__}"
-    if isinstance(item, torch.Generator):
-        state = item.get_state()
-        return [_Kept(name, lambda: torch.equal(item.get_state(), state), lambda: item.set_state(state))]
-    if isinstance(item, random.Random):
-        drawn = item.getstate()
-        return [_Kept(name, lambda: item.getstate() == drawn, lambda: item.setstate(drawn))]
-    if isinstance(item, np.random.Generator):
-        return []  # its bit generator is kept
-    if isinstance(item, np.random.RandomState):
-        place = item.get_state(legacy=False)
-        return [_Kept(name, lambda: _bytes(item.get_state(legacy=False)) == _bytes(place), lambda: item.set_state(place))]
-    bits = item.state
-    return [_Kept(name, lambda: _bytes(item.state) == _bytes(bits), lambda: setattr(item, "state", bits))]
-
-
-def _bytes(state: Any) -> bytes:
-    return pickle.dumps(state)
-
-
-def _tensor(tensor: Tensor) -> list[tuple[Tensor, Tensor]]:
-    if is_lazy(tensor) or tensor.is_meta:
-        return []
-    return [(tensor, tensor.detach().clone())]
-
-
-def _differ(pairs: list[tuple[Tensor, Tensor]]) -> bool:
-    flags: dict[torch.device, list[Tensor]] = {}
-    for tensor, value in pairs:
-        if tensor.shape != value.shape or tensor.dtype != value.dtype or tensor.layout != value.layout:
-            return True
-        flags.setdefault(tensor.device, []).append(_other_bits(tensor.detach(), value))
-    return any(bool(torch.stack(found).any()) for found in flags.values())
-
-
-def _other_bits(a: Tensor, b: Tensor) -> Tensor:
-    """0-d: whether two tensors of one shape differ in a bit (NaN is itself, 0 is not −0)."""
-    if a.layout != torch.strided:
-        a, b = a.to_dense(), b.to_dense()
-    if a.is_complex():
-        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
-    if a.is_floating_point():
-        whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
-        a, b = a.contiguous().view(whole), b.contiguous().view(whole)
-    return (a != b).any()
+    home = _home(item if isinstance(item, (type, types.FunctionType)) else type(item))
+    return home.partition(".")[0] == __name__.partition(".")[0]

@@ -633,7 +633,9 @@ class SpeedLimit(CallbackBase):
             state["probe"] = probe
         unfit = why_not_plain(state)
         if unfit is not None:
-            raise TypeError(f"it holds {unfit}, wanted plain types and tensors: checkpoints are loaded with weights_only")
+            raise TypeError(
+                f"it holds {unfit}, wanted plain types and tensors: checkpoints are loaded with weights_only"
+            )
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 SEEN: list[int] = []
 GRAPHS: list[int] = []
+OPEN: set[str] = set()
 DRAWS = torch.Generator()
 CALLS = 0
 LINES: Iterator[int] = iter(())
@@ -166,7 +167,7 @@ class Globals(Case):
     """The global generators, of torch, numpy and Python."""
 
     def touch(self, batch: Any, batch_idx: int) -> Any:
-        return self.net[2].weight.sum() * 0.1 * (torch.rand(()) + np.random.rand() + random.random())
+        return self.net[2].weight.sum() * 0.1 * (torch.rand(()) + np.random.rand() + random.random())  # noqa: NPY002
 
 
 class Iterators(Case):
@@ -528,6 +529,24 @@ class Yields(Case):
         return next(self.scales)
 
 
+class Handle:
+    """Something that is open until it is no more."""
+
+    def __init__(self) -> None:
+        OPEN.add("it")
+
+    def __del__(self) -> None:
+        OPEN.discard("it")
+
+
+class Closes(Case):
+    def prepare(self) -> None:
+        self.handle = Handle()
+
+    def trace(self) -> Any:
+        return set(OPEN)
+
+
 class Address(Case):
     """Finds itself by a way that no reference shows."""
 
@@ -550,7 +569,7 @@ ISOLATED: list[type[Case]] = [
 ]  # fmt: skip
 GIVEN_UP: list[type[Case]] = [
     Closure, Weakly, BoundBuiltin, GlobalList, GlobalGenerator, GlobalCount, GlobalIterator, GlobalModule, ClassCount,
-    Default, Singleton, Locked, Yields, Address,
+    Default, Singleton, Locked, Yields, Address, Closes,
 ]  # fmt: skip
 
 

@@ -1,15 +1,21 @@
 """The probe: losses of fixed batches at θ_0 and now, against the same losses evaluated by hand."""
 
+import gc
 import math
+import random
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from callback_cases import EXACT, Batch, Regressor, batches, last_row, loader, quiet, sgd, trainer
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit import SpeedLimit, _isolation
 
 
 def loss_at(theta: Tensor, data: list[Batch]) -> Tensor:
@@ -77,7 +83,6 @@ def test_dropout_draws_the_same_masks_at_both_ends(tmp_path: Path) -> None:
 
 def test_a_pair_of_probes_after_a_clamp_does_not_count_it_twice(tmp_path: Path) -> None:
     """The probe looks for moves before it puts θ_0 in place; the next step looks again."""
-    import pytorch_lightning as pl
 
     class Shift(pl.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -110,8 +115,8 @@ def test_training_step_may_take_what_lightning_gives_it(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize("fails", ["at once", "later"])
-def test_a_probe_that_cannot_be_evaluated_is_said_once(tmp_path: Path, fails: str) -> None:
-    """A penalty on a gradient needs a graph, which the probe does not build: the training's losses serve."""
+def test_a_probe_that_cannot_be_evaluated_is_said_once_and_undefined(tmp_path: Path, fails: str) -> None:
+    """A penalty on a gradient needs a graph, which the probe does not build."""
 
     class Penalised(Probed):
         def training_step(self, batch: Batch, batch_idx: int) -> Any:
@@ -121,13 +126,147 @@ def test_a_probe_that_cannot_be_evaluated_is_said_once(tmp_path: Path, fails: st
             return loss
 
     model, callback = Penalised(), quiet(probe_batches=2)
-    with pytest.warns(UserWarning, match="could not evaluate probe_batches") as said:
+    with pytest.warns(UserWarning, match="gives up probe_batches=2: RuntimeError: element 0") as said:
         trainer(tmp_path, callback).fit(model, loader(batches(8)))
     assert sum("probe_batches" in str(w.message) for w in said) == 1
-    assert last_row(callback)["step"] == 8
-    if fails == "at once":
-        losses = model.tape.losses
-        assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - (2 * losses[-1] - losses[-2]), rel=EXACT)
+    assert callback.record is not None
+    drops = callback.record.columns["loss_drop"]
+    assert len(drops) == 8
+    known = 4 if fails == "later" else 1  # rows; in the first the training losses serve, for a batch is missing
+    assert [math.isnan(drop) for drop in drops] == [False] * known + [True] * (8 - known)
+    assert "given up: RuntimeError" in callback.record.reasons["loss_drop"]
+    assert "given up: RuntimeError" in str(callback.record.summary())
+
+
+class Following(pl.LightningModule):
+    """A teacher that is moved in the step, and weights that are not there before the first one."""
+
+    def __init__(self, *, lazy: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.student: nn.Module = nn.LazyLinear(1) if lazy else nn.Linear(4, 1)
+        self.teacher = nn.Linear(4, 1).requires_grad_(False)
+        self.double()
+        self.starts: list[list[Tensor]] = []
+        self.ends: list[list[Tensor]] = []
+
+    def loss(self, batch: Batch) -> Tensor:
+        if not isinstance(self.student, nn.LazyLinear):
+            with torch.no_grad():
+                self.teacher.weight.lerp_(self.student.weight, 0.3)
+        x, y = batch
+        return (self.student(x) - 0.5 * y - 0.5 * self.teacher(x)).square().mean()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.starts.append([p.detach().clone() for p in self.parameters() if not is_lazy(p)])
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.ends.append([p.detach().clone() for p in self.parameters()])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.student.parameters(), lr=0.05)
+
+
+def test_each_batch_is_evaluated_at_the_same_weights(tmp_path: Path) -> None:
+    """The teacher of the copy moves; the next batch finds it where it was."""
+    data, callback, model = batches(6), quiet(probe_batches=3), Following()
+    trainer(tmp_path, callback).fit(model, loader(data))
+
+    def losses(weights: list[Tensor]) -> Tensor:
+        found = []
+        for batch in data[:3]:
+            fresh = Following()
+            with torch.no_grad():
+                for parameter, value in zip(fresh.parameters(), weights, strict=True):
+                    parameter.copy_(value)
+                found.append(fresh.loss(batch))
+        return torch.stack(found)
+
+    fall = losses(model.starts[0]) - losses([p.detach() for p in model.parameters()])
+    assert last_row(callback)["loss_drop"] == pytest.approx(float(fall.mean()), rel=EXACT)
+    assert last_row(callback)["loss_drop_se"] == pytest.approx(float(fall.std()) / 3**0.5, rel=EXACT)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_lazy_weights_are_those_of_the_training(tmp_path: Path, size: int) -> None:
+    """A copy that is taken before their first forward pass would draw others."""
+    data, callback, model = batches(6), quiet(probe_batches=size), Following(lazy=True)
+    model.teacher.requires_grad_(False).weight.data.zero_()
+    trainer(tmp_path, callback).fit(model, loader(data))
+    first, teacher = model.ends[0][:2], model.ends[0][2:]
+    assert not isinstance(model.student, nn.LazyLinear)
+
+    def loss(batch: Batch, weights: list[Tensor], mean: list[Tensor]) -> Tensor:
+        weight = mean[0].lerp(weights[0], 0.3)
+        x, y = batch
+        linear = nn.functional.linear
+        return (linear(x, *weights) - 0.5 * y - 0.5 * linear(x, weight, mean[1])).square().mean()
+
+    now = [p.detach() for p in model.parameters()]
+    fall = torch.stack([loss(b, first, teacher) - loss(b, now[:2], now[2:]) for b in data[:size]])
+    assert last_row(callback)["loss_drop"] == pytest.approx(float(fall.mean()), rel=EXACT)
+
+
+class Noisy(Regressor):
+    """Noise from a generator of its own, of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__(sgd(lr=0.0))
+        self.torch, self.numpy, self.python = torch.Generator(), np.random.default_rng(1), random.Random(2)
+        self.legacy = np.random.RandomState(3)
+
+    def loss(self, batch: Batch) -> Tensor:
+        drawn = torch.rand((), generator=self.torch) + self.numpy.random() + self.python.random() + self.legacy.rand()
+        return super().loss(batch) * (drawn + torch.rand(()) + np.random.rand() + random.random())  # noqa: NPY002
+
+
+def test_generators_draw_the_same_numbers_at_both_ends(tmp_path: Path) -> None:
+    callback = quiet(probe_batches=3)
+    trainer(tmp_path, callback).fit(Noisy(), loader(batches(6)))
+    assert last_row(callback)["loss_drop"] == 0.0
+
+
+@pytest.mark.parametrize("limit", ["objects", "bytes"])
+def test_a_module_that_holds_data_is_not_copied(tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if limit == "objects":
+        monkeypatch.setattr("lightning_speedlimit._reach.MOST_OBJECTS", 500)
+    else:
+        monkeypatch.setattr("lightning_speedlimit._isolation.MOST_BYTES", 1000)
+    model, callback = Probed(), quiet(probe_batches=2)
+    model.kept = [[i] for i in range(600)] if limit == "objects" else torch.zeros(2000)
+    wanted = "more than 500 objects" if limit == "objects" else "besides its parameters"
+    with pytest.warns(UserWarning, match=rf"gives up probe_batches=2.*{wanted}.*out of"):
+        trainer(tmp_path, callback).fit(model, loader(batches(4)))
+    assert math.isnan(last_row(callback)["loss_drop"])
+
+
+def test_copies_are_freed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the garbage collector, though the module refers to itself, and to the trainer."""
+    made: list[weakref.ref[Tensor]] = []
+    deep_copy = _isolation._deep_copy
+
+    def watched(value: Any, *memo: Any) -> Any:
+        found = deep_copy(value, *memo)
+        if isinstance(found, nn.Module):
+            made.extend(weakref.ref(p) for p in found.parameters())
+        return found
+
+    monkeypatch.setattr(_isolation, "_deep_copy", watched)
+    model, callback = Probed(), quiet(probe_batches=2)
+    model.myself = [model]
+    gc.collect()
+    gc.disable()
+    try:
+        trainer(tmp_path, callback).fit(model, loader(batches(6)))
+        kept = sum(found.numel() for found in (ref() for ref in made) if found is not None)
+    finally:
+        gc.enable()
+    assert len(made) > 4 * 8
+    assert kept == 0
+    assert last_row(callback)["loss_drop_se"] > 0
 
 
 @pytest.mark.mode(

@@ -41,7 +41,9 @@ def test_a_checkpoint_loads_everywhere_and_the_probe_goes_on_or_says_why_not(tmp
     assert ("batches" in state["probe"]) == (kind in PLAIN)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer(tmp_path, quiet(probe_batches=2)).test(Reads(), Stream(lambda: data(kind)), ckpt_path=ckpt, verbose=False)
+        trainer(tmp_path, quiet(probe_batches=2)).test(
+            Reads(), Stream(lambda: data(kind)), ckpt_path=ckpt, verbose=False
+        )
         Reads.load_from_checkpoint(ckpt)
     said = fit(tmp_path / "resumed", resumed, Reads(), kind, ckpt=ckpt)
     assert whole.record is not None

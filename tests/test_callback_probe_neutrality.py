@@ -38,7 +38,7 @@ class Watch(pl.Callback):
 
 
 def generators(module: Case) -> list[Any]:
-    numpy: Any = np.random.get_state()
+    numpy: Any = np.random.get_state()  # noqa: NPY002
     found = [torch.get_rng_state().numpy().tobytes(), numpy[1].tobytes(), numpy[2:], random.getstate()]
     if hasattr(module, "legacy"):
         own: Any = module
@@ -51,7 +51,7 @@ def fit(folder: Path, kind: type[Case], *callbacks: Any, compiled: bool = False,
     """What the training did, and the warnings of the callback."""
     model, watch, given = kind(), Watch(), data(batch)
     torch.manual_seed(1)
-    np.random.seed(2)
+    np.random.seed(2)  # noqa: NPY002
     random.seed(3)
     run = trainer(folder, *callbacks, watch, log_every_n_steps=2, max_epochs=2, max_steps=9)
     with warnings.catch_warnings(record=True) as said:

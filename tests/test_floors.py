@@ -51,6 +51,10 @@ ALIASES = {
     "_lightning": "callback",
     "_neuron_clouds": "callback",
     "_probe": "callback",
+    "_plain_batches": "callback",
+    "_isolation": "callback",
+    "_snapshot": "callback",
+    "_reach": "callback",
     "_start_file": "callback",
     "__main__": "cli",
 }
