@@ -82,8 +82,9 @@ class SpeedLimit(CallbackBase):
         entropy_production: the estimate of Q that `efficiency` divides by.
         monitor: the loss: None = training_step's, else the name of a metric that is logged at every step.
         loss_window: losses at each end of the run from which L_0 and L_K are extrapolated.
-        probe_batches: n > 0: loss_drop from the first n training batches, evaluated at θ_0 and on log steps
-            (n forward passes each), instead of from the window of training losses.
+        probe_batches: n > 0: loss_drop from the first n training batches, evaluated at θ_0 and on log steps on
+            copies of the module (n forward passes each), instead of from the window of training losses. Where the
+            module can't be copied without a trace, it says so, and the loss drop is NaN.
         measure_every_n_steps: measure one step of each block of n, drawn at random: cheaper, with standard
             errors; the bounds then hold up to these. What is logged follows the Trainer.
         clouds: "neurons": at the end of each epoch, W₂ between each layer's neurons at θ_0 and now, and how much of

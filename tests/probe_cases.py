@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 SEEN: list[int] = []
 GRAPHS: list[int] = []
-OPEN: set[str] = set()
+OPEN: set[int] = set()
+HANDLES = itertools.count()
 DRAWS = torch.Generator()
 CALLS = 0
 LINES: Iterator[int] = iter(())
@@ -533,10 +534,11 @@ class Handle:
     """Something that is open until it is no more."""
 
     def __init__(self) -> None:
-        OPEN.add("it")
+        self.number = next(HANDLES)
+        OPEN.add(self.number)
 
     def __del__(self) -> None:
-        OPEN.discard("it")
+        OPEN.discard(self.number)
 
 
 class Closes(Case):
@@ -544,7 +546,7 @@ class Closes(Case):
         self.handle = Handle()
 
     def trace(self) -> Any:
-        return set(OPEN)
+        return self.handle.number in OPEN
 
 
 class Address(Case):
