@@ -404,6 +404,12 @@ class SpeedLimit(CallbackBase):
             meter.record_probe(*found)
         self._tell_of_probe(self._probe)
 
+    def _agree_on_probe(self, drop: float) -> None:
+        """One process that gives up makes the mean NaN for all: the others give up too, and wait for it no more."""
+        if self._several and self._probe is not None and self._probe.first is not None and math.isnan(drop):
+            self._probe.give_up("its losses are NaN on one of the processes")
+            self._tell_of_probe(self._probe)
+
     def _tell_of_probe(self, probe: Probe) -> None:
         if probe.why is not None:
             self._say(
@@ -421,6 +427,7 @@ class SpeedLimit(CallbackBase):
             return
         self._use_probe(meter, trainer, pl_module)
         values, sketch = meter.measure(sketch=True)
+        self._agree_on_probe(values["loss_drop"])
         if meter.no_sketch is not None:
             self._say(f"SpeedLimit keeps {meter.no_sketch}", key="sketch")
         record.run["measured_coordinates"] = meter.measured_coordinates

@@ -29,14 +29,23 @@ class Module(pl.LightningModule):
     """Takes its process's part of each batch; a process alone takes all parts, and their mean loss.
 
     fails_at: the step in which the second process raises an error. stops_at: in which either asks to stop.
+    refuses_at: from which step on the second process refuses to be evaluated without gradients.
     """
 
-    def __init__(self, *, fails_at: int | None = None, stops_at: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fails_at: int | None = None,
+        stops_at: tuple[int, int] | None = None,
+        refuses_at: float = float("inf"),
+    ) -> None:
         super().__init__()
         self.net = Net()
-        self.fails_at, self.stops_at = fails_at, stops_at
+        self.fails_at, self.stops_at, self.refuses_at = fails_at, stops_at, refuses_at
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_rank == 1 and self.global_step >= self.refuses_at and not torch.is_grad_enabled():
+            raise ArithmeticError("no gradients on the second process")
         if self.global_rank == 1 and self.global_step == self.fails_at:
             raise ArithmeticError("on the second process alone")
         if self.stops_at and self.global_step == self.stops_at[self.global_rank]:
@@ -185,6 +194,7 @@ def launched(rank: int, folder: str, port: int) -> None:
 
     two("plain")
     two("probe", speed_limit(probe_batches=3))
+    two("refused", speed_limit(probe_batches=3), Module(refuses_at=9))
     two("clouds", speed_limit(clouds="neurons", per_layer=True))
     two("talkative", Talkative(print_summary=False))
     two("without", False)

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -91,6 +92,18 @@ def test_one_collective_a_row_and_one_writer(root: Path, name: str) -> None:
         # The comparison of an epoch's neurons is a reading of its own.
         assert seen["sent"] - without["sent"] == len(ROWS) + (EPOCHS if name == "clouds" else 0)
         assert (seen["saves"] > 0) == (rank == 0)
+
+
+def test_a_probe_that_one_process_gives_up_is_given_up_by_all(root: Path) -> None:
+    """Said by the first process, which sees it in the mean; rows and what is sent for them stay as they are."""
+    record = RunRecord.load(root / "refused" / "run" / "speed_limit")
+    assert record.columns["step"].tolist() == ROWS
+    known = [step < 9 for step in ROWS]
+    assert np.isfinite(record.columns["loss_drop"]).tolist() == known
+    assert True in known
+    assert record.reasons["loss_drop"] == "probe_batches was given up: its losses are NaN on one of the processes"
+    for rank in range(2):
+        assert witness(root / "refused", rank)["sent"] == witness(root / "probe", rank)["sent"]
 
 
 def test_the_count_can_fail(root: Path) -> None:
