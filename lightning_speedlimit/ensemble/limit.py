@@ -17,7 +17,7 @@ from lightning_speedlimit.transport.duals import Pairing
 
 EntropyEstimator = Literal["gaussian", "neighbours"]
 
-_POTENTIAL_SWEEPS = 64
+_POTENTIAL_SWEEPS = 500
 _POTENTIAL_GAP = 1e-3  # of W₂²: what its standard error may be off by, and more than an error needs
 
 
@@ -152,9 +152,9 @@ def sampled_distance(x: Tensor, y: Tensor, transport: Transport) -> Sampled:
     a, b = x - centre, y[matching] - centre
     costs = a.square().sum(1)[:, None] + b.square().sum(1) - 2.0 * (a @ b.T)
     costs.diagonal().copy_(own)
-    pairing = Pairing(costs, own, torch.full_like(own, 1.0 / len(own)))
-    potential, _ = pairing.best_of(torch.zeros_like(own), -(a * (b - a)).sum(1))
-    potential, _ = pairing.improve(potential, sweeps=_POTENTIAL_SWEEPS, enough=_POTENTIAL_GAP * transport.value)
+    pairing = Pairing(costs, torch.arange(len(own), device=own.device), own, torch.full_like(own, 1.0 / len(own)))
+    starts = torch.zeros_like(own), -(a * (b - a)).sum(1)
+    potential, _ = pairing.improve(*starts, enough=_POTENTIAL_GAP * transport.value, sweeps=_POTENTIAL_SWEEPS)
     partner = torch.empty_like(own)
     partner[matching] = own - potential
     return Sampled(transport.value, potential + partner)

@@ -16,6 +16,7 @@ from torch import Tensor
 Cloud = Tensor | Iterable[Tensor]
 
 BLOCK_BYTES = 2**23  # of one float64 block of one cloud; about ten of them are held at a time
+_PART_BYTES = 2**20  # of the rows of a matrix that one core's cache holds while several operations pass over them
 _HALF = (torch.float16, torch.bfloat16)
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -129,12 +130,12 @@ class Clouds:
         return _normalised("weights_x", given_x, n, device), _normalised("weights_y", given_y, m, device)
 
     def line(self) -> tuple[Tensor, Tensor] | None:
-        """x (N,) and y (M,) where the particles have one coordinate, are all here and can be read again; else None."""
-        if self.group is not None or not self.rereadable:
+        """x (N,) and y (N,) where as many particles have one coordinate and one weight, and all are here; else None."""
+        if self.group is not None or not self.rereadable or self._given != (None, None):
             return None
         blocks = self.blocks()
         x, y = next(blocks)
-        if x.shape[1] > 1 or next(blocks, None) is not None:
+        if x.shape != y.shape or x.shape[1] > 1 or next(blocks, None) is not None:
             return None
         return x[:, 0], y[:, 0]
 
@@ -174,8 +175,9 @@ def check_finite(x: float, y: float, shift: float) -> None:
 
 
 def row_parts(matrix: Tensor) -> Iterator[slice]:
-    """Slices of rows that take at most `BLOCK_BYTES` in float64: no second matrix of the same size is made."""
-    step = max(1, BLOCK_BYTES // (8 * max(1, matrix.shape[1])))
+    """Slices of rows that take little in float64: no second matrix of the same size is made."""
+    size = min(BLOCK_BYTES, _PART_BYTES) if matrix.device.type == "cpu" else BLOCK_BYTES
+    step = max(1, size // (8 * max(1, matrix.shape[1])))
     return (slice(start, start + step) for start in range(0, len(matrix), step))
 
 

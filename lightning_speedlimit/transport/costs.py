@@ -172,10 +172,13 @@ def sharpen(costs: Costs, clouds: Clouds) -> None:
 def _uncertain(costs: Costs) -> tuple[Tensor, Tensor]:
     """(P,), (P,): rows and columns of the entries to compute anew."""
     rows, columns = (torch.arange(count, device=costs.lower.device) for count in costs.lower.shape)
+    largest = costs.uncertainty(*(root.argmax() for root in costs.roots)).item()
     worst = _ACCURATE
     while True:
-        found = []
+        found = [rows.new_zeros(0, 2)]
         for part in row_parts(costs.lower):
+            if worst * costs.lower[part].min().item() > largest:
+                continue
             error = costs.uncertainty(rows[part, None], columns)
             uncertain = error > worst * (costs.lower[part] + error)
             if costs.diagonal is not None:

@@ -80,7 +80,7 @@ def program(costs: Tensor, w: Tensor, v: Tensor) -> tuple[Plan, Tensor]:
     for _ in range(_ROUNDS):
         reduced = costs - f[:, None]
         reduced -= g
-        reduced.clamp_(max=cap)
+        reduced.clamp_(min=0, max=cap)  # of large costs rounding leaves negative ones, on which the simplex fails
         unit = reduced.max().item() or 1.0
         reduced /= unit
         masses, log = emd(*(side.cpu().numpy() for side in (w, v, reduced)), numItermax=_PIVOTS, log=True)

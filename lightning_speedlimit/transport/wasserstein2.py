@@ -13,17 +13,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_speedlimit.transport import plans, sinkhorn
-from lightning_speedlimit.transport.clouds import Cloud, Clouds
+from lightning_speedlimit.transport.clouds import Cloud, Clouds, check_finite
 from lightning_speedlimit.transport.costs import EPS, MAX_PAIRS, Costs, direct, read, sharpen
-from lightning_speedlimit.transport.duals import OPTIMAL, Pairing, column_minima, feasible, row_minima
+from lightning_speedlimit.transport.duals import OPTIMAL, Pairing, column_minima, feasible, nearest, row_minima
 from lightning_speedlimit.transport.moments import moment_bounds
 from lightning_speedlimit.transport.plans import Plan
 
 _UNDERFLOW = 1e-300  # squares below 2⁻¹⁰²² lose digits, and below 2⁻¹⁰⁷⁴ all of them: no more than this per sum
-_COLD = 512  # particles up to which an assignment needs no potentials
+_COLD = 512  # particles up to which an assignment takes milliseconds on any costs
+_SOLVED = 4096  # particles up to which one on a CPU, or a network simplex, needs no Sinkhorn potentials
+_FLAT = 8  # coordinates up to which Sinkhorn potentials would have to be too sharp to help
+_FREE = 0.34, 0.45  # share of rows without an own column above which a simplex is faster: few coordinates, many
 _SPARSE = 8192  # particles above which an assignment never sees more than the smallest reduced costs
-_IDENTITY_SWEEPS = 64
-_SWEEPS = 256
+_IDENTITY_SWEEPS = 128
+_SWEEPS = 500  # over the columns that bind: each is a thousandth of one over all
 _TRIES = ((0.3, 0.5), (0.1, 0.7), (0.03, 0.9))  # blur in units of the spacing, annealing ratio
 
 
@@ -62,9 +65,9 @@ def wasserstein2_squared(
 
     Follows the scale of the data: no regularization is left in the value. In float64 on the device of the
     clouds; costs O(N·M) memory and O(N·M·D) time, and no second copy of the clouds. First the pairing i → i is
-    tested for optimality, which is what trained replicas almost always show; then an exact assignment, for
-    N > 512 on costs reduced by Sinkhorn potentials (geomloss). Beyond 2²⁸ pairs the interval comes from the
-    moments alone (`method="moments"`). Not differentiable.
+    tested for optimality, which is what trained replicas almost always show; then an exact assignment or network
+    simplex, for N > 4096 on costs reduced by Sinkhorn potentials (geomloss). Equal clouds of one coordinate are
+    sorted. Beyond 2²⁸ pairs the interval comes from the moments alone (`method="moments"`). Not differentiable.
 
     Args:
         x, y: (N, D) and (M, D); or iterables over blocks (N, d), (M, d) of coordinates, so that neither has to
@@ -94,6 +97,8 @@ def _measure(clouds: Clouds, tolerance: float) -> Transport:
     blocks = clouds.blocks()
     first = next(blocks)
     blocks = chain([first], blocks)
+    if (line := clouds.line()) is not None:
+        return _sorted(*line, tolerance)
     if len(first[0]) * len(first[1]) > MAX_PAIRS:
         return _from_moments(clouds, blocks, tolerance)
     costs = read(clouds, blocks)
@@ -116,13 +121,10 @@ def _solved(costs: Costs, clouds: Clouds, tolerance: float) -> tuple[Tensor, Ten
     elif not costs.uniform:
         plan, f, defect = _weighted(costs)
         method = "linear program"
-    elif (line := clouds.line()) is not None:
-        plan, f = _sorted(costs, *line)
-        method = "sorting"
-    elif len(costs.lower) <= _COLD:
-        plan, f, method = _assigned(costs)
-    else:
+    elif _by_sinkhorn(costs):
         plan, f, method = _assigned_by_potentials(costs, tolerance)
+    else:
+        plan, f, method = _assigned(costs)
     return plan.rows, plan.columns, plan.mass, f, defect, method
 
 
@@ -131,45 +133,59 @@ def _identity_potential(costs: Costs) -> Tensor | None:
     if costs.diagonal is None or costs.plain is None or costs.along is None:
         return None
     w = costs.weights[0]
-    pairing = Pairing(costs.lower, costs.diagonal, w)
+    pairing = Pairing(costs.lower, torch.arange(len(w), device=w.device), costs.diagonal, w)
     enough = OPTIMAL * (w @ costs.plain).item()
     # −⟨x̃, d̃⟩ is the potential of every monotone symmetric affine map; 0 does for small displacements.
-    f, gap = pairing.best_of(torch.zeros_like(costs.diagonal), -costs.along)
-    if gap > enough and not pairing.has_cheaper_swap(enough):
-        f, gap = pairing.improve(f, sweeps=_IDENTITY_SWEEPS, enough=enough, patient=False)
+    starts = torch.zeros_like(costs.diagonal), -costs.along
+    for f in starts:
+        if pairing.gap(f, enough) <= enough:
+            return f
+    if pairing.has_cheaper_swap(enough):
+        return None
+    f, gap = pairing.improve(*starts, enough=enough, sweeps=_IDENTITY_SWEEPS, patient=False)
     return f if gap <= enough else None
 
 
-def _paired_by(costs: Costs, columns: Tensor) -> tuple[Pairing, float]:
-    """The matching as a pairing i → i of the columns in its order, and its cost."""
-    turned = costs.lower[:, columns]
-    own, w = turned.diagonal().clone(), costs.weights[0]
-    return Pairing(turned, own, w), (w @ own).item() + costs.shift
+def _by_sinkhorn(costs: Costs) -> bool:
+    """Whether an exact solver would be slower: for many particles in many dimensions, and where a GPU iterates."""
+    count, host = len(costs.lower), costs.lower.device.type == "cpu"
+    return costs.coordinates > _FLAT and count > (_SOLVED if host else _COLD)
 
 
-def _sorted(costs: Costs, x: Tensor, y: Tensor) -> tuple[Plan, Tensor]:
-    """On a line the k-th of x goes to the k-th of y; the potential climbs from neighbour to neighbour.
-
-    f_b − f_a may lie anywhere between C_bb − C_ab and C_ba − C_aa, and that for neighbours implies it for all pairs,
-    since the cost is convex (Monge's condition).
-    """
-    order = x.argsort()
-    columns = torch.empty_like(order)
+def _sorted(x: Tensor, y: Tensor, tolerance: float) -> Transport:
+    """On a line the k-th of x goes to the k-th of y: the optimum of every cost that is convex in the difference."""
+    spread_x, spread_y = ((side - side.mean()).square().sum().item() for side in (x, y))
+    check_finite(spread_x, spread_y, (y.mean() - x.mean()).square().item())
+    columns = torch.empty_like(order := x.argsort())
     columns[order] = y.argsort()
-    pairing, cost = _paired_by(costs, columns)
-    own, a, b = pairing.own, order[:-1], order[1:]
-    least, most = own[b] - pairing.costs[a, b], pairing.costs[b, a] - own[a]
-    f = torch.zeros_like(own)
-    f[b] = ((least + most) / 2).cumsum(0)
-    f, _ = pairing.improve(f, sweeps=_SWEEPS // 16, enough=0.1 * OPTIMAL * cost)  # rounding
-    return Plan.permutation(columns, costs.weights[0]), f
+    least, paired = ((to - x).square().mean().item() for to in (y[columns], y))
+    value, method = least, "sorting"
+    if paired - least <= OPTIMAL * paired:
+        value, columns, method = paired, torch.arange(len(x)), "identity"
+    exact = torch.equal(x, y.cpu()[columns.cpu()].to(y.device))
+    return _transport(value, least, 1e-12 * value, paired, method, columns.cpu(), tolerance, exact=exact)
+
+
+def _proved(costs: Costs, columns: Tensor, *starts: Tensor) -> tuple[Tensor, float, float]:
+    """A potential of the matching, improved from the best start, its gap, and what the matching costs."""
+    own = costs.lower.gather(1, columns[:, None])[:, 0]
+    pairing = Pairing(costs.lower, columns, own, costs.weights[0])
+    cost = pairing.cost + costs.shift
+    f, gap = pairing.improve(*starts, enough=0.1 * OPTIMAL * cost, sweeps=_SWEEPS)
+    return f, gap, cost
 
 
 def _assigned(costs: Costs) -> tuple[Plan, Tensor, str]:
-    columns = plans.assignment(costs.lower)
-    pairing, cost = _paired_by(costs, columns)
-    # N sweeps reach the fixed point from anywhere.
-    f, _ = pairing.improve(torch.zeros_like(pairing.own), sweeps=len(columns), enough=0.1 * OPTIMAL * cost)
+    """An assignment where most rows have a column of their own from the start, else a network simplex."""
+    g = column_minima(costs.lower, torch.zeros_like(costs.roots[0]))
+    f, columns = nearest(costs.lower, -g)
+    free = len(f) - torch.bincount(columns).count_nonzero().item()
+    if len(f) > _COLD and free > _FREE[costs.coordinates > _FLAT] * len(f):
+        plan, g = plans.program(costs.lower, torch.ones_like(f), torch.ones_like(f))
+        return Plan.permutation(plan.columns, costs.weights[0]), row_minima(costs.lower, -g), "network simplex"
+    if free:
+        columns = plans.assignment(costs.lower - f[:, None] - g)
+        f, _, _ = _proved(costs, columns, f)
     return Plan.permutation(columns, costs.weights[0]), f, "assignment"
 
 
@@ -182,15 +198,12 @@ def _assigned_by_potentials(costs: Costs, tolerance: float) -> tuple[Plan, Tenso
         columns, method = exact, "sinkhorn and assignment"
         if columns is None:
             columns, method = _reduced_assignment(costs, f, sparse=True), "sinkhorn and sparse assignment"
-        pairing, cost = _paired_by(costs, columns)
-        f, _ = pairing.best_of(f, torch.zeros_like(f))
-        f, gap = pairing.improve(f, sweeps=_SWEEPS // 4, enough=0.1 * OPTIMAL * cost)
+        f, gap, cost = _proved(costs, columns, f, torch.zeros_like(f))
         if gap > 0.1 * OPTIMAL * cost and small and exact is None:  # unproved: it may be the candidates' fault
             exact, method = _reduced_assignment(costs, f, sparse=False), "sinkhorn and assignment"
             if not torch.equal(exact, columns):
-                pairing, cost = _paired_by(costs, exact)
                 columns = exact
-        f, gap = pairing.improve(f, sweeps=_SWEEPS, enough=tolerance * cost / 2)
+                f, gap, cost = _proved(costs, columns, f)
         if best is None or cost + gap < best[0]:
             best = cost + gap, Plan.permutation(columns, costs.weights[0]), f, method
         if gap <= tolerance * cost / 2:

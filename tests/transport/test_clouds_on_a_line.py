@@ -28,3 +28,27 @@ def test_particles_at_one_place() -> None:
     found = wasserstein2_squared(x, y)
     assert found.value == pytest.approx((1 + 1 + 4 + 4) / 4)
     assert found.converged
+
+
+def test_an_order_that_stays_is_the_identity() -> None:
+    x = torch.tensor([[0.0], [2.0], [1.0]])
+    found = wasserstein2_squared(x, 3 * x)
+    assert found.method == "identity"
+    assert found.identity_excess == 0
+    assert found.value == pytest.approx((0 + 16 + 4) / 3)
+    assert found.converged
+
+
+def test_a_line_needs_no_matrix_of_pairs() -> None:
+    draw = Draw(0)
+    x, y = draw.normal(10**5, 1), draw.normal(10**5, 1) + 1
+    found = wasserstein2_squared(x, y)
+    assert found.method == "sorting"
+    assert found.converged
+    assert found.value == pytest.approx(float((x[:, 0].sort().values - y[:, 0].sort().values).square().mean()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200])
+def test_values_without_a_finite_square(bad: float) -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        wasserstein2_squared(torch.tensor([[0.0], [bad]], dtype=torch.float64), torch.zeros(2, 1))

@@ -205,14 +205,15 @@ def test_a_fixed_point_exists_exactly_where_identity_is_optimal() -> None:
         own, weights = costs.diagonal().clone(), torch.full((4,), 0.25, dtype=torch.float64)
         best = min(sum(costs[i, j].item() for i, j in enumerate(order)) for order in permutations(range(4)))
         optimal = own.sum().item() <= best * (1 + 1e-12)
-        _, gap = Pairing(costs, own, weights).improve(torch.zeros_like(own), sweeps=64, enough=0)
+        pairing = Pairing(costs, torch.arange(4), own, weights)
+        _, gap = pairing.improve(torch.zeros_like(own), enough=0, sweeps=64, patient=False)
         assert (gap <= 1e-14) == optimal, seed
         if not optimal:
             assert gap >= (own.sum().item() - best) / 4 * (1 - 1e-12), seed  # never promises more than is true
 
 
 def test_a_certificate_that_always_accepts_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pairing, "gap", lambda self, f: 0.0)
+    monkeypatch.setattr(Pairing, "gap", lambda self, f, enough=0.0: 0.0)
     with pytest.raises(AssertionError):
         test_no_identity_is_certified_that_is_not_optimal(cycles)
     with pytest.raises(AssertionError):
@@ -220,7 +221,7 @@ def test_a_certificate_that_always_accepts_would_be_noticed(monkeypatch: pytest.
 
 
 def test_a_certificate_that_never_accepts_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pairing, "gap", lambda self, f: math.inf)
+    monkeypatch.setattr(Pairing, "gap", lambda self, f, enough=0.0: math.inf)
     with pytest.raises(AssertionError):
         test_gradients_of_convex_functions_are_certified(MONOTONE[0])
     with pytest.raises(AssertionError):

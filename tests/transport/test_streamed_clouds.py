@@ -149,16 +149,16 @@ def test_small_blocks_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         x, y = random_pair(seed, largest=60)
         whole = wasserstein2_squared(x, y)
         with monkeypatch.context() as patch:
-            for module in ("clouds", "costs", "duals"):
+            for module in ("clouds", "costs"):
                 patch.setattr(f"lightning_speedlimit.transport.{module}.BLOCK_BYTES", 8 * 100)
             assert_same(wasserstein2_squared(x, y), whole)
 
 
 def test_small_blocks_of_memory_beyond_the_cold_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wasserstein2, "_COLD", 10)
+    monkeypatch.setattr(wasserstein2, "_SOLVED", 10)
     x, y = independent(Draw(0), 60, 20)
     whole = wasserstein2_squared(x, y)
-    for module in ("clouds", "costs", "duals"):
+    for module in ("clouds", "costs"):
         monkeypatch.setattr(f"lightning_speedlimit.transport.{module}.BLOCK_BYTES", 8 * 100)
     assert_same(wasserstein2_squared(x, y), whole)
 
@@ -331,7 +331,7 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_is_larger_than_a_block(
     kind: Callable[..., tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("clouds", "costs", "duals"):
+    for module in ("clouds", "costs"):
         monkeypatch.setattr(f"lightning_speedlimit.transport.{module}.BLOCK_BYTES", 2**16)
     x, y = kind(Draw(0), 32, 10**5)  # 24 MiB each
     with LargestTensor(x, y) as largest:

@@ -13,6 +13,12 @@ from transport_cases import Draw, features, independent, lazy, lazy_and_permuted
 from lightning_speedlimit.transport import Transport, sinkhorn, wasserstein2, wasserstein2_squared
 
 
+@pytest.fixture(autouse=True)
+def _sinkhorn_from_few_particles_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wasserstein2, "_SOLVED", 512)
+    monkeypatch.setattr(wasserstein2, "_FLAT", 1)
+
+
 def weighted() -> dict[str, Any]:
     draw = Draw(3)
     v = torch.rand(25, generator=draw.generator, dtype=torch.float64)
@@ -196,7 +202,7 @@ def test_grad_mode_around_sinkhorn_itself(enabled: bool, monkeypatch: pytest.Mon
 
 def test_autocast_reaches_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
     # As above, for the state in which a difference would be largest: bfloat16 keeps 8 bits.
-    monkeypatch.setattr(wasserstein2, "_COLD", 10)
+    monkeypatch.setattr(wasserstein2, "_SOLVED", 10)
     given = CASES["independent"]()
     plain = wasserstein2_squared(**given)
     with torch.autocast("cpu", torch.bfloat16):

@@ -316,6 +316,36 @@ def test_a_plan_that_is_right_with_potentials_that_are_not(scale: float, monkeyp
         assert_interval(wasserstein2_squared(x, y, weights_x=w, weights_y=v), direct_costs(x, y), w, v)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e20, 1e60, 1e100])
+@pytest.mark.parametrize(("n", "m"), [(8, 5), (5, 8), (30, 20)])
+def test_clouds_of_very_different_particles_at_any_scale(scale: float, n: int, m: int) -> None:
+    # Rounding of the largest costs leaves reduced costs below 0: at 1e20 and more that is below −1.
+    for seed in range(20):
+        draw = Draw(seed)
+        x = draw.normal(n, 3) * 10.0 ** torch.randint(-20, 20, (n, 1), generator=draw.generator).double()
+        y = draw.normal(m, 3)
+        x, y = scale * x, scale * y
+        found = wasserstein2_squared(x, y)
+        _, above = bounds_by_duality(direct_costs(x, y) / direct_costs(x, y).max(), *(np.ones(k) / k for k in (n, m)))
+        assert found.value == pytest.approx(above * direct_costs(x, y).max(), rel=AGREES), seed
+        assert found.lower <= found.value <= found.upper, seed
+        assert found.converged, seed
+
+
+@pytest.mark.parametrize("power", [10, 20, 60])
+def test_clouds_far_apart_or_full_of_ties_at_large_scales(power: int) -> None:
+    for seed in range(10):
+        draw = Draw(seed)
+        x, y = draw.normal(7, 2), draw.normal(4, 2)
+        for a, b in ((x, y + 10.0**power), (x.round(), y.round()), (x * 10.0 ** -(power // 2), y)):
+            a, b = a * 10.0**power, b * 10.0**power
+            costs = direct_costs(a, b)
+            _, above = bounds_by_duality(costs / costs.max(), np.ones(7) / 7, np.ones(4) / 4)
+            found = wasserstein2_squared(a, b)
+            assert found.value == pytest.approx(above * costs.max(), rel=AGREES), seed
+            assert found.converged, seed
+
+
 def test_an_interval_beside_the_truth_would_be_noticed() -> None:
     x, y, w, v = pairs()[1]
     costs = direct_costs(x, y)
