@@ -20,6 +20,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from lightning_speedlimit.theory.arguments import number, positive
 from lightning_speedlimit.trajectory.sums import sum_dtype
 from lightning_speedlimit.transport import Transport, wasserstein2_squared
 
@@ -94,10 +95,9 @@ class Wasserstein2Squared(_KeepsPrecision):
     """What the last `compute` or `forward` found, whole; None before it, after `reset`, and where W₂² is NaN."""
 
     def __init__(self, tolerance: float = 1e-3, **kwargs: Any) -> None:
-        if not isinstance(tolerance, Real) or not 0 < tolerance < math.inf:
-            raise ValueError(f"tolerance must be a positive number, got {tolerance!r}; 1e-3 is the default")
+        tolerance = positive("tolerance", tolerance, "1e-3 is the default")
         super().__init__(**{"dist_sync_fn": _gather_particles, **kwargs})
-        self.tolerance = float(tolerance)
+        self.tolerance = tolerance
         self.transport = None
         self.add_state("x", [], dist_reduce_fx="cat")
         self.add_state("y", [], dist_reduce_fx="cat")
@@ -259,7 +259,7 @@ def _kept(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def _total(name: str, value: object, like: Tensor) -> Tensor:
     """A number, or the sum of a tensor, as a scalar like a state."""
     if isinstance(value, Real):
-        return torch.full_like(like, float(value))
+        return torch.full_like(like, value if isinstance(value, float) else number(name, value))
     if not isinstance(value, Tensor) or value.is_complex():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a real number or a real tensor, got {got}; use float(), or .real")

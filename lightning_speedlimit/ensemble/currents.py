@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_speedlimit.ensemble.trajectories import Pairs
 
 MAX_CURRENTS = 1000
+MAX_DEGREE = 1000
 _VALUES = 2**22  # numbers that a part of the sample is expanded to at a time
 _JITTER = 1e-11  # of a current's variance: below what can be told from dependence
 

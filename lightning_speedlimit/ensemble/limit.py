@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_speedlimit.ensemble.entropy import sampled_gaussian, sampled_neighbours
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
-from lightning_speedlimit.ensemble.trajectories import BLOCKS, Array, checked, double, floating, whole
+from lightning_speedlimit.ensemble.trajectories import BLOCKS, Array, checked, double, floating
+from lightning_speedlimit.theory.arguments import choice, nonnegative, shown, whole
 from lightning_speedlimit.transport import Transport, gaussian_wasserstein2_squared, wasserstein2_squared
 from lightning_speedlimit.transport.duals import Pairing
 
@@ -221,16 +222,12 @@ def _checked_losses(losses: Array, x: Tensor) -> Tensor:
 
 
 def _check_settings(temperature: float, entropy: str, neighbours: int) -> None:
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
-        raise ValueError(
-            f"temperature must be a finite number of at least 0, got {temperature!r}; 0 is plain gradient descent"
-        )
-    if entropy not in get_args(EntropyEstimator):
-        raise ValueError(f"entropy must be one of {', '.join(get_args(EntropyEstimator))}, got {entropy!r}")
+    nonnegative("temperature", temperature)
+    choice("entropy", entropy, *get_args(EntropyEstimator))
     whole("neighbours", neighbours, 1)
 
 
 def _index(name: str, value: int, records: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -records <= value < records:
-        raise ValueError(f"{name} must be the number of a record, {-records} to {records - 1}, got {value!r}")
+        raise ValueError(f"{name} must be the number of a record, {-records} to {records - 1}, got {shown(value)}")
     return value % records

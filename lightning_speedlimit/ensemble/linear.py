@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_speedlimit.ensemble.estimate import Estimate
 from lightning_speedlimit.ensemble.matrices import logarithm
 from lightning_speedlimit.ensemble.trajectories import BLOCKS, Array, Pairs, double, jackknife
+from lightning_speedlimit.theory.arguments import flag
 
 _VISIBLE = 4.0  # times √(d/n), a correlation is no noise
 # Gauss–Legendre on [0, 1]: exact to the sixth order of the step of time.
@@ -48,6 +49,7 @@ def entropy_production_linear(
     For a system that is not linear this is no bound (at a short lag in a steady state it is one:
     `entropy_production_bound` always is).
     """
+    flag("stationary", stationary)
     pairs = Pairs.of(times, positions, lag, blocks, over_time=stationary)
     sums = _sums(pairs, per_time=not stationary)
     why = pairs.too_few() or _unsupported(pairs, stationary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_speedlimit.ensemble.trajectories import whole
 from lightning_speedlimit.optim import Langevin
+from lightning_speedlimit.theory.arguments import choice, nonnegative, positive, shown, whole
 
+MAX_REPLICAS = 10**7
 Batches = Literal["shared", "independent"]
 Loss = Callable[..., Tensor]
 
@@ -60,7 +60,7 @@ def train_replicas(
             module itself is the potential: loss_fn(model).
         lr: learning rate, the time of one step.
         steps: how many.
-        replicas: R, where `modules` is a function.
+        replicas: R, where `modules` is a function; at most 10⁷.
         temperature: T of the Langevin noise, in units of the loss; 0 is SGD.
         batch_size: examples per step, drawn anew with replacement; None: all of them.
         batches: "independent": each replica draws its own; "shared": all see the same, and are then no
@@ -76,7 +76,13 @@ def train_replicas(
 
     Memory: R copies of the parameters, gradients and activations, and K · R · d numbers on the host.
     """
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function of a model and a batch, got {shown(loss_fn)}")
     _check_settings(lr, steps, batch_size, batches, data)
+    nonnegative("temperature", temperature)
+    whole("seed", seed, -(2**63), 2**63 - 1)
+    if chunk_size is not None:
+        whole("chunk_size", chunk_size, 1)
     recorded = _record_steps(record_at, steps)
     starts = _starts(modules, replicas, seed)
     ensemble = _Ensemble(starts, loss_fn, chunk_size)
@@ -169,13 +175,15 @@ def _starts(modules: Sequence[nn.Module] | Callable[[], nn.Module], replicas: in
         if replicas is None:
             raise ValueError("replicas must say how many where modules is a function, got None")
         found = []
-        for r in range(whole("replicas", replicas, 1)):
+        for r in range(whole("replicas", replicas, 1, MAX_REPLICAS)):
             with _seeded(_apart(seed, 3 + r)):
                 found.append(modules())
+    elif not isinstance(modules, Iterable) or isinstance(modules, Tensor):
+        raise TypeError(f"modules must be several modules or a function that makes one, got {shown(modules)}")
     else:
         found = list(modules)
         if replicas not in (None, len(found)):
-            raise ValueError(f"replicas must be the number of modules, {len(found)}, or None, got {replicas}")
+            raise ValueError(f"replicas must be the number of modules, {len(found)}, or None, got {shown(replicas)}")
     if not found or not all(isinstance(module, nn.Module) for module in found):
         raise TypeError(f"modules must be nn.Modules, at least one, got {[type(m).__name__ for m in found[:3]]}")
     _check_alike(found)
@@ -209,20 +217,25 @@ def _check_alike(modules: Sequence[nn.Module]) -> None:
 
 
 def _record_steps(record_at: Iterable[int] | None, steps: int) -> set[int]:
-    recorded = {0, steps} if record_at is None else set(record_at)
-    wrong = [k for k in sorted(recorded) if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= steps]
+    if record_at is not None and (isinstance(record_at, Tensor) or not isinstance(record_at, Iterable)):
+        raise TypeError(f"record_at must be the numbers of steps, got {shown(record_at)}")
+    given = [0, steps] if record_at is None else list(record_at)
+    recorded = {whole("record_at", k, 0) for k in given}
+    wrong = [k for k in sorted(recorded) if k > steps]
     if wrong or not recorded:
         raise ValueError(f"record_at must hold steps from 0 to {steps}, got {wrong or 'none'}")
     return recorded
 
 
 def _check_settings(lr: float, steps: int, batch_size: int | None, batches: str, data: Sequence[Tensor]) -> None:
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
-        raise ValueError(f"lr must be a positive number, got {lr!r}; times are steps × lr")
+    positive("lr", lr, "times are steps × lr")
     whole("steps", steps, 1)
-    if batches not in get_args(Batches):
-        raise ValueError(f"batches must be one of {', '.join(get_args(Batches))}, got {batches!r}")
-    if isinstance(data, Tensor) or not all(isinstance(part, Tensor) and part.ndim for part in data):
+    choice("batches", batches, *get_args(Batches))
+    if (
+        isinstance(data, Tensor)
+        or not isinstance(data, Sequence)
+        or not all(isinstance(part, Tensor) and part.ndim for part in data)
+    ):
         raise TypeError("data must be a sequence of tensors with the examples along their first dimension: (x, y)")
     if len({len(part) for part in data}) > 1:
         raise ValueError(f"data must have one number of examples, got {[len(part) for part in data]}")

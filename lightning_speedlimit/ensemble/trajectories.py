@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.ensemble.estimate import Sampled
+from lightning_speedlimit.theory.arguments import tensor, whole
 
 Array = Tensor | npt.NDArray[np.floating]
 
@@ -49,19 +50,13 @@ def checked(times: Array, positions: Array) -> tuple[Tensor, Tensor]:
 
 def floating(name: str, value: Array) -> Tensor:
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
+        value = tensor(name, value)
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(
             f"{name} must be a tensor or array of a real floating type, got {got}; use torch.as_tensor(…).double()"
         )
-    return value
-
-
-def whole(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return value
+    return tensor(name, value)
 
 
 def double(x: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.ensemble.currents import CurrentMoments, Currents
+from lightning_speedlimit.ensemble.currents import MAX_DEGREE, CurrentMoments, Currents
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
-from lightning_speedlimit.ensemble.trajectories import BLOCKS, MIN_BLOCKS, Array, Pairs, jackknife, whole
+from lightning_speedlimit.ensemble.trajectories import BLOCKS, MIN_BLOCKS, Array, Pairs, jackknife
+from lightning_speedlimit.theory.arguments import whole
 
 _SAMPLES_PER_CURRENT = 4
 _LIMIT = 5.0  # standard deviations of a current, beyond which it is cut off
@@ -23,7 +24,7 @@ class RateBound:
     rate: Estimate
     """⟨J − e^{−J} + 1⟩/lag, nats/time: in a steady state at most σ at every lag; else KL(p_{t+lag}‖p_t)/lag may add."""
     uncertainty_relation: Estimate
-    """2⟨J⟩²/(lag · Var J), nats/time: at most σ as the lag vanishes."""
+    """log(1 + 2⟨J⟩²/Var J)/lag, nats/time: in a steady state at most σ at every lag, and in all as it vanishes."""
     lag: float
     """Between the two ends of a pair, time."""
     samples: int
@@ -40,8 +41,8 @@ def entropy_production_bound(
     The best w is 2S⁻¹μ, in closed form, μ and S the mean and covariance of the currents. It is found on all folds
     but one and evaluated on that one, so that fitting noise lowers the value, never raises it. `rate` evaluates
     the same current by ⟨J − e^{−J} + 1⟩, which a steady state bounds by lag · σ at any lag and for any current
-    that is odd under time reversal; the relation itself is a bound for short lags only. Both tend to σ as
-    lag → 0 and as w comes to span D⁻¹ν, ν the mean local velocity: degree 1 does for a linear system.
+    that is odd under time reversal; the relation is taken in its form for finite lags, 2⟨J⟩²/Var J ≤ e^{lag·σ} − 1.
+    Both tend to σ as lag → 0 and as w comes to span D⁻¹ν, ν the mean local velocity: degree 1 does for a linear system.
 
     Away from the steady state it bounds the mean rate over the window, up to KL(p_{t+lag}‖p_t)/lag, which
     vanishes with the lag; take windows: times[k : k + 2], positions[k : k + 2].
@@ -61,12 +62,13 @@ def entropy_production_bound(
 
     NaN: fewer than 4 pairs per current, or than 8 blocks.
 
-    Source: Otsubo, Ito, Dechant, Sagawa 2020, Phys. Rev. E 101, 062106 (short-time uncertainty relation); Van Vu,
+    Source: Otsubo, Ito, Dechant, Sagawa 2020, Phys. Rev. E 101, 062106 (short-time uncertainty relation); Hasegawa, Van
+    Vu 2019, PRL 123, 110602 (the relation at a finite lag); Van Vu,
     Vo, Hasegawa 2020, ibid. 042138 (the best current in a basis); Kim, Bae, Lee, Jeong 2020, PRL 125, 140604
     (J − e^{−J}, a variational form of the relative entropy of a pair and its reverse).
     """
     pairs = Pairs.of(times, positions, lag, blocks)
-    currents = Currents.of(pairs, whole("degree", degree, 0))
+    currents = Currents.of(pairs, whole("degree", degree, 0, MAX_DEGREE))
     whole("folds", folds, 2)
     if folds > MIN_BLOCKS:
         raise ValueError(f"folds must be at most {MIN_BLOCKS}, got {folds}; 5 is plenty")
@@ -116,8 +118,15 @@ def _held_out(pairs: Pairs, currents: Currents, folds: int) -> tuple[Estimate, E
     pull = moments.pull(gradient / pairs.samples).cpu()
     mean = sums[:, 0].sum() / n.sum()
     centred = sums[:, 1] - 2.0 * mean * sums[:, 0] + n * mean.square()
-    relation = _mean_of_blocks(2.0 * sums[:, 0] - 0.5 * centred, n, pairs.lag)
+    relation = _at_finite_lag(_mean_of_blocks(2.0 * sums[:, 0] - 0.5 * centred, n, pairs.lag), pairs.lag)
     return _mean_of_blocks(sums[:, 2], n, pairs.lag, pull), relation
+
+
+def _at_finite_lag(relation: Estimate, lag: float) -> Estimate:
+    """log(1 + r·lag)/lag of r = 2⟨J⟩²/(lag · Var J), at most r; what noise left below 0 stays as it is."""
+    grown = 1.0 + max(0.0, relation.value * lag)
+    value = math.log(grown) / lag if grown > 1 else relation.value
+    return Estimate(value, relation.standard_error / grown, relation.reason)
 
 
 def _mean_of_blocks(sums: Tensor, samples: Tensor, lag: float, pull: Tensor | float = 0.0) -> Estimate:
@@ -147,7 +156,7 @@ def entropy_production_polynomial(
     for half in (False, True):
         if half:  # the same blocks, for the difference of both to have their common scatter
             pairs = replace(pairs, steps=lag, lag=pairs.lag / 2)
-        currents = Currents.of(pairs, whole("degree", degree, 0))
+        currents = Currents.of(pairs, whole("degree", degree, 0, MAX_DEGREE))
         why = pairs.too_few() or _unsupported(pairs, currents, 1 - 1 / pairs.blocks)
         if why:
             return Estimate.undefined(why)

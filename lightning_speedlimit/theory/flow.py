@@ -41,7 +41,7 @@ class InitialShare:
     """1 − (value with f_{θ_0} = 0)/(value): the share owed to a non-zero initial function. No unit, float64.
 
     Negative where the initial function brings the start nearer to the targets. At t = 0 the limit;
-    NaN where nothing moves from f_{θ_0}.
+    NaN where nothing moves from f_{θ_0}. Known also where W₂² or the loss drop themselves under- or overflow.
 
     Attributes:
         wasserstein2_squared: share of W₂², of the shape of the times.
@@ -71,13 +71,20 @@ def split_initial(eigenvalues: Values, initial: Values, targets: Values, times: 
     rates, start, goal = modes(eigenvalues=eigenvalues, initial=initial, targets=targets)
     _check_eigenvalues(rates)
     t = instants(times).to(rates.device)
-    speed_squared, power = _flow(rates, start - goal, t)
-    speed_squared_0, power_0 = _flow(rates, goal, t)
+    # Shares have no unit: in those of the largest rate and residual nothing under- or overflows.
+    rate, size, size_0 = (_size(part) for part in (rates, start - goal, goal))
+    scaled = (t * rate).clamp(max=torch.finfo(t.dtype).max)
+    actual, from_zero = (_flow(rates / rate, part, scaled) for part in ((start - goal) / size, goal / size_0))
+    factor = (size_0 / size) ** 2
+    speed_share, power_share = (
+        1 - factor * zero / torch.where(value == 0, torch.nan, value)
+        for value, zero in zip(actual, from_zero, strict=True)
+    )
     return InitialShare(
-        wasserstein2_squared=_share(speed_squared, speed_squared_0),
-        entropy_production=_share(power, power_0),
-        actual=curve_from_rates(t, speed_squared, power),
-        from_zero=curve_from_rates(t, speed_squared_0, power_0),
+        wasserstein2_squared=speed_share,
+        entropy_production=power_share,
+        actual=curve_from_rates(t, *_flow(rates, start - goal, t)),
+        from_zero=curve_from_rates(t, *_flow(rates, goal, t)),
     )
 
 
@@ -94,8 +101,10 @@ def _flow(eigenvalues: Tensor, residual: Tensor, times: Tensor) -> tuple[Tensor,
     return sum_rates(times, blocks, flow_rates)
 
 
-def _share(value: Tensor, from_zero: Tensor) -> Tensor:
-    return 1 - from_zero / torch.where(value == 0, torch.nan, value)
+def _size(values: Tensor) -> Tensor:
+    """The power of 2 above the largest of the values: dividing by it loses no digit. 1 where all are 0."""
+    largest = values.abs().max()
+    return torch.where(largest == 0, 1.0, torch.exp2(largest.log2().ceil().clamp(-1022, 1023)))
 
 
 def _check_eigenvalues(eigenvalues: Tensor) -> None:

@@ -85,6 +85,7 @@ def perceptron(
 
     Source: arXiv:2307.14653, linear regression under Langevin dynamics.
     """
+    inputs, targets = finite("inputs", inputs), finite("targets", targets)
     if targets.ndim != 1:
         raise ValueError(f"targets must have shape (N,), got {tuple(targets.shape)}; a perceptron has one output")
     width = max(1, inputs.shape[-1]) if inputs.ndim == 2 else 1

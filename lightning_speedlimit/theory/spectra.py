@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.theory.arguments import Values, instants
+from lightning_speedlimit.theory.arguments import Values, instants, number, whole
 from lightning_speedlimit.theory.curve import Curve, curve_from_rates, mode_blocks, sum_rates
 from lightning_speedlimit.theory.flow import flow_rates
+
+MAX_MODES = 10**10
 
 
 def power_law(kernel_exponent: float, residual_exponent: float, modes: int, times: Values) -> Curve:
@@ -18,7 +18,7 @@ def power_law(kernel_exponent: float, residual_exponent: float, modes: int, time
     Args:
         kernel_exponent: a > 0.
         residual_exponent: b, any finite number.
-        modes: P ≥ 1.
+        modes: P ≥ 1, at most 10¹⁰: each is summed.
         times: any shape, ≥ 0, in units of 1/λ_1.
 
     Returns:
@@ -30,10 +30,7 @@ def power_law(kernel_exponent: float, residual_exponent: float, modes: int, time
     Source: arXiv:2307.14653, the scaling assumptions on kernel and labels.
     """
     a, b = _exponents(kernel_exponent, residual_exponent)
-    if isinstance(modes, bool) or not isinstance(modes, int):
-        raise TypeError(f"modes must be an int, got {modes!r}; use int(...)")
-    if modes < 1:
-        raise ValueError(f"modes must be at least 1, got {modes}")
+    whole("modes", modes, 1, MAX_MODES)
     t = instants(times)
 
     def block(part: slice) -> tuple[Tensor, Tensor]:
@@ -69,8 +66,7 @@ def power_law_exponent(kernel_exponent: float, residual_exponent: float) -> floa
 
 
 def _exponents(kernel_exponent: float, residual_exponent: float) -> tuple[float, float]:
-    if not math.isfinite(kernel_exponent) or kernel_exponent <= 0:
-        raise ValueError(f"kernel_exponent must be above 0, got {kernel_exponent!r}; eigenvalues fall as k^-exponent")
-    if not math.isfinite(residual_exponent):
-        raise ValueError(f"residual_exponent must be finite, got {residual_exponent!r}")
-    return float(kernel_exponent), float(residual_exponent)
+    a, b = number("kernel_exponent", kernel_exponent), number("residual_exponent", residual_exponent)
+    if a <= 0:
+        raise ValueError(f"kernel_exponent must be above 0, got {a:g}; eigenvalues fall as k^-exponent")
+    return a, b

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_speedlimit.theory.arguments import Reduction, Values, finite, float64, instants, loss_factor
+from lightning_speedlimit.theory.arguments import Reduction, Values, finite, float64, instants, loss_factor, whole
+from lightning_speedlimit.theory.arguments import module as checked_module
 from lightning_speedlimit.theory.curve import Curve
 from lightning_speedlimit.theory.flow import gradient_flow
 from lightning_speedlimit.theory.jacobian import Inputs, Jacobian, evaluating
@@ -35,7 +36,8 @@ def empirical_ntk(module: nn.Module, inputs: Inputs, *, block_bytes: int = BLOCK
 
     Source: Jacot, Gabriel, Hongler, arXiv:1806.07572.
     """
-    with evaluating(module):
+    whole("block_bytes", block_bytes, 1, 2**60)
+    with evaluating(checked_module("module", module)):
         return _gram(Jacobian(module, inputs), block_bytes)
 
 
@@ -56,7 +58,8 @@ def ntk_eigenbasis(
         TypeError, ValueError: as `empirical_ntk`; targets of another shape, complex or non-finite.
     """
     goal = finite("targets", targets)
-    with evaluating(module):
+    whole("block_bytes", block_bytes, 1, 2**60)
+    with evaluating(checked_module("module", module)):
         jacobian = Jacobian(module, inputs)
         outputs = jacobian.outputs
         if goal.shape != outputs.shape:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.theory.arguments import tensor as dense
+
 
 def gaussian_wasserstein2_squared(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:
     """W₂² = |m_x − m_y|² + tr Σ_x + tr Σ_y − 2 tr (Σ_x^½ Σ_y Σ_x^½)^½ between two normal distributions.
@@ -50,6 +52,7 @@ def _checked(name: str, value: Tensor, dimensions: int) -> Tensor:
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a tensor of a real floating type, got {got}; use torch.as_tensor(…).double()")
+    value = dense(name, value)
     if value.ndim != dimensions:
         raise ValueError(f"{name} must have {dimensions} dimension(s), got shape {tuple(value.shape)}")
     value = (value.detach().cpu() if value.device.type == "mps" else value.detach()).double()

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from numbers import Real
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_speedlimit.theory.arguments import positive
 from lightning_speedlimit.transport import plans, sinkhorn
 from lightning_speedlimit.transport.clouds import Cloud, Clouds, check_finite
 from lightning_speedlimit.transport.costs import EPS, MAX_PAIRS, Costs, direct, read, sharpen
@@ -86,11 +86,10 @@ def wasserstein2_squared(
     Source: Seroussi, Alemi, Helias, Ringel, arXiv:2307.14653, for its use; the sampling error of W₂ between
     two populations is not in the interval (61.3 instead of 32 between Gaussians √32 apart, D = 32, N = 2048).
     """
-    if not isinstance(tolerance, Real) or not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance must be a positive number, got {tolerance!r}; 1e-3 is the default")
+    tolerance = positive("tolerance", tolerance, "1e-3 is the default")
     clouds = Clouds(x, y, weights_x, weights_y, process_group)
     with torch.no_grad():
-        return _measure(clouds, float(tolerance))
+        return _measure(clouds, tolerance)
 
 
 def _measure(clouds: Clouds, tolerance: float) -> Transport:

@@ -319,7 +319,7 @@ GOOD: dict[str, Any] = {
         ({"positions": torch.full((3, 4, 2), math.inf)}, ValueError, "positions must be finite"),
         ({"losses": torch.ones(3)}, ValueError, r"= \(3, 4\), got \(3,\)"),
         ({"losses": torch.full((3, 4), math.nan)}, ValueError, "losses must be finite"),
-        ({"temperature": -0.1}, ValueError, "temperature must be a finite number of at least 0, got -0.1"),
+        ({"temperature": -0.1}, ValueError, "temperature must be a finite number ≥ 0, got -0.1"),
         ({"start": 2, "end": 1}, ValueError, "start must be before end, got records 2 and 1 of 3"),
         ({"end": 3}, ValueError, "end must be the number of a record, -3 to 2, got 3"),
         ({"entropy": "exact"}, ValueError, "entropy must be one of gaussian, neighbours, got 'exact'"),

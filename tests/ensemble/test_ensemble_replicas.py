@@ -268,7 +268,7 @@ def test_batch_statistics_that_do_not_change_may_be(make: Callable[[], nn.Module
     [
         ({"lr": 0.0}, ValueError, "lr must be a positive number, got 0.0"),
         ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
-        ({"temperature": -1.0}, ValueError, "temperature must be finite and not negative"),
+        ({"temperature": -1.0}, ValueError, "temperature must be a finite number ≥ 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be a whole number"),
         ({"batches": "own"}, ValueError, "batches must be one of shared, independent, got 'own'"),
         ({"record_at": [0, 5, 99]}, ValueError, r"record_at must hold steps from 0 to 3, got \[5, 99\]"),

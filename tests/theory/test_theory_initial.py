@@ -1,5 +1,7 @@
 """What of W₂² and of the loss drop is owed to a non-zero initial function."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -80,3 +82,17 @@ def test_from_a_module() -> None:
     expected = 1 - targets.square().sum() / (4 - targets).square().sum()
     # Kernel eigenvalues span 4 decades, and the last may keep a part in 1e6 of the residual in place.
     assert share.entropy_production.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-310, 1e-200, 1e200])
+@pytest.mark.parametrize("size", [1e-170, 1.0, 1e150])
+@pytest.mark.parametrize("time", [0.0, 1e-5, 1.0])
+def test_shares_have_no_unit(rate: float, size: float, time: float) -> None:
+    # λt and the ratio of the residuals say it all, also where W₂² and the loss drop are not among the numbers.
+    rows = torch.tensor([[1.0, 3.0], [0.5, 2.0], [2.0, -1.0]], dtype=torch.float64)
+    expected = split_initial(rows[0], rows[1], rows[2], time)
+    if time / rate == math.inf:
+        pytest.skip("no such time")
+    found = split_initial(rate * rows[0], size * rows[1], size * rows[2], time / rate)
+    assert found.wasserstein2_squared.item() == pytest.approx(expected.wasserstein2_squared.item(), rel=1e-9)
+    assert found.entropy_production.item() == pytest.approx(expected.entropy_production.item(), rel=1e-9)

@@ -271,3 +271,18 @@ def test_work_ito_is_no_bound_for_adam() -> None:
         optimizer.step()
     values = assert_bounds(meter)
     assert values["efficiency"] > 1
+
+
+@pytest.mark.parametrize(("momentum", "second", "expected"), [(0.5, 0.2, 1.142857), (0.9, -1.298, 5570)])
+def test_work_ito_is_no_bound_for_heavy_ball_with_dampening(momentum: float, second: float, expected: float) -> None:
+    # The first step is dampened by nothing, and carries on where the second force is weak, or points back.
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=momentum, dampening=momentum)
+    meter = TrajectoryMeter(optimizer, entropy_production="ito")
+    for k, force in enumerate((1.0, second)):
+        weight.grad = torch.tensor([-force], dtype=torch.float64)
+        meter.record_loss(torch.tensor(-float(k)))
+        optimizer.step()
+    last = momentum + (1 - momentum) * second
+    assert (1 + last) ** 2 / (2 * (1 + second * last)) == pytest.approx(expected, rel=0.01)  # (u_0 + u_1)²/2 lr W
+    assert assert_bounds(meter)["efficiency"] == pytest.approx(expected, rel=0.01)
