@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from ._plain_text import plain_text
+
 CLOUD_VALUES = ("wasserstein2", "wasserstein2_lower", "identity_excess", "displacement")
 
 
@@ -41,7 +43,8 @@ class CloudTable:
                     f"layer {name!r} must have at least one of particles, and values among {CLOUD_VALUES}, "
                     f"got {dict(values)}"
                 )
-        self._particles |= {str(name): int(values["particles"]) for name, values in layers.items()}
+        layers = {plain_text(str(name)): values for name, values in layers.items()}
+        self._particles |= {name: int(values["particles"]) for name, values in layers.items()}
         row = np.full((len(CLOUD_VALUES), len(self._particles)), np.nan)
         for column, name in enumerate(self._particles):
             given = layers.get(name, {})

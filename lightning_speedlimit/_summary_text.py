@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ._plain_text import one_line
+
 if TYPE_CHECKING:
     from .summary import Summary
 
@@ -57,8 +59,8 @@ def _told(s: Summary, name: str) -> str:
 def measured_share(run: Mapping[str, Any]) -> str | None:
     """ "1,048,576 of 9,812,345 coordinates (10.7 %)"; None where all of them were measured, or nothing tells."""
     measured = run.get("measured_coordinates")
-    there = next((run[name] for name in _THERE if isinstance(run.get(name), int)), None)
-    if not isinstance(measured, int) or there is None or measured >= there:
+    there = next((run[name] for name in _THERE if run.get(name) is not None), None)
+    if measured is None or there is None or measured >= there:
         return None
     return f"{measured:,} of {there:,} coordinates ({100 * measured / there:.3g} %)"
 
@@ -94,7 +96,7 @@ def _clock_is_steps(summary: Summary) -> bool:
 
 
 def _estimator(summary: Summary) -> str:
-    return str(summary.run.get("entropy_production", "loss_drop"))
+    return one_line(summary.run.get("entropy_production") or "loss_drop", 60)
 
 
 def headline(s: Summary) -> list[Row]:

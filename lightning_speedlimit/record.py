@@ -11,17 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ._plain_text import plain_text
 from ._record_clouds import CLOUD_VALUES, CloudTable
-from ._record_files import (
-    RecordData,
-    RecordError,
-    check_data,
-    expected_arrays,
-    from_json,
-    read_folder,
-    to_json,
-    write_folder,
-)
+from ._record_files import RecordData, expected_arrays, from_json, to_json, write_folder
+from ._record_reading import checked, plain_reasons, read_folder
+from ._record_schema import RUN, RecordError, check
 from ._record_sketches import MAX_SKETCHES, SKETCH_SIZE, SketchShelf
 from ._record_windows import Trajectory, Windows
 from ._regimes import Regime, regimes
@@ -49,7 +43,11 @@ class RunRecord:
     Args:
         run: what was run, as JSON-able values: optimizer classes and their settings, number of parameters,
             precision, versions. The summary reads `clock` ("steps" or "lr") and `entropy_production` (the
-            estimator's name) from it. Tuples become lists.
+            estimator's name) from it. Tuples become lists; what steers a terminal is escaped, in all text.
+
+    Raises:
+        RecordError: a part of `run` that comparisons read is of another type than the package writes.
+        TypeError: a value that JSON has no word for.
 
     Example::
 
@@ -63,6 +61,7 @@ class RunRecord:
 
     def __init__(self, run: Mapping[str, Any] | None = None) -> None:
         self.run = from_json(to_json(dict(run or {})))
+        check(self.run, RUN, "run")
         self._reasons: dict[str, str] = {}
         self._rows = 0
         self._step = np.empty(_FIRST_CAPACITY, dtype=np.int64)
@@ -96,7 +95,7 @@ class RunRecord:
             raise ValueError(f"step must not be negative or decrease, got {step} after {last}; start a new RunRecord")
         if "step" in values:
             raise ValueError("values must not hold 'step': it is the first argument; rename the column")
-        row = {str(name): float(value) for name, value in values.items()}
+        row = {plain_text(str(name)): float(value) for name, value in values.items()}
         if step != last or not self._rows:
             self._grow()
             self._rows += 1
@@ -107,7 +106,7 @@ class RunRecord:
                 self._values[name] = np.full(len(self._step), np.nan)
         for name, column in self._values.items():
             column[index] = row.get(name, np.nan)
-        self._reasons = {str(name): str(reason) for name, reason in (reasons or {}).items()}
+        self._reasons = plain_reasons(reasons or {})
         self._shelf.see(step)
 
     def take(self, meter: Meter) -> None:
@@ -135,12 +134,12 @@ class RunRecord:
             raise ValueError("amend needs a row to add to, got an empty record; append one first")
         if "step" in values:
             raise ValueError("values must not hold 'step': it is what the row is known by; rename the column")
-        for name, value in values.items():
+        for name, value in ((plain_text(str(name)), value) for name, value in values.items()):
             if name not in self._values:
-                self._values[str(name)] = np.full(len(self._step), np.nan)
+                self._values[name] = np.full(len(self._step), np.nan)
             self._values[name][self._rows - 1] = float(value)
             self._reasons.pop(name, None)
-        self._reasons |= {str(name): str(reason) for name, reason in (reasons or {}).items()}
+        self._reasons |= plain_reasons(reasons or {})
 
     def _grow(self) -> None:
         """Doubles the capacity when it is used up, so that n rows cost O(n) copies."""
@@ -281,12 +280,9 @@ class RunRecord:
             RecordError: the folder is missing, damaged, newer than this version, or no record.
         """
         try:
-            data = read_folder(Path(path), sketches=sketches)
+            return cls._from_data(read_folder(Path(path), sketches=sketches))
         except RecordError as error:
-            if str(path) in str(error):
-                raise
             raise RecordError(f"{path}: {error}") from error  # of many records, which
-        return cls._from_data(data)
 
     def state_dict(self, *, sketches: bool = True) -> dict[str, Any]:
         """Everything, as dicts, lists, str, int, float and (under "arrays") numpy arrays.
@@ -310,7 +306,7 @@ class RunRecord:
         try:
             data = RecordData(
                 run=from_json(to_json(state["run"])),
-                reasons={str(name): str(reason) for name, reason in state["reasons"].items()},
+                reasons=dict(state["reasons"]),
                 columns=[str(name) for name in state["columns"]],
                 sketch_state={str(name): int(value) for name, value in state["sketch_state"].items()},
                 cloud_layers=[str(name) for name in state.get("cloud_layers", [])],
@@ -318,7 +314,6 @@ class RunRecord:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise RecordError(f"not the state of a RunRecord: {error!r}; pass what state_dict() returned") from error
-        check_data(data)
         return cls._from_data(data)
 
     def _data(self, *, sketches: bool) -> RecordData:
@@ -344,6 +339,7 @@ class RunRecord:
 
     @classmethod
     def _from_data(cls, data: RecordData) -> RunRecord:
+        data = checked(data)
         record = cls(data.run)
         record._reasons = dict(data.reasons)
         record._rows = len(data.step)

@@ -42,7 +42,10 @@ ROOMS = {
 ALIASES = {
     "summary": "record",
     "_summary_text": "record",
+    "_plain_text": "record",
     "_record_files": "record",
+    "_record_reading": "record",
+    "_record_schema": "record",
     "_record_clouds": "record",
     "_record_sketches": "record",
     "_record_windows": "record",

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_speedlimit import _record_files
+from lightning_speedlimit import _record_files, _record_reading
+from lightning_speedlimit._plain_text import plain_text
 from lightning_speedlimit.record import MAX_SKETCHES, SKETCH_SIZE, RecordError, RunRecord
 
 
@@ -272,15 +273,15 @@ def clouded(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (["clouds"], None, "clouds of .* must be an object"),
-        (["clouds"], [], "clouds of .* must be an object"),
-        (["clouds", "rows"], -1, "clouds of .* must be an object"),
-        (["clouds", "rows"], True, "clouds of .* must be an object"),
+        (["clouds"], None, "clouds must be an object, got None"),
+        (["clouds"], [], "clouds must be an object"),
+        (["clouds", "rows"], -1, r"clouds\.rows must be an integer from 0"),
+        (["clouds", "rows"], True, r"clouds\.rows must be an integer"),
         (["clouds", "rows"], 4, "cloud_step declares"),
         (["clouds", "rows"], 0, "the record is damaged"),
         (["clouds", "rows"], 10**12, "more than 2147483648"),
-        (["clouds", "layers"], {"body.0": 1}, "clouds.layers of .* must be a list of strings"),
-        (["clouds", "layers"], ["body.0", 3], "clouds.layers of .* must be a list of strings"),
+        (["clouds", "layers"], {"body.0": 1}, r"clouds\.layers must be a list"),
+        (["clouds", "layers"], ["body.0", 3], r"clouds\.layers\[1\] must be text, got 3"),
         (["clouds", "layers"], ["body.0"], "cloud_particles declares"),
         (["clouds", "layers"], ["body.0", "body.0"], "layers of clouds must differ"),
         (["format_version"], 3, "this version reads up to 2; upgrade"),
@@ -298,13 +299,13 @@ def test_every_field_of_the_clouds_is_checked(clouded: Path, keys: list[str], va
         ("cloud_values", None, "holds"),
         ("cloud_step", np.array([10, 10, 30]), "must increase"),
         ("cloud_step", np.array([-1, 10, 30]), "must increase"),
-        ("cloud_step", np.array([10.0, 20.0, 30.0]), "type float64"),
+        ("cloud_step", np.array([10.0, 20.0, 30.0]), "declares .*<f8.* wanted .*<i8"),
         ("cloud_particles", np.array([64, 0]), "at least one particle"),
         ("cloud_particles", np.array([64, -5]), "at least one particle"),
         ("cloud_particles", np.array([[64, 10]]), "shape"),
         ("cloud_values", np.zeros((4, 2, 3)), "shape"),
         ("cloud_values", np.zeros((4, 3, 2), dtype=np.float32), "declares"),
-        ("cloud_values", np.full((4, 3, 2), {}, dtype=object), "type object|declares|header"),
+        ("cloud_values", np.full((4, 3, 2), {}, dtype=object), "declares"),
     ],
 )
 def test_damaged_clouds_are_refused(clouded: Path, name: str, array: np.ndarray | None, message: str) -> None:
@@ -574,11 +575,12 @@ def test_saving_again_leaves_one_data_file_and_what_is_not_ours(tmp_path: Path) 
     assert_same(record, RunRecord.load(tmp_path))
 
 
-names = st.text(max_size=8).filter(lambda name: name != "step")
+# What steers a terminal is escaped, and so changed: tests/test_damaged_records.py.
+names = st.text(max_size=8).map(plain_text).filter(lambda name: name != "step")
 rows = st.lists(st.dictionaries(names, st.floats(width=64), max_size=4), max_size=6)
 
 
-@given(rows=rows, reasons=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3))
+@given(rows=rows, reasons=st.dictionaries(names, st.text(max_size=5), max_size=3))
 def test_random_columns_round_trip(
     rows: list[dict[str, float]], reasons: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -692,16 +694,16 @@ def test_reading_while_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The data file may be replaced between the two reads: the reader starts again."""
     record = small_record()
     record.save(tmp_path)
-    real = _record_files._check_document
+    real = _record_reading._parse
     writes = iter([True])
 
-    def replaced_meanwhile(document: dict[str, object], folder: Path) -> dict[str, object]:
+    def replaced_meanwhile(text: bytes) -> dict[str, object]:
         if next(writes, False):
             record.append(40, {})
-            record.save(folder)
-        return real(document, folder)
+            record.save(tmp_path)
+        return real(text)
 
-    monkeypatch.setattr(_record_files, "_check_document", replaced_meanwhile)
+    monkeypatch.setattr(_record_reading, "_parse", replaced_meanwhile)
     assert len(RunRecord.load(tmp_path)) == 4
 
 
@@ -797,9 +799,9 @@ def test_a_newer_format_is_refused_with_the_cure(folder: Path) -> None:
         (["rows"], -1, "rows"),
         (["rows"], 3.0, "rows"),
         (["rows"], 10**12, "more than 2147483648"),
-        (["rows"], 10**400, "more than 2147483648"),
+        (["rows"], 10**400, "no valid JSON: a number of 401 digits"),
         (["sketches"], None, "sketches"),
-        (["sketches", "count"], 513, "at most 512"),
+        (["sketches", "count"], 513, r"sketches\.count must be an integer from 0 to 512"),
         (["sketches", "count"], 2, "declares"),
         (["sketches", "size"], 4096, "4093"),
         (["sketches", "stride"], 0, "sketches"),
@@ -842,7 +844,7 @@ def test_nan_tokens_are_refused(folder: Path) -> None:
 
 
 def test_json_of_any_size_is_refused_unread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_record_files, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(_record_reading, "MAX_JSON_BYTES", 100)
     refuses(folder, "more than 100 bytes")
 
 
@@ -856,7 +858,7 @@ def test_truncated_and_changed_data_are_refused(folder: Path) -> None:
 
 def test_data_that_are_no_archive_are_refused(folder: Path) -> None:
     sign(folder, b"no archive")
-    refuses(folder, "can't be read")
+    refuses(folder, "no archive: File is not a zip file")
 
 
 def header(shape: str, dtype: str = "<i8", order: str = "False", version: bytes = b"\x01\x00") -> bytes:
@@ -871,18 +873,18 @@ STEPS = np.array([10, 20, 30], dtype="<i8")
     ("member", "message"),
     [
         (STEPS.astype("<i4"), "declares"),
-        (STEPS.astype("<f8"), "type float64, wanted"),
-        (STEPS.astype(">i8"), "type >i8, wanted"),
+        (STEPS.astype("<f8"), "declares .*<f8.* wanted .*<i8"),
+        (STEPS.astype(">i8"), "declares .*>i8.* wanted .*<i8"),
         (STEPS[:2], "declares"),
-        (STEPS.reshape(3, 1), r"shape \(3, 1\)"),
+        (STEPS.reshape(3, 1), r"declares .*\(3, 1\)"),
         (STEPS[::-1].copy(), "must increase"),
         (np.array([10, 10, 30]), "must increase"),
         (np.array([-1, 10, 30]), "must increase"),
-        (np.array([{}, {}, {}], dtype=object), "type object|declares|header"),
-        (header("(1000000000000,)") + STEPS.tobytes(), r"shape \(1000000000000,\)"),
-        (header("(3,)", dtype="|O") + STEPS.tobytes(), "type object"),
-        (header("(3,)", order="True") + STEPS.tobytes(), "declares shape"),
-        (header("(3,)", version=b"\x02\x00") + STEPS.tobytes(), r"version \(2, 0\)"),
+        (np.array([{}, {}, {}], dtype=object), "declares"),
+        (header("(1000000000000,)") + STEPS.tobytes(), r"declares .*\(1000000000000,\)"),
+        (header("(3,)", dtype="|O") + STEPS.tobytes(), "declares .*[|]O"),
+        (header("(3,)", order="True") + STEPS.tobytes(), "declares .*'fortran_order': True"),
+        (header("(3,)", version=b"\x02\x00") + STEPS.tobytes(), r"declares .*x02.x00"),
         (header("(3,)") + STEPS.tobytes() + b"more", "holds 25 bytes"),
         (header("__import__('os')") + STEPS.tobytes(), "header"),
         (b"x" * 152, "header"),

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
+from lightning_speedlimit._plain_text import one_line
 from lightning_speedlimit.cli.complaints import Complaint
 
 __all__ = ["main"]
@@ -43,5 +44,5 @@ def main() -> None:
 
 
 def _end(text: str) -> NoReturn:
-    print(f"speedlimit: {text}", file=sys.stderr)
+    print(f"speedlimit: {one_line(text, 2000)}", file=sys.stderr)
     sys.exit(2)

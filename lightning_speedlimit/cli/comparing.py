@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_speedlimit._plain_text import one_line
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import Complaint, check_writable, from_user, writing
 from lightning_speedlimit.report import Comparison, compare, compare_models, text
@@ -75,8 +76,8 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
 def _model(comparison: Comparison) -> str:
     run = comparison.groups[0].points[0].run.record.run
     count, name = run.get("parameters"), run.get("model")
-    known = f"{count:,} parameters" if isinstance(count, int) else "number of parameters unknown"
-    return f"{name}, {known}" if name else f"Model with {known}"
+    known = "number of parameters unknown" if count is None else f"{count:,} parameters"
+    return f"{one_line(name, 60)}, {known}" if name else f"Model with {known}"
 
 
 def _print_for_terminal(comparison: Comparison) -> None:

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_speedlimit import _summary_text
+from lightning_speedlimit._plain_text import plain_text
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import from_user
 from lightning_speedlimit.record import Regime, RunRecord
 from lightning_speedlimit.report import diagnose, text
-from lightning_speedlimit.report.runs import optimizer_title, records_within
+from lightning_speedlimit.report.runs import none_is_left, optimizer_title, read_all, records_within
 
 
 def show_runs(folder: Path, *, json: bool) -> None:
-    """The run in the folder; of several a line each."""
+    """The run in the folder; of several a line each, and on stderr one for each that can't be read."""
     with from_user():
         paths = records_within(folder)
-        if len(paths) == 1:
-            record = RunRecord.load(paths[0])
-        else:
-            records = [RunRecord.load(path, sketches=json) for path in paths]
+        records, left_out = read_all(paths, sketches=json or len(paths) == 1)
+        if not records:
+            raise none_is_left(left_out)
     if len(paths) == 1:
-        terminal.print_json(_as_json(paths[0], record)) if json else _print_run(paths[0], record)
+        [(path, record)] = records.items()
+        terminal.print_json(_as_json(path, record)) if json else _print_run(path, record)
     elif json:
-        terminal.print_json([_as_json(path, record) for path, record in zip(paths, records, strict=True)])
+        terminal.print_json([_as_json(path, record) for path, record in records.items()])
     else:
-        _print_several(paths, records)
+        _print_several(records)
+    for line in left_out:
+        print(line, file=sys.stderr)
 
 
 def _print_run(path: Path, record: RunRecord) -> None:
     summary = record.summary()
     if terminal.is_terminal():
-        terminal.print_title(f"{optimizer_title(record.run)}   {path}")
+        terminal.print_title(f"{optimizer_title(record.run)}   {plain_text(str(path))}")
         print()
         terminal.print_meanings(_summary_text.headline(summary))
         print()
@@ -68,14 +72,15 @@ def _causes(record: RunRecord) -> list[str]:
     return [f"{finding.sentence} {finding.advice}".strip() for finding in diagnose(record)]
 
 
-def _print_several(paths: Sequence[Path], records: Sequence[RunRecord]) -> None:
+def _print_several(records: Mapping[Path, RunRecord]) -> None:
     """Paths as they can be asked for."""
     rows = []
-    for path, record in zip(paths, records, strict=True):
+    for path, record in records.items():
         s = record.summary()
-        rows.append([str(path), str(s.steps), *map(text.number, (s.loss, s.efficiency, s.conversion))])
+        rows.append([plain_text(str(path)), str(s.steps), *map(text.number, (s.loss, s.efficiency, s.conversion))])
     terminal.print_rows(["run", "steps", "loss", "efficiency", "conversion"], rows)
-    print(f"\n{len(paths)} runs. One of them: speedlimit show {paths[0]}")
+    runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+    print(f"\n{runs}. One of them: speedlimit show {rows[0][0]}")
 
 
 def _as_json(path: Path, record: RunRecord) -> dict[str, Any]:

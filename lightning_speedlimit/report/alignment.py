@@ -61,11 +61,9 @@ class Timeline:
         self.steps: Values = np.concatenate([[0.0], columns["step"][rows]])
         self.missing: Values = np.full(len(self.steps), np.nan)
         run = record.run
-        window = run.get("loss_window")
-        self._window: int = window if isinstance(window, int) and window > 0 else LOSS_WINDOW
-        optimizers = [found for found in run.get("optimizers") or [] if isinstance(found, Mapping)]
+        self._window: int = run.get("loss_window") or LOSS_WINDOW
         self._full_batch = is_full_batch(run)
-        self._climbs = any(group.get("maximize") for found in optimizers for group in found.get("groups") or [])
+        self._climbs = any(group.get("maximize") for o in run.get("optimizers", []) for group in o.get("groups", []))
         self._columns = {name: np.asarray(column[rows], dtype=np.float64) for name, column in columns.items()}
 
     def column(self, name: str, first: float) -> Values:
@@ -222,8 +220,7 @@ def work_shares(conversion: float, signal_fraction: float, *, full_batch: bool =
 
 def is_full_batch(run: Mapping[str, Any]) -> bool:
     """Whether a run says that each of its steps sees all data: one step in an epoch."""
-    batches, accumulated = run.get("batches_per_epoch"), run.get("accumulate_grad_batches") or 1
-    return isinstance(batches, int) and isinstance(accumulated, int) and 0 < batches <= accumulated
+    return 0 < (run.get("batches_per_epoch") or 0) <= (run.get("accumulate_grad_batches") or 1)
 
 
 def values_at(record: RunRecord, step: float | None = None) -> dict[str, float]:

@@ -15,7 +15,7 @@ from lightning_speedlimit._summary_text import measured_share
 from lightning_speedlimit.report.alignment import CONFIDENCE, By, Crossing, Timeline, common_level
 from lightning_speedlimit.report.clouds import GroupDistance, group_distances
 from lightning_speedlimit.report.diagnosis import Finding, diagnose
-from lightning_speedlimit.report.runs import Run, Sources, gather, optimizer_title
+from lightning_speedlimit.report.runs import Gathered, Run, Sources, gather, optimizer_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,7 +170,7 @@ class Comparison:
                 for group in self.at_loss
                 if group.placed
             ],
-            clock=self.groups[0].points[0].run.record.run.get("clock") or "steps",
+            clock=self.groups[0].points[0].run.record.run.get("clock", "steps"),
         )
 
     def html(self, path: str | os.PathLike[str]) -> None:
@@ -196,7 +196,8 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None) -> Compa
             the last step or second that all have.
 
     Raises:
-        RecordError: a folder without a record, or one that can't be read.
+        RecordError: a folder without a record, or none that can be read. Of several runs one that is damaged, or has
+            no step yet, is left out, as `notes` say.
         ValueError: nothing to compare by; different models or clocks; runs of one group with different settings.
 
     Example::
@@ -206,7 +207,7 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None) -> Compa
         comparison.html("report.html")
     """
     _check_arguments(by, at)
-    return _compare(gather(runs), by, at)
+    return _compare(_with_steps(gather(runs)), by, at)
 
 
 def compare_models(runs: Sources, *, by: By = "loss", at: float | None = None) -> list[Comparison]:
@@ -215,10 +216,22 @@ def compare_models(runs: Sources, *, by: By = "loss", at: float | None = None) -
     Args and errors are those of `compare`, which refuses to mix models.
     """
     _check_arguments(by, at)
-    models: dict[Any, list[Run]] = {}
-    for run in gather(runs):
+    models: dict[int | None, list[Run]] = {}
+    gathered, left_out = _with_steps(gather(runs))
+    for run in gathered:
         models.setdefault(run.record.run.get("parameters"), []).append(run)
-    return [_compare(found, by, at) for found in models.values()]
+    return [_compare(Gathered(found, left_out), by, at) for found in models.values()]
+
+
+def _with_steps(found: Gathered) -> Gathered:
+    """Those that have a row after step 0; in a folder of runs one may just have begun."""
+    runs = [run for run in found.runs if (run.record.columns["step"] > 0).any()]
+    names = {run.name for run in runs}
+    empty = [run.name for run in found.runs if run.name not in names]
+    if not runs:
+        raise ValueError(f"no steps in {_listed(empty)}; leave it out, or train for at least one log step")
+    told = [f"left out, without a step so far: {_listed(empty)}"] if empty else []
+    return Gathered(runs, [*found.left_out, *told])
 
 
 def _check_arguments(by: By, at: float | None) -> None:
@@ -228,12 +241,11 @@ def _check_arguments(by: By, at: float | None) -> None:
         raise ValueError(f"at must be a {by} that runs can reach, got {at!r}; leave it out for the last one in common")
 
 
-def _compare(gathered: Sequence[Run], by: By, at: float | None) -> Comparison:
+@np.errstate(all="ignore")  # a run that diverged has inf − inf; it comes out as NaN
+def _compare(found: Gathered, by: By, at: float | None) -> Comparison:
+    gathered, left_out = found
     check_alike(gathered)
     timelines = {run.name: Timeline(run.record) for run in gathered}  # names are unique
-    empty = [name for name, timeline in timelines.items() if len(timeline.steps) < 2]
-    if empty:
-        raise ValueError(f"no steps in {_listed(empty)}; leave it out, or train for at least one log step")
     level, limit = common_level(timelines)
     at_loss: tuple[Group, ...] = ()
     if math.isfinite(level):
@@ -254,7 +266,7 @@ def _compare(gathered: Sequence[Run], by: By, at: float | None) -> Comparison:
         at_loss=at_loss,
         loss_level=level,
         distances=group_distances([(group.name, group.points) for group in groups if group.reached]),
-        notes=_notes(gathered),
+        notes=(*left_out, *_notes(gathered)),
     )
 
 
@@ -270,7 +282,7 @@ def check_alike(runs: Sequence[Run]) -> None:
                 found.setdefault(run.record.run[key], []).append(run.name)
         if len(found) > 1:
             what_has = "; ".join(
-                f"{value:,} parameters: {_listed(names)}" if isinstance(value, int) else f"{value}: {_listed(names)}"
+                f"{value:,} parameters: {_listed(names)}" if key == "parameters" else f"{value}: {_listed(names)}"
                 for value, names in found.items()
             )
             raise ValueError(f"runs must have the same {what} to be compared, got {what_has}; {cure}")

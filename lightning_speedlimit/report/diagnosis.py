@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lightning_speedlimit._plain_text import one_line
 from lightning_speedlimit._summary_text import number
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report.alignment import is_full_batch, work_shares
@@ -125,11 +126,11 @@ class _Run:
 
     @property
     def optimizers(self) -> list[Mapping[str, Any]]:
-        return [o for o in self.record.run.get("optimizers") or [] if isinstance(o, Mapping)]
+        return list(self.record.run.get("optimizers", []))
 
     @property
     def groups(self) -> list[Mapping[str, Any]]:
-        return [g for o in self.optimizers for g in o.get("groups") or [] if isinstance(g, Mapping)]
+        return [group for optimizer in self.optimizers for group in optimizer.get("groups", [])]
 
     @property
     def is_plain_sgd(self) -> bool:
@@ -152,14 +153,12 @@ class _Run:
 
     @property
     def batch(self) -> int | None:
-        size = self.record.run.get("batch_size")
-        return size if isinstance(size, int) and not isinstance(size, bool) else None
+        return self.record.run.get("batch_size")
 
     @property
     def batches(self) -> int | None:
         """In which an epoch sees all data; None where that is not known."""
-        count = self.record.run.get("batches_per_epoch")
-        return count if isinstance(count, int) and not isinstance(count, bool) else None
+        return self.record.run.get("batches_per_epoch")
 
     # --- columns
 
@@ -353,10 +352,11 @@ def _above_one(run: _Run) -> list[Finding]:
 def _why(run: _Run, evidence: dict[str, float]) -> str:
     foreign = run.record.reasons.get("efficiency", "")
     if "effective mobility" in foreign:
-        names = " and ".join(dict.fromkeys(str(o.get("class")) for o in run.optimizers)) or "this optimizer"
+        classes = dict.fromkeys(one_line(o.get("class", "one"), 60) for o in run.optimizers)
+        names = " and ".join(classes) or "this optimizer"
         return f"{names} has no mobility formula, and an effective one stands in for it"
-    if run.record.run.get("entropy_production", "loss_drop") != "loss_drop":
-        return f"it divides by {run.record.run['entropy_production']} work, which undercounts what was dissipated"
+    if (estimator := run.record.run.get("entropy_production") or "loss_drop") != "loss_drop":
+        return f"it divides by {one_line(estimator, 60)} work, which undercounts what was dissipated"
     drop, error = run["loss_drop"], run["loss_drop_se"]
     if error > 0 and drop < 4 * error:
         evidence |= {"loss_drop": drop, "loss_drop_se": error}

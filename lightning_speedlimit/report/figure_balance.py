@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_speedlimit.record import RunRecord
 
 from .alignment import is_full_batch, work_shares
-from .style import GREY, INK, NothingToDraw, describe, figure, number, short_name, style
+from .style import GREY, INK, NothingToDraw, describe, drawable, figure, number, short_name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,8 @@ def shares_of_work(record: RunRecord) -> dict[str, float]:
     """The parts of `work_shares` at a run's last row, under the names of this figure."""
     conversion, signal = _last(record)
     shares = work_shares(conversion, signal, full_batch=is_full_batch(record.run))
-    return {"loss": shares["useful_share"], "bouncing": shares["bouncing_share"], "noise": shares["noise_share"]}
+    parts = {"loss": shares["useful_share"], "bouncing": shares["bouncing_share"], "noise": shares["noise_share"]}
+    return {name: float(drawable(share)) for name, share in parts.items()}
 
 
 def work_balance(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:

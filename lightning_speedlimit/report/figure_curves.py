@@ -11,7 +11,19 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
 
-from .style import COLOURS, GREY, NothingToDraw, describe, figure, log_axis, look, short_name, signed_log_axis, style
+from .style import (
+    COLOURS,
+    GREY,
+    NothingToDraw,
+    describe,
+    drawable,
+    figure,
+    log_axis,
+    look,
+    short_name,
+    signed_log_axis,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +80,7 @@ def _curve(record: RunRecord) -> Curve:
     rows = columns["step"] >= 1
     missing = np.full(len(columns["step"]), np.nan)
     step = columns["step"][rows].astype(np.float64)
-    loss, action = (np.asarray(columns.get(name, missing)[rows], dtype=np.float64) for name in ("loss", "action"))
+    loss, action = (drawable(columns.get(name, missing)[rows]) for name in ("loss", "action"))
     if not len(step):
         return step, loss, action
     stretch = np.searchsorted(np.geomspace(step[0], step[-1], STRETCHES), step * (1 - 1e-12))

@@ -15,6 +15,7 @@ from .style import (
     LINES,
     NothingToDraw,
     describe,
+    drawable,
     figure,
     log_axis,
     look,
@@ -84,7 +85,7 @@ def _defined(record: RunRecord) -> tuple[Values, dict[str, Values]]:
     step = found["step"][rows].astype(np.float64)
     missing = np.full(len(found["step"]), np.nan)
     names = ("efficiency_lower", *_EFFICIENCIES, *_FACTORS)
-    columns = {name: np.asarray(found.get(name, missing)[rows], dtype=np.float64) for name in names}
+    columns = {name: drawable(found.get(name, missing)[rows]) for name in names}
     if not any(np.isfinite(columns[name]).any() for name in (*_EFFICIENCIES, *_FACTORS)):
         raise NothingToDraw(
             f"the figure of the efficiency needs a row in which an efficiency or a factor is defined, got {len(step)} "

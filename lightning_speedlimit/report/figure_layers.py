@@ -7,9 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_speedlimit._record_clouds import CLOUD_VALUES
 from lightning_speedlimit.record import RunRecord
 
-from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, look, markers, number, short_name, style
+from .style import (
+    COLOURS,
+    GREY,
+    INK,
+    NothingToDraw,
+    describe,
+    drawable,
+    figure,
+    look,
+    markers,
+    number,
+    short_name,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +47,7 @@ def layers(record: RunRecord) -> Figure:
         ValueError: no clouds in the record, or none with a defined W₂.
     """
     clouds = record.clouds
+    clouds |= {name: drawable(clouds[name]) for name in CLOUD_VALUES}
     known = np.isfinite(clouds["wasserstein2"]).any(1) if clouds["layers"] else np.zeros(0, dtype=bool)
     if not known.any():
         raise NothingToDraw(
@@ -82,7 +97,9 @@ def _draw_last(axes: Any, clouds: dict[str, Any], last: int, *, small: float) ->
 
 
 def _labels(clouds: dict[str, Any]) -> list[str]:
-    return [f"{name} ({count})" for name, count in zip(clouds["layers"], clouds["particles"], strict=True)]
+    return [
+        f"{short_name(name, 60)} ({count})" for name, count in zip(clouds["layers"], clouds["particles"], strict=True)
+    ]
 
 
 def _draw_steps(axes: Any, clouds: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .style import GREY, INK, NothingToDraw, describe, figure, log_axis, look, short_name, style
+from .style import GREY, INK, NothingToDraw, describe, drawable, figure, log_axis, look, short_name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,38 +55,38 @@ def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _T
     Raises:
         ValueError: no point that can be drawn.
     """
-    drawable = [p for p in points if _is_positive(p.elapsed) and _is_positive(p.action)]
-    if not drawable:
+    placed = [p for p in points if _is_positive(p.elapsed) and _is_positive(p.action)]
+    if not placed:
         raise NothingToDraw(
             f"the plane needs a point of positive time and action, got {len(points)} points and none; "
             "compare at a loss that a run has reached"
         )
-    few = len(drawable) <= MOST_NAMED
-    named = [p for p in drawable if few or p.on_frontier]
+    few = len(placed) <= MOST_NAMED
+    named = [p for p in placed if few or p.on_frontier]
     with style():
         drawn, axes = figure(height=5.0)
         panel = axes[0, 0]
-        log_axis(panel.xaxis, _reach(drawable, "elapsed"), margin=0.12)
-        log_axis(panel.yaxis, _reach(drawable, "action"), margin=0.12)
-        _draw_rest(panel, [p for p in drawable if not few and not p.on_frontier])
-        _draw_frontier(panel, [p for p in drawable if p.on_frontier])
+        log_axis(panel.xaxis, _reach(placed, "elapsed"), margin=0.12)
+        log_axis(panel.yaxis, _reach(placed, "action"), margin=0.12)
+        _draw_rest(panel, [p for p in placed if not few and not p.on_frontier])
+        _draw_frontier(panel, [p for p in placed if p.on_frontier])
         for index, point in enumerate(named):
             _draw_point(panel, point, look(index))
         panel.set_xlabel("elapsed time τ (steps)" if clock == "steps" else "elapsed time τ (sum of learning rates)")
         panel.set_ylabel("action A (parameter²/step)" if clock == "steps" else "action A (parameter²/learning rate)")
         panel.set_title(title)
-        _draw_legend(panel, frontier=any(p.on_frontier for p in drawable), rest=not few)
-        missing = [short_name(p.name) for p in points if p not in drawable]
+        _draw_legend(panel, frontier=any(p.on_frontier for p in placed), rest=not few)
+        missing = [short_name(p.name) for p in points if p not in placed]
         if missing:
             why = "not drawn, for their time or action is 0 or unknown"
             panel.set_xlabel(f"{panel.get_xlabel()}\n{why}: {_listed(missing)}")
-        _name_points(drawn, panel, named, drawable)
-        describe(drawn, title, _text(drawable))
+        _name_points(drawn, panel, named, placed)
+        describe(drawn, title, _text(placed))
     return drawn
 
 
 def _is_positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
+    return bool(drawable(value) > 0)
 
 
 def _reach(points: Sequence[PlanePoint], which: str) -> list[float]:
@@ -130,7 +130,7 @@ def _draw_point(axes: Any, point: PlanePoint, shown: dict[str, Any]) -> None:
 
 def _bars(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
     """Lengths below and above; none where an end is unknown. One that reaches 0 leaves the logarithmic axis."""
-    if interval is None or not all(math.isfinite(end) for end in interval):
+    if interval is None or not np.isfinite(drawable(interval)).all():
         return None
     return [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
 

@@ -100,7 +100,9 @@ def plane_of(runs: Mapping[str, RunRecord]) -> Plane:
 
 
 def _check_one_model(runs: Mapping[str, RunRecord]) -> None:
-    sizes = {record.run["parameters"]: name for name, record in runs.items() if "parameters" in record.run}
+    sizes = {
+        record.run["parameters"]: name for name, record in runs.items() if record.run.get("parameters") is not None
+    }
     if len(sizes) > 1:
         got = ", ".join(f"{size} ({name})" for size, name in sizes.items())
         raise ValueError(f"trajectories need runs of one model, got models of {got} parameters; draw each apart")

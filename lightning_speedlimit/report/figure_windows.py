@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
 
-from .style import INK, LINES, UNDEFINED, NothingToDraw, describe, figure, log_axis, number, style
+from .style import INK, LINES, UNDEFINED, NothingToDraw, describe, drawable, figure, log_axis, number, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +79,7 @@ def heat_of(record: RunRecord) -> Heat:
     found = np.full((len(ends), len(ends)), np.nan)
     if len(ends):
         i, j = np.nonzero(starts[:, None] < ends)
-        found[i, j] = record.windows(starts[i], ends[j]).efficiency
+        found[i, j] = drawable(record.windows(starts[i], ends[j]).efficiency)
     if len(ends) < 2 or not (found > 0).any():
         raise NothingToDraw(
             f"the heat map needs two steps with a sketch and a window of positive efficiency, got {len(ends)} steps "

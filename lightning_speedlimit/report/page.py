@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_speedlimit._plain_text import plain_text
 from lightning_speedlimit.report import page_figures, page_words
 from lightning_speedlimit.report.page_figures import Picture
 from lightning_speedlimit.report.page_table import Table, table_of
@@ -115,7 +116,7 @@ def page(comparisons: Sequence[Comparison], *, command: str | None = None) -> st
             sections=sections,
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-            command=command,
+            command=None if command is None else plain_text(command),
             python=page_words.python_call(comparisons),
             versions=page_words.versions(comparisons),
         )

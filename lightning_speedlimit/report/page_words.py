@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_speedlimit._plain_text import one_line, plain_text
 from lightning_speedlimit.report.text import clock_word, number, where
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def name(comparison: Comparison) -> str:
     runs = [point.run for group in comparison.groups for point in group.points]
     paths = [run.path for run in runs if run.path is not None]
     if len(runs) > 1 and len(paths) == len(runs) and (common := os.path.commonpath([p.resolve() for p in paths])):
-        return Path(common).name or common
-    models = dict.fromkeys(str(run.record.run["model"]) for run in runs if run.record.run.get("model"))
-    return ", ".join(models) or runs[0].name
+        return plain_text(Path(common).name or common)
+    models = dict.fromkeys(run.record.run["model"] for run in runs if run.record.run.get("model"))
+    return one_line(", ".join(models) or runs[0].name, 200)
 
 
 def answer(comparison: Comparison) -> str:
@@ -118,7 +119,7 @@ def _spoken(key: str) -> str:
 
 
 def _setting(key: str, value: Any) -> str:
-    if key == "optimizers" and isinstance(value, list):
+    if key == "optimizers" and value is not None:
         return " + ".join(_optimizer(item) for item in value) or "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{inner} {_setting('', item)}" for inner, item in value.items()) or "none"
@@ -129,14 +130,11 @@ def _setting(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value}"
 
 
-def _optimizer(optimizer: Any) -> str:
+def _optimizer(optimizer: Mapping[str, Any]) -> str:
     """ "AdamW(lr=0.001, betas=[0.9, 0.999])": what is None was not set and is left out."""
-    if not isinstance(optimizer, Mapping):
-        return str(optimizer)
     groups = [
         ", ".join(f"{key}={value}" for key, value in group.items() if value is not None)
-        for group in optimizer.get("groups") or []
-        if isinstance(group, Mapping)
+        for group in optimizer.get("groups", [])
     ]
     return f"{optimizer.get('class', 'optimizer')}({'; '.join(dict.fromkeys(groups))})"
 
@@ -178,8 +176,7 @@ def versions(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     for comparison in comparisons:
         for group in comparison.groups:
             for point in group.points:
-                said = point.run.record.run.get("versions")
-                if isinstance(said, Mapping):
+                if said := point.run.record.run.get("versions"):
                     found[", ".join(f"{library} {version}" for library, version in said.items())] = None
     runs = "; ".join(found) or "not recorded"
     return [("This page", f"{_DISTRIBUTION} {here}"), ("The runs", runs)]

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from lightning_speedlimit._plain_text import one_line, plain_text
 from lightning_speedlimit.record import RecordError, RunRecord
 
 Source = RunRecord | str | os.PathLike[str]
@@ -19,6 +21,8 @@ KEEP_SKETCHES = 24  # runs at most whose sketches are read at once: 8 MB each
 
 _RECORD = "record.json"
 _FOLDER = "speed_limit"  # the last part of every run's folder, which tells nothing
+_LEFT_OUT = "left out: "
+_LONGEST_TITLE = 200  # characters
 _SEED = re.compile(r"[\s_.\-]*(?<![a-z])(seed|replica)[\s_.=\-]*\d+", re.IGNORECASE)
 
 
@@ -35,8 +39,16 @@ class Run:
     """Folder of the record; None: it came as an object."""
 
 
-def gather(sources: Sources) -> list[Run]:
-    """Every record among the sources, named, and put into groups.
+class Gathered(NamedTuple):
+    """What was found."""
+
+    runs: list[Run]
+    left_out: list[str]
+    """Of each folder whose record can't be read a line that says why."""
+
+
+def gather(sources: Sources) -> Gathered:
+    """Every record among the sources, named, and put into groups; those that are damaged are left out.
 
     Args:
         sources: a record, a folder (of a record, or one that holds records somewhere within), or several of them: each
@@ -44,18 +56,22 @@ def gather(sources: Sources) -> list[Run]:
             one. Or a mapping: name of the group → what it consists of.
 
     Raises:
-        RecordError: a folder without a record, or one that can't be read.
+        RecordError: a folder without a record, or none that can be read.
         ValueError: nothing given; runs of one group whose optimizers differ.
     """
     if isinstance(sources, Mapping):
-        found = [run for name, source in sources.items() for run in _of_group(str(name), source)]
+        groups = [_of_group(plain_text(str(name)), source) for name, source in sources.items()]
+        found = [run for group in groups for run in group.runs]
+        left_out = [line for group in groups for line in group.left_out]
         runs = [replace(run, name=name) for run, name in zip(found, _unique(found), strict=True)]
     else:
-        runs = _named(_several(sources))
+        runs, left_out = _named(_several(sources))
+    if not runs and left_out:
+        raise none_is_left(left_out)
     if not runs:
         raise ValueError("compare needs at least one run, got none; pass records, or folders that hold them")
     _check_groups(runs)
-    return runs
+    return Gathered(runs, left_out)
 
 
 def records_within(folder: Path) -> list[Path]:
@@ -64,19 +80,46 @@ def records_within(folder: Path) -> list[Path]:
     Raises:
         RecordError: there is none.
     """
-    if not folder.exists():
-        raise RecordError(f"no such folder: {folder}; pass the folder of a run, or one that holds runs")
-    if folder.is_file():
-        raise RecordError(f"{folder} is a file, wanted a folder; pass the folder that holds {_RECORD}")
-    if (folder / _RECORD).is_file():
-        return [folder]
-    found = sorted((path.parent for path in folder.rglob(_RECORD)), key=lambda path: _natural(str(path)))
+    try:
+        if not folder.exists():
+            raise RecordError(f"no such folder: {folder}; pass the folder of a run, or one that holds runs")
+        if folder.is_file():
+            raise RecordError(f"{folder} is a file, wanted a folder; pass the folder that holds {_RECORD}")
+        if (folder / _RECORD).is_file():
+            return [folder]
+        found = sorted((path.parent for path in folder.rglob(_RECORD)), key=lambda path: _natural(str(path)))
+    except OSError as error:  # a name that is too long, rights that are missing
+        raise RecordError(f"{folder} can't be looked into: {error.strerror or error}; name another folder") from error
     if not found:
         raise RecordError(
             f"{folder} holds no record: got no {_RECORD} in it or below; pass the folder that SpeedLimit wrote "
             f"(mostly …/{_FOLDER}), or one above it"
         )
     return found
+
+
+def read_all(paths: Sequence[Path], *, sketches: bool) -> tuple[dict[Path, RunRecord], list[str]]:
+    """The records of these folders in their order, and a line for each that can't be read.
+
+    In threads: checksums are most of the work, and leave Python free.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(partial(_load, sketches=sketches), paths))
+    left_out = [f"{_LEFT_OUT}{error}" for error in found if isinstance(error, RecordError)]
+    return {p: record for p, record in zip(paths, found, strict=True) if isinstance(record, RunRecord)}, left_out
+
+
+def none_is_left(left_out: Sequence[str]) -> RecordError:
+    """What to raise where every record was left out: why the first was."""
+    more = f" (and {len(left_out) - 1} more that can't be read)" if len(left_out) > 1 else ""
+    return RecordError(left_out[0].removeprefix(_LEFT_OUT) + more)
+
+
+def _load(path: Path, *, sketches: bool) -> RunRecord | RecordError:
+    try:
+        return RunRecord.load(path, sketches=sketches)
+    except RecordError as error:
+        return error
 
 
 def with_sketches(run: Run) -> RunRecord:
@@ -90,7 +133,7 @@ def _several(sources: Source | Iterable[Source]) -> list[Source]:
     return list(sources)
 
 
-def _named(sources: Sequence[Source]) -> list[Run]:
+def _named(sources: Sequence[Source]) -> Gathered:
     """Each run a group of its own, but for seeds; names are what tells the runs' folders apart.
 
     Each run once, however often it is named: twice it would be two replicas that agree to the last digit.
@@ -102,15 +145,19 @@ def _named(sources: Sequence[Source]) -> list[Run]:
         else:
             found += [(None, path) for path in records_within(Path(source))]
     paths = list({path.resolve(): path for _, path in reversed(found) if path is not None}.values())[::-1]
-    labels = dict(zip(paths, _labels(paths), strict=True))
-    loaded = dict(zip(paths, _load(paths), strict=True))
-    runs = [Run(labels[path], _without_seed(labels[path]), loaded[path], path) for path in paths]
+    loaded, left_out = read_all(paths, sketches=len(paths) <= KEEP_SKETCHES)
+    labels = [plain_text(label) for label in _labels(list(loaded))]
+    runs = [
+        Run(name, _without_seed(name), record, path)
+        for name, (path, record) in zip(labels, loaded.items(), strict=True)
+    ]
     records = {id(record): record for record, _ in found if record is not None}.values()
     runs += [Run(title, title, record) for record in records for title in [optimizer_title(record.run)]]
     names = _unique(runs)  # of one name, but told apart: no replicas
-    return [
+    runs = [
         run if run.name == name else replace(run, name=name, group=name) for run, name in zip(runs, names, strict=True)
     ]
+    return Gathered(runs, left_out)
 
 
 def _without_seed(label: str) -> str:
@@ -119,18 +166,11 @@ def _without_seed(label: str) -> str:
     return "/".join(part for part in parts if part) or "run"
 
 
-def _of_group(name: str, source: Source | Iterable[Source]) -> list[Run]:
-    runs = _named(_several(source))
+def _of_group(name: str, source: Source | Iterable[Source]) -> Gathered:
+    runs, left_out = _named(_several(source))
     if len(runs) == 1:
-        return [replace(runs[0], name=name, group=name)]
-    return [replace(run, name=f"{name} {place}", group=name) for place, run in enumerate(runs, 1)]
-
-
-def _load(paths: Sequence[Path]) -> list[RunRecord]:
-    """In threads: checksums are most of the work, and leave Python free."""
-    sketches = len(paths) <= KEEP_SKETCHES
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda path: RunRecord.load(path, sketches=sketches), paths))
+        return Gathered([replace(runs[0], name=name, group=name)], left_out)
+    return Gathered([replace(run, name=f"{name} {place}", group=name) for place, run in enumerate(runs, 1)], left_out)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -167,7 +207,7 @@ def _unique(runs: Sequence[Run]) -> list[str]:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 # --- what a run says of itself
@@ -175,16 +215,16 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 def optimizer_title(run: Mapping[str, Any]) -> str:
     """ "AdamW lr 0.001, batch 128": what tells runs apart; "run" where the record does not say."""
-    titles = [_one_optimizer(optimizer) for optimizer in run.get("optimizers") or [] if isinstance(optimizer, Mapping)]
+    titles = [_one_optimizer(optimizer) for optimizer in run.get("optimizers", [])]
     batch = run.get("batch_size")
-    return " + ".join(titles or ["run"]) + (f", batch {batch}" if batch else "")
+    return one_line(" + ".join(titles or ["run"]) + (f", batch {batch}" if batch else ""), _LONGEST_TITLE)
 
 
 def _one_optimizer(optimizer: Mapping[str, Any]) -> str:
-    groups = [group for group in optimizer.get("groups") or [] if isinstance(group, Mapping)]
-    parts = [str(optimizer.get("class", "optimizer"))]
-    for key in ("lr", "momentum"):
-        values = list(dict.fromkeys(group[key] for group in groups if isinstance(group.get(key), int | float)))
+    parts = [optimizer.get("class", "optimizer")]
+    for key in ("lr", "momentum"):  # which some optimizer may take for something else
+        values = [group[key] for group in optimizer.get("groups", []) if isinstance(group.get(key), int | float)]
+        values = list(dict.fromkeys(values))
         if any(values):
             parts.append(f"{key} {'/'.join(f'{value:g}' for value in values)}")
     return " ".join(parts)

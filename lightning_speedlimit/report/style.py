@@ -26,6 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
 
 WIDTH = 7.2  # inches
+LARGEST = 1e100  # that is drawn; matplotlib squares and divides
 _STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
@@ -72,7 +73,8 @@ def style(**more: Any) -> Iterator[None]:
     # The names of the parameters are a type of their own, which differs between matplotlib's versions.
     settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
     settings |= {**_STYLE, **more}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    # Of numbers at the end of what floats can hold, a run that diverged, matplotlib makes what it can.
+    with matplotlib.rc_context(settings), warnings.catch_warnings(), np.errstate(all="ignore"):
         # Names of runs may hold letters that the font lacks; a page's reader has fonts of their own.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
@@ -119,6 +121,13 @@ def markers(step: npt.ArrayLike, values: npt.ArrayLike) -> list[int]:
     return sorted({*defined.tolist(), *alone.tolist()})
 
 
+def drawable(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The values, NaN for what no axis has room for: infinities, sizes beyond 10^±100 (of a run that diverged)."""
+    found = np.asarray(values, dtype=np.float64)
+    sizes = np.abs(found)
+    return np.where((sizes < LARGEST) & ((sizes > 1 / LARGEST) | (sizes == 0)), found, np.nan)
+
+
 # --- axes
 
 
@@ -137,11 +146,16 @@ def number(value: float) -> str:
 
 
 def log_axis(axis: Any, values: npt.ArrayLike, *, margin: float = 0.04) -> None:
-    """A logarithmic axis that holds all positive values, ticks at powers of ten, and at 2 and 5 where few of these."""
+    """A logarithmic axis that holds all positive values, ticks at powers of ten, and at 2 and 5 where few of these.
+
+    Linear, as it was, where none is positive.
+    """
     positive = _finite(values)
     positive = positive[positive > 0]
+    if not len(positive):  # as of a run that did not move: nothing that such an axis could show
+        return
     _set_scale(axis, "log")
-    low, high = (positive.min(), positive.max()) if len(positive) else (1.0, 10.0)
+    low, high = positive.min(), positive.max()
     room = 10 ** (margin * max(math.log10(high / low), 0.3))
     _set_limits(axis, low / room, high * room)
     _name_powers(axis, low, high)

@@ -496,7 +496,7 @@ def test_runs_that_did_not_learn_set_no_common_level() -> None:
 
 @pytest.mark.parametrize("lost", [math.inf, -math.inf, math.nan])
 def test_a_loss_that_is_lost_warns_of_nothing(lost: float) -> None:
-    record = straight(range(1, 101), lambda k: 1 - k / 200 if k < 80 else lost, run={"loss_window": "fifty"})
+    record = straight(range(1, 101), lambda k: 1 - k / 200 if k < 80 else lost)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Timeline(record).crossing(0.75).step == pytest.approx(50, abs=ROUNDING)

@@ -547,13 +547,6 @@ def test_a_run_that_starts_below_the_level() -> None:
     assert "time or action is 0 or unknown: pretrained" in found.figure().axes[0].get_xlabel()
 
 
-def test_a_number_of_parameters_that_is_none() -> None:
-    """A record is only as good as who wrote it."""
-    line = [straight(range(1, 11), decay(50), run=description(parameters=count)) for count in (10, "ten")]
-    with pytest.raises(ValueError, match=r"same models .* got 10 parameters: a; ten: b"):
-        compare({"a": line[0], "b": line[1]})
-
-
 def test_many_runs() -> None:
     generator = np.random.default_rng(3)
     places = [

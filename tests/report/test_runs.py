@@ -23,7 +23,7 @@ def saved(folder: Path, *, sketches: int = 0, **settings: object) -> Path:
 
 def named(*sources: object) -> dict[str, str]:
     """Name → group."""
-    return {run.name: run.group for run in gather(sources)}  # type: ignore[arg-type]
+    return {run.name: run.group for run in gather(sources).runs}  # type: ignore[arg-type]
 
 
 # --- names
@@ -70,7 +70,7 @@ def test_titles() -> None:
     two = [{"class": "Adam", "groups": [{"lr": 1e-3}]}, {"class": "LBFGS", "groups": []}]
     assert optimizer_title({"optimizers": two, "batch_size": 32}) == "Adam lr 0.001 + LBFGS, batch 32"
     assert optimizer_title({}) == "run"
-    assert optimizer_title({"optimizers": None}) == "run"
+    assert optimizer_title({"optimizers": []}) == "run"
 
 
 # --- groups
@@ -116,7 +116,7 @@ def test_words_with_a_seed_in_them_are_names(tmp_path: Path, names: tuple[str, s
 def test_a_mapping_names_the_groups(tmp_path: Path) -> None:
     a, b, c = (saved(tmp_path / name) for name in "abc")
     record = straight(range(10, 60, 10), decay(20))
-    found = gather({"one": [a, b], "two": c, "three": record})
+    found = gather({"one": [a, b], "two": c, "three": record}).runs
     assert [(run.name, run.group) for run in found] == [
         ("one 1", "one"),
         ("one 2", "one"),
@@ -125,13 +125,15 @@ def test_a_mapping_names_the_groups(tmp_path: Path) -> None:
     ]
     assert found[3].record is record
     assert found[2].path == c
-    assert [run.group for run in gather({"both": [record, a], "folder": tmp_path})] == ["both"] * 2 + ["folder"] * 3
+    assert [run.group for run in gather({"both": [record, a], "folder": tmp_path}).runs] == ["both"] * 2 + [
+        "folder"
+    ] * 3
 
 
 def test_names_that_a_replica_and_a_group_would_share() -> None:
     replicas = [straight(range(10, 60, 10), decay(time)) for time in (20, 30)]
     other = straight(range(10, 60, 10), decay(40))
-    found = gather({"A": replicas, "A 1": other})
+    found = gather({"A": replicas, "A 1": other}).runs
     assert [run.group for run in found] == ["A", "A", "A 1"], "a group is called as was asked for"
     assert len({run.name for run in found}) == 3
     assert [run.record for run in found] == [*replicas, other]
@@ -144,8 +146,8 @@ def test_a_run_that_is_named_twice_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     os.symlink(a, tmp_path / "link")
     assert set(named(tmp_path / "a", "a", "./b/../a", "link", tmp_path / "b")) == {"a", "b"}
     record = straight(range(10, 60, 10), decay(20))
-    assert len(gather([record, record])) == 1
-    assert len(gather({"A": [record, record]})) == 1, "two equal replicas would have no spread"
+    assert len(gather([record, record]).runs) == 1
+    assert len(gather({"A": [record, record]}).runs) == 1, "two equal replicas would have no spread"
 
 
 def test_other_settings_are_no_replicas(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_other_settings_are_no_replicas(tmp_path: Path) -> None:
     accumulated = [straight([10], decay(50), run=description(accumulate_grad_batches=n)) for n in (1, 4)]
     with pytest.raises(ValueError, match="4 accumulated"):
         gather({"A": accumulated})
-    assert len(gather({"A": batches[0], "B": batches[1]})) == 2
+    assert len(gather({"A": batches[0], "B": batches[1]}).runs) == 2
 
 
 # --- folders
@@ -186,10 +188,10 @@ def test_nothing_to_compare() -> None:
 def test_sketches_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "ab":
         saved(tmp_path / name, sketches=2)
-    assert [len(run.record.sketch_steps) for run in gather(tmp_path)] == [2, 2]
+    assert [len(run.record.sketch_steps) for run in gather(tmp_path).runs] == [2, 2]
     monkeypatch.setattr(runs_module, "KEEP_SKETCHES", 1)
-    found = gather(tmp_path)
+    found = gather(tmp_path).runs
     assert [len(run.record.sketch_steps) for run in found] == [0, 0], "of many runs they would fill the memory"
     assert list(with_sketches(found[0]).sketch_steps) == [60, 61]
     record = RunRecord({})
-    assert with_sketches(gather([record])[0]) is record
+    assert with_sketches(gather([record]).runs[0]) is record
