@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ._plain_text import one_line
@@ -24,6 +25,7 @@ OUTSIDE_MOVES = (
 
 # Values that are there only where clouds were measured.
 CLOUDS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")
+_MOST_REASONS = 100
 _CHANGED_PLACES = 0.01  # identity_excess above which neurons are said to have changed places
 
 # How many coordinates there are to measure: the first that a record tells (frozen parameters are none).
@@ -218,9 +220,9 @@ def remarks(s: Summary) -> list[str]:
 
 
 def _reasons(s: Summary) -> list[str]:
-    """One line per reason; the cloud's values, which share theirs, in one."""
+    """One line per reason; the cloud's values, which share theirs, in one. A hundred are more than anyone reads."""
     lines: dict[tuple[str, bool], list[str]] = {}
-    for name, reason in s.reasons.items():
+    for name, reason in islice(s.reasons.items(), _MOST_REASONS):
         undefined = math.isnan(getattr(s, name)) if _is_value(s, name) else False
         group = reason if name in CLOUDS else f"{name} {reason}"
         lines.setdefault((group, undefined), []).append(name)
@@ -228,7 +230,7 @@ def _reasons(s: Summary) -> list[str]:
         f"{', '.join(names)}{(' are' if len(names) > 1 else ' is') + ' undefined' if undefined else ''}: "
         f"{s.reasons[names[0]]}"
         for (_, undefined), names in lines.items()
-    ]
+    ] + ([f"{left_out:,} more reasons are in the record"] if (left_out := len(s.reasons) - _MOST_REASONS) > 0 else [])
 
 
 def _places(s: Summary) -> list[str]:

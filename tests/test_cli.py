@@ -141,8 +141,19 @@ def test_a_truncated_record(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "runs" / "sgd", tmp_path / "sgd")
     (data,) = (tmp_path / "sgd" / "seed_1").glob("data-*.npz")
     data.write_bytes(data.read_bytes()[:-100])
-    text = complaint("compare", "sgd", cwd=tmp_path)
-    assert "seed_1" in text, "which of them"
+    assert "seed_1: data-" in complaint("show", "sgd/seed_1", cwd=tmp_path)
+    shown = speedlimit("show", "sgd", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "1 run." in shown.stdout, "the other is whole"
+    assert shown.stderr.startswith("left out: sgd/seed_1: data-")
+    assert "left out: sgd/seed_1: data-" in printed("compare", "sgd", cwd=tmp_path).replace("\n  ", " ")
+
+
+def test_no_name_of_a_folder_steers_the_terminal(tmp_path: Path) -> None:
+    assert ESCAPE not in complaint("show", f"{ESCAPE}]0;title\x07{ESCAPE}[31m", cwd=tmp_path)
+    make_run(tmp_path / f"a{ESCAPE}[31m", rate=0.01, action=0.01)
+    for command in (["show", "."], ["compare", "."], ["compare", "--group", f"{ESCAPE}c=."]):
+        assert ESCAPE not in printed(*command, cwd=tmp_path)
 
 
 def test_a_record_of_a_newer_version(home: Path, tmp_path: Path) -> None:

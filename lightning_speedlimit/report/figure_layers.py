@@ -32,6 +32,7 @@ Values = npt.NDArray[np.float64]
 
 _ROW = 0.3  # inches
 _MOST_NAMED = 60  # rows that have this height
+MOST_LAYERS = 120  # a page draws a hundred in a second
 _COLOURED = len(COLOURS)
 _TITLE = "W₂ of each layer's neurons"
 
@@ -41,7 +42,7 @@ def layers(record: RunRecord) -> Figure:
 
     Left: W₂ (with its certified lower bound), and the displacement of the same neurons, which is W₂ where no
     relabelling shortens it; identity_excess is by how much its square is larger. Right, where it was measured more
-    than once: W₂ over the steps.
+    than once: W₂ over the steps. Of more than 120 layers those that moved most.
 
     Raises:
         ValueError: no clouds in the record, or none with a defined W₂.
@@ -55,16 +56,28 @@ def layers(record: RunRecord) -> Figure:
             'with SpeedLimit(clouds="neurons")'
         )
     last, several = int(np.flatnonzero(known)[-1]), int(known.sum()) > 1
+    every = len(clouds["layers"])
+    clouds = _furthest(clouds, last)
     count = len(clouds["layers"])
     with style():
         row = _ROW if count <= _MOST_NAMED else _ROW * _MOST_NAMED / count
         height = max(1.4 + row * count, 3.4 if several else 0.0)
         drawn, axes = figure(2 if several else 1, height=height, width=8.6 if several else 6.0)
         _draw_last(axes[0, 0], clouds, last, small=row / _ROW)
+        if count < every:
+            axes[0, 0].set_ylabel(f"the {count} of {every:,} layers that moved most")
         if several:
             _draw_steps(axes[0, 1], clouds)
         describe(drawn, _TITLE, _text(clouds, last))
     return drawn
+
+
+def _furthest(clouds: dict[str, Any], row: int) -> dict[str, Any]:
+    """Of these layers the 120 whose neurons moved furthest, in their order."""
+    order = np.argsort(-np.nan_to_num(clouds["displacement"][row], nan=-1.0), kind="stable")
+    kept = np.sort(order[:MOST_LAYERS])
+    of_layers = {"layers": [clouds["layers"][place] for place in kept], "particles": clouds["particles"][kept]}
+    return clouds | of_layers | {name: clouds[name][:, kept] for name in CLOUD_VALUES}
 
 
 def _draw_last(axes: Any, clouds: dict[str, Any], last: int, *, small: float) -> None:

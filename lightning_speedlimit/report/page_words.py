@@ -15,6 +15,8 @@ from lightning_speedlimit.report.text import clock_word, number, where
 if TYPE_CHECKING:
     from lightning_speedlimit.report.comparison import Comparison, Group, Point
 
+MOST_SETTINGS = 300  # of the 18 that are there when nobody adds one
+
 _DISTRIBUTION = "lightning-speedlimit"
 
 
@@ -98,12 +100,14 @@ def settings_of(comparison: Comparison) -> Settings:
     said = {group.name: _of_group(group) for group in comparison.groups}
     keys = list(dict.fromkeys(key for values in said.values() for key in values))
     same, differing = [], []
-    for key in keys:
+    for key in keys[:MOST_SETTINGS]:
         found = {values.get(key, "not recorded") for values in said.values()}
         if len(found) == 1:
             same.append((_spoken(key), found.pop()))
         else:
             differing.append(key)
+    if len(keys) > MOST_SETTINGS:
+        same.append(("more", f"{len(keys) - MOST_SETTINGS:,} settings, in the records"))
     rows = [(group, tuple(v.get(key, "not recorded") for key in differing)) for group, v in said.items()]
     return Settings(tuple(same), tuple(map(_spoken, differing)), tuple(rows))
 

@@ -404,6 +404,16 @@ def test_layers_show_the_last_clouds_and_the_way_there() -> None:
         np.testing.assert_allclose(line(right, name).get_ydata(), reached, rtol=EXACT)
 
 
+def test_of_very_many_layers_those_that_moved_most_are_drawn() -> None:
+    many = {f"layer {k}": (4, [1.0 + k % 400], [1.0]) for k in range(500)}
+    (panel,) = figures.layers(with_clouds([20], many)).axes
+    shown = [label.get_text() for label in panel.get_yticklabels()]
+    assert shown == [f"layer {k} (4)" for k in range(280, 400)]
+    assert panel.get_ylabel() == "the 120 of 500 layers that moved most"
+    (panel,) = figures.layers(with_clouds([20], {name: many[name] for name in list(many)[:60]})).axes
+    assert panel.get_ylabel() == ""
+
+
 def test_layers_of_one_measurement_have_no_way_and_many_layers_are_grey() -> None:
     assert len(figures.layers(with_clouds([20], {"only": (2, [1.0], [1.0])})).axes) == 1
     many = {f"layer {n}": (4, [0.1, 1.0 + n], [0.1, 1.0 + n]) for n in range(12)}
