@@ -124,7 +124,7 @@ def check(value: Any, schema: Schema, where: str) -> None:
         known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
         for key, item in value.items():
             if of_this := known.get(key, others):
-                check(item, of_this, f"{where}.{key:.80}")
+                check(item, of_this, f"{where}.{key}" if key.isidentifier() else f"{where}[{key!r:.80}]")
 
 
 def _is_of_kind(value: Any, schema: Schema) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_speedlimit import _summary_text
-from lightning_speedlimit._plain_text import plain_text
+from lightning_speedlimit._plain_text import one_line, plain_text
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import from_user
 from lightning_speedlimit.record import Regime, RunRecord
@@ -32,7 +32,7 @@ def show_runs(folder: Path, *, json: bool) -> None:
     else:
         _print_several(records)
     for line in left_out:
-        print(line, file=sys.stderr)
+        print(one_line(line, 2000), file=sys.stderr)
 
 
 def _print_run(path: Path, record: RunRecord) -> None:

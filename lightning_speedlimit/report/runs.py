@@ -40,7 +40,7 @@ class Run:
 
 
 class Gathered(NamedTuple):
-    """What was found."""
+    """Runs to be compared, and what is not among them."""
 
     runs: list[Run]
     left_out: list[str]
