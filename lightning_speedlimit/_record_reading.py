@@ -60,8 +60,10 @@ def read_folder(folder: Path, *, sketches: bool = True) -> RecordData:
         document, arrays = _read(folder, sketches=sketches)
     except OSError as error:
         raise RecordError(f"can't be read: {error.strerror or error}; copy it again, or mend its rights") from error
+    run = from_json(document["run"])
+    check(run, {"type": "object"}, "run")  # and not a number that JSON has no word for
     return RecordData(
-        run=from_json(document["run"]),
+        run=run,
         reasons=document["reasons"],
         columns=document["columns"],
         sketch_state={
