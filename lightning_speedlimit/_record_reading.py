@@ -37,6 +37,7 @@ from ._record_schema import (
     FORMAT,
     FORMAT_VERSION,
     MAX_INTEGER,
+    MAX_NESTING,
     SKETCH_STATE,
     RecordError,
     check,
@@ -62,6 +63,7 @@ def read_folder(folder: Path, *, sketches: bool = True) -> RecordData:
         raise RecordError(f"can't be read: {error.strerror or error}; copy it again, or mend its rights") from error
     run = from_json(document["run"])
     check(run, {"type": "object"}, "run")  # and not a number that JSON has no word for
+    check_nesting(run, "run", MAX_NESTING - 2)  # as what can be written
     return RecordData(
         run=run,
         reasons=document["reasons"],

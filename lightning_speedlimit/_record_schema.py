@@ -147,14 +147,14 @@ def _words(schema: Schema) -> str:
     return words + (" or null" if schema.get("nullable") else "")
 
 
-def check_nesting(value: Any, where: str) -> None:
+def check_nesting(value: Any, where: str, most: int = MAX_NESTING) -> None:
     """Raises RecordError where lists and objects are nested too deeply for what walks through them later."""
     level = [value]
-    for _ in range(MAX_NESTING):
+    for _ in range(most):
         level = [item for inner in level for item in _items(inner) if isinstance(item, list | dict)]
         if not level:
             return
-    raise RecordError(f"{where} must not be nested more than {MAX_NESTING} deep; the record is damaged")
+    raise RecordError(f"{where} must not be nested more than {most} deep; the record is damaged")
 
 
 def _items(value: Any) -> Any:

@@ -73,8 +73,7 @@ def style(**more: Any) -> Iterator[None]:
     # The names of the parameters are a type of their own, which differs between matplotlib's versions.
     settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
     settings |= {**_STYLE, **more}
-    # Of numbers at the end of what floats can hold, a run that diverged, matplotlib makes what it can.
-    with matplotlib.rc_context(settings), warnings.catch_warnings(), np.errstate(all="ignore"):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         # Names of runs may hold letters that the font lacks; a page's reader has fonts of their own.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
