@@ -226,7 +226,7 @@ def values_of_json(folder: Path, dice: random.Random) -> str:
     document = json.loads(path.read_bytes())
     told = []
     for _ in range(dice.randint(1, 3)):
-        every = list(places(document))
+        every = [place for place in places(document) if len(place) < 8]  # not within what was nested before
         inside = [place for place in every if place[0] == "run"]
         place = dice.choice(inside if dice.random() < 0.7 else every)
         value = _any_value(dice)
@@ -245,7 +245,7 @@ def _any_value(dice: random.Random) -> Any:
             lambda: dice.choice([None, True, False, [], {}, [[]], {"": None}, [None], {"__float__": "nan"}]),
             lambda: dice.choice(HOSTILE_NUMBERS),
             lambda: dice.choice(HOSTILE_TEXTS),
-            lambda: nested(dice.choice([3, 40, 450, 900]), dice.choice(["list", "dict"])),
+            lambda: nested(dice.choice([3, 20, 40, 450, 850]), dice.choice(["list", "dict"])),
             lambda: [dice.choice(HOSTILE_NUMBERS), dice.choice(HOSTILE_TEXTS)],
             lambda: {"class": dice.choice(HOSTILE_TEXTS), "groups": dice.choice([None, [], 3, [None], "x"])},
         ]
