@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning_speedlimit._record_writing import replace_file
 from lightning_speedlimit.record import RunRecord
 
 TAG = "speed_limit/figures/"
@@ -95,7 +96,7 @@ def _write(found: dict[str, Any], folder: Path, say: Say) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in found.items():
-            (folder / f"{name}.png").write_bytes(png(figure))
+            replace_file(folder / f"{name}.png", png(figure))
         for name in OF_ONE_RUN.keys() - found.keys():
             (folder / f"{name}.png").unlink(missing_ok=True)
     except Exception as error:

@@ -1,20 +1,14 @@
-"""A record on disk: one folder, `record.json` beside one file of plain arrays.
+"""A record on disk: one folder, `record.json` beside one file of plain arrays, which it names.
 
-Writing survives a kill at any moment: the arrays go into a file named after their checksum, then
-`record.json`, which names that file, is replaced atomically, then older array files are deleted.
-Reading is in `_record_reading`.
+What both `_record_writing` and `_record_reading` know.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import math
-import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -22,7 +16,7 @@ import numpy.typing as npt
 
 from ._plain_text import plain_text
 from ._record_clouds import CLOUD_VALUES
-from ._record_schema import FORMAT, FORMAT_VERSION, MAX_NESTING
+from ._record_schema import MAX_NESTING
 from ._record_sketches import SKETCH_SIZE
 
 JSON_NAME = "record.json"
@@ -30,7 +24,7 @@ JSON_NAME = "record.json"
 MAX_DATA_BYTES = 2 * 1024**3  # 10⁶ log steps of 250 columns: far beyond any run, well below a machine's memory
 MAX_JSON_BYTES = 1024**2  # settings, names and reasons: some kilobytes
 LONGEST_INTEGER = 300  # digits: a float can hold it
-_LEFTOVER_NAME = re.compile(r"data-[0-9a-f]{32}\.npz|\.writing-[0-9]+-(data|json)\.tmp")
+DATA_NAME = re.compile(r"data-[0-9a-f]{32}\.npz")
 _FLOAT_KEY = "__float__"
 _MAX_NESTING = MAX_NESTING - 2  # of `run`: record.json is around it, and a number that JSON lacks is an object
 
@@ -129,87 +123,8 @@ def _unescaped(key: str) -> str:
     return key[1:] if key.startswith("\\") and key.lstrip("\\") == _FLOAT_KEY else key
 
 
-# --- writing
-
-
-def write_folder(folder: Path, data: RecordData) -> None:
-    """Writes the record; whatever happens, the folder holds the record before or this one, whole."""
-    clouds = {"rows": len(data.cloud_step), "layers": data.cloud_layers}
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION if clouds["rows"] else 1,
-        "run": to_json(data.run),
-        "reasons": data.reasons,
-        "columns": data.columns,
-        "rows": len(data.step),
-        "sketches": {"count": len(data.sketch_steps), "size": SKETCH_SIZE, **data.sketch_state},
-        **({"clouds": clouds} if clouds["rows"] else {}),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    temporaries = [folder / f".writing-{os.getpid()}-{kind}.tmp" for kind in ("data", "json")]
-    try:
-        document["data"] = _write_arrays(folder, temporaries[0], data)
-        text = json.dumps(document, indent=1, allow_nan=False)
-        with open(temporaries[1], "wb") as file:
-            file.write(text.encode("ascii"))
-            _flush_to_disk(file)
-        os.replace(temporaries[1], folder / JSON_NAME)
-        _flush_folder(folder)
-    except OSError:
-        for path in temporaries:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise
-    _delete_leftovers(folder, keep=document["data"]["file"])
-
-
-def _write_arrays(folder: Path, temporary: Path, data: RecordData) -> dict[str, Any]:
-    """Writes the data file under a name made from its content; returns its name, size and checksum."""
-    shapes = expected_arrays(*data.counts)
-    arrays: dict[str, Any] = {
-        name: np.ascontiguousarray(getattr(data, name), dtype=dtype).reshape(shape)
-        for name, (dtype, shape) in shapes.items()
-    }
-    with open(temporary, "w+b") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        file.seek(0)
-        checksum = _sha256(file)
-        _flush_to_disk(file)
-        size = file.seek(0, os.SEEK_END)
-    name = f"data-{checksum[:32]}.npz"
-    os.replace(temporary, folder / name)
-    _flush_folder(folder)
-    return {"file": name, "size": size, "sha256": checksum}
-
-
-def _sha256(file: IO[bytes]) -> str:
+def sha256(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _flush_to_disk(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut, where the system lets a folder be opened."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows
-        return
-    try:
-        with contextlib.suppress(OSError):  # some network file systems refuse this
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _delete_leftovers(folder: Path, *, keep: str) -> None:
-    for path in list(folder.iterdir()):
-        if path.name != keep and _LEFTOVER_NAME.fullmatch(path.name):
-            with contextlib.suppress(OSError):  # open in a reader on Windows; the next write tries again
-                os.unlink(path)

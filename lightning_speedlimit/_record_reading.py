@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import stat
 import zipfile
 from collections.abc import Mapping
@@ -23,14 +22,15 @@ import numpy.typing as npt
 
 from ._plain_text import one_line, plain_text
 from ._record_files import (
+    DATA_NAME,
     JSON_NAME,
     LONGEST_INTEGER,
     MAX_DATA_BYTES,
     MAX_JSON_BYTES,
     RecordData,
-    _sha256,
     expected_arrays,
     from_json,
+    sha256,
 )
 from ._record_schema import (
     DOCUMENT,
@@ -46,7 +46,6 @@ from ._record_schema import (
 from ._record_sketches import MAX_SKETCHES
 
 _MAX_ARRAY_HEADER = 1024  # an .npy header of one or two dimensions takes 128 bytes
-_DATA_NAME = re.compile(r"data-[0-9a-f]{32}\.npz")
 _DAMAGED = "the record is damaged"
 
 LONGEST_REASON = 1000  # characters: one may hold another library's error
@@ -81,14 +80,14 @@ def _read(folder: Path, *, sketches: bool) -> tuple[dict[str, Any], dict[str, An
     if not folder.is_dir():
         raise RecordError(f"no record, got no folder; pass the folder that holds {JSON_NAME}")
     for _ in range(3):
-        text = _read_json_text(folder)
-        document = _parse(text)
+        text = read_json_text(folder)
+        document = parse(text)
         name = document["data"]["file"]
         try:
             with _open_regular(folder / name) as file:
                 return document, _read_arrays(file, document, sketches=sketches)
         except FileNotFoundError:
-            if _read_json_text(folder) == text:  # else a running training has just replaced it: again
+            if read_json_text(folder) == text:  # else a running training has just replaced it: again
                 raise RecordError(f"{name} is missing, {JSON_NAME} names it; copy all of it") from None
     raise RecordError("it is rewritten faster than it can be read; try again")
 
@@ -105,7 +104,7 @@ def _open_regular(path: Path) -> IO[bytes]:
 # --- record.json
 
 
-def _read_json_text(folder: Path) -> bytes:
+def read_json_text(folder: Path) -> bytes:
     try:
         with _open_regular(folder / JSON_NAME) as file:
             text = file.read(MAX_JSON_BYTES + 1)
@@ -116,7 +115,7 @@ def _read_json_text(folder: Path) -> bytes:
     return text
 
 
-def _parse(text: bytes) -> dict[str, Any]:
+def parse(text: bytes) -> dict[str, Any]:
     """Every field that anything reads, and the size that they add up to."""
     try:
         document: dict[str, Any] = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, parse_int=_integer)
@@ -132,7 +131,7 @@ def _parse(text: bytes) -> dict[str, Any]:
         )
     check_nesting(document, JSON_NAME)
     check(document, DOCUMENT, JSON_NAME)
-    if not _DATA_NAME.fullmatch(document["data"]["file"]):
+    if not DATA_NAME.fullmatch(document["data"]["file"]):
         raise RecordError(f"data.file must be a file name data-<checksum>.npz, got {document['data']['file']!r:.80}")
     claimed = sum(dtype.itemsize * math.prod(shape) for dtype, shape in _shapes(document).values())
     if max(claimed, document["data"]["size"]) > MAX_DATA_BYTES:
@@ -173,7 +172,7 @@ def _read_arrays(file: IO[bytes], document: dict[str, Any], *, sketches: bool) -
     size = os.fstat(file.fileno()).st_size
     if size != data["size"]:
         raise RecordError(f"{data['file']} has {size} bytes, wanted {data['size']}; copy the folder again")
-    checksum = _sha256(file)
+    checksum = sha256(file)
     if checksum != data["sha256"]:
         raise RecordError(f"{data['file']} has sha256 {checksum}, wanted {data['sha256']!r:.80}; copy the folder again")
     file.seek(0)

@@ -17,6 +17,7 @@ from lightning_speedlimit import _figure_logging, _lightning, _neuron_clouds
 from lightning_speedlimit._lightning import CallbackBase
 from lightning_speedlimit._plain_batches import why_not_plain
 from lightning_speedlimit._probe import Probe, StartWeights
+from lightning_speedlimit._record_keeper import RecordKeeper
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.draw import DEFAULT
@@ -47,7 +48,6 @@ LOGGED = (
 )
 Particles = Literal["neurons"]
 _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
-_WRITE_EVERY = 30.0  # seconds
 SECONDS = "seconds"  # the column of the record that no logger gets: wall-clock time since the fit began
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
@@ -151,6 +151,7 @@ class SpeedLimit(CallbackBase):
         self._optimizers: list[Any] = []
         self._probe: Probe | None = None
         self._folder: Path | None = None
+        self._keeper: RecordKeeper | None = None
         self._start: StartWeights | None = None  # θ_0, for as long as clouds or the probe need it
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
@@ -166,7 +167,6 @@ class SpeedLimit(CallbackBase):
         self._announced = self._registered = False
         self._has_logger = False  # Lightning warns of each name that is logged to none
         self._began, self._seconds_before = time.monotonic(), 0.0
-        self._written = time.monotonic()
         self._announce = False
 
     @property
@@ -201,6 +201,7 @@ class SpeedLimit(CallbackBase):
         # a broadcast under several processes: on every rank
         folder = None if trainer.fast_dev_run or trainer.barebones else self.dirpath or self._default_folder(trainer)
         self._folder = folder
+        self._keeper = RecordKeeper(folder) if folder is not None and self._writes else None
         self._attach(trainer, pl_module)
         self.record = RunRecord(self._description(trainer, pl_module))
         if loaded is not None:
@@ -442,8 +443,7 @@ class SpeedLimit(CallbackBase):
                 for layer, numbers in meter.layers().items():
                     shown |= {f"layers/{layer or 'model'}/{name}": value for name, value in numbers.items()}
             self._log(shown, on_step=on_step)
-        if time.monotonic() - self._written > _WRITE_EVERY:
-            self._write(trainer)
+        self._write()
 
     def _seconds(self) -> float:
         """Wall-clock time of the fit so far, validation included; without the pause before it was resumed."""
@@ -534,7 +534,7 @@ class SpeedLimit(CallbackBase):
         self._measure_clouds(trainer, pl_module)
         if not trainer.barebones:
             self._log(self._clouds_shown, on_step=False)
-        self._write(trainer)
+        self._write()
 
     # -- end -------------------------------------------------------------------------------------------------
 
@@ -542,7 +542,7 @@ class SpeedLimit(CallbackBase):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """θ is not read here: averaging callbacks may have overwritten it."""
         self._detach()
-        self._write(trainer)
+        self._write(at_once=True)
         measured = self.record is not None and len(self.record) > 0
         if self.log_figures and measured:
             self._draw(trainer)
@@ -572,10 +572,12 @@ class SpeedLimit(CallbackBase):
             except Exception as error:  # the device may be lost; the user's exception must get through
                 self._say(f"SpeedLimit could not measure the last step: {error}")
         self._detach()
-        self._write(trainer)
+        self._write(at_once=True)
+        self._leave_folder()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._detach()
+        self._leave_folder()
 
     def _detach(self) -> None:
         if self._meter is not None:
@@ -588,19 +590,29 @@ class SpeedLimit(CallbackBase):
         elif self._meter.stop(error):
             self._measured_at = -1  # the row of this step is written anew, with the reason
 
-    def _write(self, trainer: Any) -> None:
+    def _write(self, *, at_once: bool = False) -> None:
         """Save the record; a disk that will not take it is said once, and the training goes on."""
-        self._written = time.monotonic()
-        if self._folder is None or self.record is None or not len(self.record) or not self._writes:
+        if self._keeper is None or self.record is None or not len(self.record):
             return
         try:
-            self.record.save(self._folder)
+            self._keeper.write(self.record, at_once=at_once)
         except Exception as error:  # mostly OSError; what half-written archives raise is not documented
             self._say(
-                f"SpeedLimit could not save its record in {self._folder}: {error}. It stays in "
+                f"SpeedLimit could not save its record in {self._keeper.folder}: {error}. It stays in "
                 "callback.record; set dirpath= to a folder that can be written",
                 key="write",
             )
+        self._folder = self._keeper.folder
+        if self._folder != self._keeper.wanted:
+            self._say(
+                f"SpeedLimit keeps its record in {self._folder}: another fit, which is not over, writes in "
+                f"{self._keeper.wanted}. Give each its own dirpath="
+            )
+
+    def _leave_folder(self) -> None:
+        if self._keeper is not None:
+            self._keeper.release()
+            self._keeper = None
 
     def _say(self, message: str, key: str | None = None) -> None:
         """Once per fit, by the process that writes."""

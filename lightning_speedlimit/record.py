@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from ._plain_text import plain_text
 from ._record_clouds import CLOUD_VALUES, CloudTable
-from ._record_files import RecordData, expected_arrays, from_json, to_json, write_folder
+from ._record_files import RecordData, expected_arrays, from_json, to_json
 from ._record_reading import checked, plain_reasons, read_folder
 from ._record_schema import RUN, RecordError, check
 from ._record_sketches import MAX_SKETCHES, SKETCH_SIZE, SketchShelf
 from ._record_windows import Trajectory, Windows
+from ._record_writing import write_folder
 from ._regimes import Regime, regimes
 from .summary import Summary
 
@@ -263,8 +264,11 @@ class RunRecord:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the record into the folder `path`, atomically: a kill leaves the one before.
 
+        Of several writers in one folder the last one's record is there. Files keep the modes that you gave them.
+
         Raises:
-            OSError: the folder can't be written (read-only, full).
+            RecordError: `load` would refuse it, as with a `run` of more than a megabyte.
+            OSError: the folder can't be written (read-only, full, locked by another writer).
         """
         write_folder(Path(path), self._data(sketches=True))
 

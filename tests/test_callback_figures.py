@@ -18,7 +18,7 @@ from logger_files import images_of_tensorboard, images_of_wandb, of_csv, of_tens
 from matplotlib.image import imread
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit import SpeedLimit, _record_writing
 from lightning_speedlimit.report import figures
 
 MODE = "figures at the end of a fit: TensorBoard, W&B, MLflow, files"
@@ -87,6 +87,35 @@ def test_files_of_an_earlier_run_do_not_stay(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "here" / "figures" / "layers.png").exists()
     fit(tmp_path, dirpath=tmp_path / "here")
     assert {path.stem for path in (tmp_path / "here" / "figures").iterdir()} == {"work_balance", "own"}
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_a_mode_is_kept(tmp_path: Path, one: set[str]) -> None:
+    """What the link points at is the user's; what the user closed to others stays closed."""
+    outside, picture = tmp_path / "outside", tmp_path / "here" / "figures" / "work_balance.png"
+    outside.write_text("of the user")
+    picture.parent.mkdir(parents=True)
+    picture.symlink_to(outside)
+    callback = fit(tmp_path, dirpath=tmp_path / "here")
+    assert outside.read_text() == "of the user"
+    assert not picture.is_symlink()
+    picture.chmod(0o600)
+    fit(tmp_path, dirpath=tmp_path / "here")
+    same_pictures(files_in(picture.parent), callback, one)
+    assert picture.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in picture.parent.iterdir()] == ["work_balance.png"]
+
+
+def test_a_disk_that_fills_up_leaves_no_half_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: set[str]
+) -> None:
+    callback = fit(tmp_path, dirpath=tmp_path / "here")
+    monkeypatch.setattr(_record_writing.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
+    with pytest.warns(UserWarning, match="could not write its figures"):
+        fit(tmp_path, dirpath=tmp_path / "here", number=4)
+    monkeypatch.undo()
+    monkeypatch.setattr(figures, "OF_ONE_RUN", {"work_balance": figures.OF_ONE_RUN["work_balance"]})
+    same_pictures(files_in(tmp_path / "here" / "figures"), callback, one)
+    assert [path.name for path in (tmp_path / "here" / "figures").iterdir()] == ["work_balance.png"]
 
 
 @pytest.mark.mode(MODE, "measured")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_speedlimit import _record_files, _record_reading
+from lightning_speedlimit import _record_files, _record_reading, _record_writing
 from lightning_speedlimit._plain_text import plain_text
 from lightning_speedlimit.record import MAX_SKETCHES, SKETCH_SIZE, RecordError, RunRecord
 
@@ -600,18 +600,18 @@ class Killed(BaseException):
     """Stands in for the end of the process: nothing may catch it and tidy up."""
 
 
-CALLS = ("replace", "fsync", "unlink")
+CALLS = ("open", "replace", "fsync", "unlink")
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, deadly: int) -> list[str]:
-    """Counts the calls that change the disk; the one numbered `deadly` is the last, and does not happen."""
+    """Counts the calls that change the disk; the one numbered `deadly` does not happen, and none after it."""
     seen: list[str] = []
     for name in CALLS:
         real = getattr(os, name)
 
         def guarded(*args: object, _name: str = name, _real: object = real, **kwargs: object) -> object:
             seen.append(_name)
-            if len(seen) == deadly:
+            if len(seen) >= deadly:
                 raise Killed
             return _real(*args, **kwargs)  # type: ignore[operator]
 
@@ -644,7 +644,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_record(tmp_path: Path) -> None:
         if finished:
             break
     assert finished
-    assert {"replace", "fsync", "unlink"} == set(calls), "the kill reached every kind of call"
+    assert set(CALLS) == set(calls), "the kill reached every kind of call"
     # Old until record.json is replaced, new from there on, and both were seen.
     assert seen_states == sorted(seen_states)
     assert set(seen_states) == {3, 4}
@@ -652,17 +652,17 @@ def test_a_kill_at_any_moment_leaves_a_whole_record(tmp_path: Path) -> None:
 
 def test_the_kill_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the old data deleted before the new are named, a kill loses the record."""
-    real = _record_files._write_arrays
+    real = _record_writing._write_arrays
 
-    def careless(folder: Path, temporary: Path, data: _record_files.RecordData) -> dict[str, object]:
-        named = real(folder, temporary, data)
-        _record_files._delete_leftovers(folder, keep=str(named["file"]))
-        return named
+    def careless(path: Path, data: _record_files.RecordData, like: Path | None) -> dict[str, object]:
+        written = real(path, data, like)
+        _record_writing._delete_leftovers(path.parent, keep=path.name)
+        return written
 
     record = small_record()
     record.save(tmp_path)
     record.append(40, {})
-    monkeypatch.setattr(_record_files, "_write_arrays", careless)
+    monkeypatch.setattr(_record_writing, "_write_arrays", careless)
     with monkeypatch.context() as inner:
         inner.setattr(json, "dumps", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
@@ -694,7 +694,7 @@ def test_reading_while_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The data file may be replaced between the two reads: the reader starts again."""
     record = small_record()
     record.save(tmp_path)
-    real = _record_reading._parse
+    real = _record_reading.parse
     writes = iter([True])
 
     def replaced_meanwhile(text: bytes) -> dict[str, object]:
@@ -703,7 +703,7 @@ def test_reading_while_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             record.save(tmp_path)
         return real(text)
 
-    monkeypatch.setattr(_record_reading, "_parse", replaced_meanwhile)
+    monkeypatch.setattr(_record_reading, "parse", replaced_meanwhile)
     assert len(RunRecord.load(tmp_path)) == 4
 
 
