@@ -179,9 +179,9 @@ def variants(case: Case) -> list[Variant]:
 # --- time
 
 
-def race(case: Case, optimizer: str, rounds: int, device: str) -> list[Variant]:
-    """All variants in turn, window by window; the second half of a round goes backwards."""
-    racers = variants(case)
+def race(case: Case, optimizer: str, rounds: int, device: str, names: list[str] | None) -> list[Variant]:
+    """All variants in turn, window by window; the second half of a round goes backwards. names: bare and these."""
+    racers = [v for v in variants(case) if names is None or v.name in ("bare", *names)]
     for variant in racers:
         variant.start(case, optimizer, 2 * (rounds + WARM_UP), device)
     for _ in range(rounds + WARM_UP):
@@ -215,9 +215,9 @@ def result(variant: Variant, bare: Variant) -> dict[str, float | None]:
     }
 
 
-def measure(name: str, optimizer: str, rounds: int, device: str) -> dict[str, Any]:
+def measure(name: str, optimizer: str, rounds: int, device: str, names: list[str] | None) -> dict[str, Any]:
     case = CASES[name]
-    racers = race(case, optimizer, rounds, device)
+    racers = race(case, optimizer, rounds, device, names)
     found = {"case": name, **measure_memory(case, optimizer, device)}
     return {**found, "variants": {v.name: result(v, racers[0]) for v in racers}}
 
@@ -312,7 +312,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in arguments.cases:
         for optimizer in CASES[name].optimizers:
             if optimizer in arguments.optimizers:
-                found["cases"].append(measure(name, optimizer, arguments.rounds, device))
+                found["cases"].append(measure(name, optimizer, arguments.rounds, device, arguments.variants))
                 show_times(found["cases"][-1], device)
     if arguments.operations:
         print("\nOperations that the meter adds to a step, all coordinates")
@@ -332,6 +332,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=6, help="two windows of each variant in each")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), help="whose time is taken")
     parser.add_argument("--optimizers", nargs="+", default=["sgd", "adamw"], choices=["sgd", "adamw"])
+    parser.add_argument("--variants", nargs="+", help="beside bare these alone, by the names in the table")
     parser.add_argument("--operations", action="store_true", help="count tensor operations per step")
     parser.add_argument("--memory", action="store_true", help=f"of an {LARGE.title}")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
