@@ -24,6 +24,7 @@ def room(floor: int, *libraries: str) -> Room:
 
 
 ROOMS = {
+    "_guard": room(-1),
     "theory": room(0, "torch"),
     "trajectory": room(0, "torch"),
     "optim": room(0, "torch"),
@@ -53,6 +54,7 @@ ALIASES = {
     "_record_sketches": "record",
     "_record_windows": "record",
     "_regimes": "record",
+    "_arguments": "callback",
     "_figure_logging": "callback",
     "_lightning": "callback",
     "_neuron_clouds": "callback",
@@ -62,6 +64,7 @@ ALIASES = {
     "_snapshot": "callback",
     "_reach": "callback",
     "_start_file": "callback",
+    "_unseen_steps": "callback",
     "__main__": "cli",
 }
 

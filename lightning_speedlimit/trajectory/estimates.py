@@ -159,6 +159,8 @@ class Estimates:
                 self.values[name] = NAN
             if unmeasured and math.isnan(value):
                 self._say((name,), "no step has been measured yet")
+            elif self.run.coordinates == 0.0 and math.isnan(value):
+                self._say((name,), "no parameter of the optimizers has required gradients: none is measured")
             elif not math.isfinite(value) and not name.endswith("_se"):
                 self._say((name,), "a gradient, a loss or a weight was not finite, or beyond the range of its products")
 

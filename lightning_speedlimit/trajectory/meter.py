@@ -19,7 +19,13 @@ from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.optimizers import check_at_least, check_choice, check_coordinates, followed
+from lightning_speedlimit.trajectory.optimizers import (
+    MOST_LOSSES,
+    check_at_least,
+    check_choice,
+    check_coordinates,
+    followed,
+)
 from lightning_speedlimit.trajectory.places import Places, count
 from lightning_speedlimit.trajectory.ranks import Ranks
 from lightning_speedlimit.trajectory.reading import NO_SKETCH, Reader
@@ -101,7 +107,7 @@ class TrajectoryMeter:
         check_choice("entropy_production", entropy_production, get_args(Estimator))
         check_choice("momentum_mobility", momentum_mobility, get_args(mobility.MomentumMobility))
         check_choice("gradient_changes", gradient_changes, get_args(GradientChanges))
-        check_at_least("loss_window", loss_window, 2)
+        check_at_least("loss_window", loss_window, 2, MOST_LOSSES)
         check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
         check_coordinates(coordinates)
         self.clock, self.entropy_production, self.coordinates = clock, entropy_production, coordinates
@@ -175,6 +181,10 @@ class TrajectoryMeter:
     def has_observed(self, optimizer: Optimizer) -> bool:
         """The coming step's raw gradients have been seen."""
         return self._recorder.follower(optimizer).observed
+
+    def has_stepped(self, optimizer: Optimizer) -> bool:
+        """A `step` of it has been seen by this meter."""
+        return id(self._recorder.follower(optimizer).optimizer) in self._recorder.stepped
 
     def end_step(self) -> None:
         """The joint step is over: K and τ advance. Needed only where several optimizers step in turn."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from lightning_speedlimit._guard import warn
 from lightning_speedlimit.trajectory.assembly import assembled
 from lightning_speedlimit.trajectory.mail import Mail
 from lightning_speedlimit.trajectory.motion import SUMS, Motion
@@ -181,7 +180,7 @@ class Reader:
         failed = float(host["header"][0]) > 0
         if self._recorder.failure is None and (failed or not agreed):
             self._recorder.failure = "another process could not measure" if failed else _NOT_ALIKE
-            warnings.warn(f"{self._recorder.failure}. The training goes on", stacklevel=4)
+            warn(f"{self._recorder.failure}. The training goes on", stacklevel=4)
 
 
 def _sketch_of(motion: Motion) -> Sketch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_speedlimit._guard import told, warn
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
@@ -56,6 +56,7 @@ class Recorder:
         self.followers, self.joint, self.losses, self._shared = followers, joint, losses, shared
         self.failure: str | None = None  # why the measurement has ended
         self.interrupted = False
+        self.stepped: set[int] = set()  # optimizers whose `step` has been entered
         self._by_optimizer = {id(f.optimizer): f for f in followers}
         self._loss_step: int | None = None  # of the last loss, until an optimizer steps
         self._handles: list[Any] = []
@@ -121,6 +122,7 @@ class Recorder:
 
     @_never_raising
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.stepped.add(id(optimizer))
         follower = self.follower(optimizer)
         if follower.in_step and within_another_step(optimizer):
             follower.nested = True
@@ -215,8 +217,8 @@ class Recorder:
 
     def fail(self, error: Exception) -> None:
         """Stop measuring and say so; every value is NaN with this reason from here on."""
-        self.failure = f"the measurement stopped at step {self.joint.steps}: {type(error).__name__}: {error}"
-        warnings.warn(f"{self.failure}. The training goes on", stacklevel=3)
+        self.failure = f"the measurement stopped at step {self.joint.steps}: {told(error)}"
+        warn(f"{self.failure}. The training goes on", stacklevel=3)
         if self._shared:
             return  # the other processes read on, and wait for this one at every reading: it goes on counting
         self.joint.drop()  # the one that failed: who looks for new steps finds it, and the reason
