@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_speedlimit._guard import look
 from lightning_speedlimit.trajectory.description import describe_optimizers, plain
 
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
@@ -137,7 +139,8 @@ def gradient_changes(trainer: Any, module: Any, callback: Any) -> Literal["clipp
         return "unknown"
     if trainer.gradient_clip_val or _clips_itself(module):
         return "clipping"
-    later = trainer.callbacks[trainer.callbacks.index(callback) + 1 :] if callback in trainer.callbacks else []
+    place = next((i for i, other in enumerate(trainer.callbacks) if other is callback), len(trainer.callbacks))
+    later = trainer.callbacks[place + 1 :]
     return "unknown" if any(_is_own(part, "on_before_optimizer_step") for part in (module, *later)) else "given"
 
 
@@ -159,8 +162,20 @@ def _clips_itself(module: Any) -> bool:
 
 def _is_own(part: Any, hook: str) -> bool:
     """A module's or a callback's hook that is not Lightning's."""
-    home = getattr(getattr(type(part), hook), "__module__", "")
+    home = str(getattr(getattr(type(part), hook), "__module__", ""))
     return not home.startswith(("pytorch_lightning.", "lightning."))
+
+
+def change_of_optimizers(trainer: Any, known: list[Any]) -> str | None:
+    """What became of these optimizers of the Trainer, in words; None: it has them, and no others."""
+    before, now = {id(o) for o in known}, {id(o) for o in trainer.optimizers}
+    if before == now:
+        return None
+    if before < now:
+        return "optimizers were added to those of the Trainer during the fit"
+    if now < before:
+        return "optimizers were removed from those of the Trainer during the fit"
+    return "the optimizers were replaced during the fit"
 
 
 def plain_optimizer(optimizer: Any) -> Any:
@@ -245,26 +260,51 @@ def unmeasurable(trainer: Any, module: Any) -> str | None:
     return None
 
 
+def watched(trainer: Any) -> set[str]:
+    """The keys that other callbacks monitor. (A `monitor` may be a property that raises before its time.)"""
+    return {look(_monitor, "", callback) for callback in trainer.callbacks}
+
+
+def _monitor(callback: Any) -> str:
+    return str(getattr(callback, "monitor", ""))
+
+
 def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
-    """What was run, in plain types: optimizers and their settings, model, precision, versions."""
-    parameters = {id(p): p for p in module.parameters() if not isinstance(p, torch.nn.UninitializedParameter)}
-    lightning = _package(trainer)
-    return {
-        "model": type(module).__name__,
-        "parameters": sum(p.numel() for p in parameters.values()),
-        "trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
-        "optimizers": describe_optimizers(trainer.optimizers),
-        "batch_size": batch_size(trainer),
-        "batches_per_epoch": batches_per_epoch(trainer),
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradient_clip_val": plain(trainer.gradient_clip_val),
-        "gradient_clip_algorithm": plain(trainer.gradient_clip_algorithm),
-        "precision": str(trainer.precision),
-        "strategy": type(trainer.strategy).__name__,
-        "world_size": trainer.world_size,
-        "device": str(trainer.strategy.root_device),
-        "versions": {"torch": str(torch.__version__), lightning.__name__: lightning.__version__},
+    """What was run, in plain types: optimizers and their settings, model, precision, versions.
+
+    What could not be looked at is left out: data, loaders and settings are the user's own.
+    """
+    looks: dict[str, Callable[[], Any]] = {
+        "model": lambda: type(module).__name__,
+        "parameters": lambda: sum(p.numel() for p in _known(module)),
+        "trainable_parameters": lambda: sum(p.numel() for p in _known(module) if p.requires_grad),
+        "batch_size": lambda: batch_size(trainer),
+        "batches_per_epoch": lambda: batches_per_epoch(trainer),
+        "accumulate_grad_batches": lambda: trainer.accumulate_grad_batches,
+        "gradient_clip_val": lambda: plain(trainer.gradient_clip_val),
+        "gradient_clip_algorithm": lambda: plain(trainer.gradient_clip_algorithm),
+        "precision": lambda: str(trainer.precision),
+        "strategy": lambda: type(trainer.strategy).__name__,
+        "world_size": lambda: trainer.world_size,
+        "device": lambda: str(trainer.strategy.root_device),
+        "versions": lambda: {"torch": str(torch.__version__), **_version(trainer)},
     }
+    names = [{"class": type(o).__name__, "groups": []} for o in trainer.optimizers]
+    described = look(lambda: describe_optimizers(trainer.optimizers), names)
+    found: dict[str, Any] = {"optimizers": described}
+    for name, at in looks.items():
+        with contextlib.suppress(Exception):
+            found[name] = at()
+    return found
+
+
+def _known(module: torch.nn.Module) -> list[Tensor]:
+    return [p for p in module.parameters() if not isinstance(p, torch.nn.UninitializedParameter)]
+
+
+def _version(trainer: Any) -> dict[str, str]:
+    lightning = _package(trainer)
+    return {lightning.__name__: lightning.__version__}
 
 
 def batches_per_epoch(trainer: Any) -> int | None:
@@ -273,11 +313,8 @@ def batches_per_epoch(trainer: Any) -> int | None:
     `limit_train_batches` and `drop_last` leave a part out, another one in each epoch where the data are shuffled.
     """
     batches, size = trainer.num_training_batches, batch_size(trainer)
-    try:
-        examples = len(trainer.train_dataloader.dataset)
-    except (AttributeError, TypeError, NotImplementedError):  # no DataLoader, or a stream
-        return None
-    if size is None or not math.isfinite(batches) or batches * size * trainer.world_size < examples:
+    examples = look(lambda: len(trainer.train_dataloader.dataset), None)  # there may be no DataLoader, or a stream
+    if examples is None or size is None or not math.isfinite(batches) or batches * size * trainer.world_size < examples:
         return None
     return int(batches)
 
@@ -285,7 +322,7 @@ def batches_per_epoch(trainer: Any) -> int | None:
 def batch_size(trainer: Any) -> int | None:
     """Examples of one batch of one process, as the training's DataLoader says; None where there is no such thing."""
     loader = trainer.train_dataloader
-    size = getattr(loader, "batch_size", None)
+    size = look(lambda: loader.batch_size, None)
     if size is None:
-        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        size = look(lambda: loader.batch_sampler.batch_size, None)
     return size if isinstance(size, int) else None

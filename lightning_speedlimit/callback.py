@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_speedlimit import _figure_logging, _lightning, _neuron_clouds
+from lightning_speedlimit import _arguments, _figure_logging, _guard, _lightning, _neuron_clouds
+from lightning_speedlimit._guard import look, never_raising
 from lightning_speedlimit._lightning import CallbackBase
 from lightning_speedlimit._plain_batches import why_not_plain
 from lightning_speedlimit._probe import Probe, StartWeights
 from lightning_speedlimit._record_keeper import RecordKeeper
+from lightning_speedlimit._unseen_steps import UnseenSteps
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.draw import DEFAULT
 from lightning_speedlimit.trajectory.estimates import LAYER_VALUES, Estimator
-from lightning_speedlimit.trajectory.optimizers import check_at_least, check_choice, check_coordinates, why_unhooked
+from lightning_speedlimit.trajectory.optimizers import (
+    MOST_LOSSES,
+    check_at_least,
+    check_choice,
+    check_coordinates,
+    cure_of,
+    why_unhooked,
+)
 from lightning_speedlimit.trajectory.settings import Clock
 
 PREFIX = "speed_limit/"
@@ -49,21 +56,6 @@ LOGGED = (
 Particles = Literal["neurons"]
 _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
 SECONDS = "seconds"  # the column of the record that no logger gets: wall-clock time since the fit began
-
-_Hook = TypeVar("_Hook", bound=Callable[..., None])
-
-
-def _never_raising(hook: _Hook) -> _Hook:
-    """For hooks within a training: a fault of the measurement ends the measurement, never the training."""
-
-    @functools.wraps(hook)
-    def guarded(callback: SpeedLimit, *args: Any, **kwargs: Any) -> None:
-        try:
-            hook(callback, *args, **kwargs)
-        except Exception as error:
-            callback._stop_measuring(error)
-
-    return cast(_Hook, guarded)
 
 
 class SpeedLimit(CallbackBase):
@@ -102,7 +94,8 @@ class SpeedLimit(CallbackBase):
         record: the RunRecord, from the start of the fit on; None before.
 
     Raises:
-        ValueError: an argument out of its range; at the start of a fit: probe_batches, optimizing manually.
+        TypeError, ValueError: an argument of another type, or out of its range.
+        ValueError: at the start of a fit: probe_batches, optimizing manually. Nothing else of it ends a fit.
     """
 
     log: Any  # Lightning sets it at the start of a fit
@@ -128,18 +121,24 @@ class SpeedLimit(CallbackBase):
         check_choice("clock", clock, get_args(Clock))
         check_choice("entropy_production", entropy_production, get_args(Estimator))
         check_coordinates(coordinates)
-        check_at_least("loss_window", loss_window, 2)
+        check_at_least("loss_window", loss_window, 2, MOST_LOSSES)
         check_at_least("probe_batches", probe_batches, 0)
         check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
-        if clouds is not None and clouds not in get_args(Particles):
-            raise ValueError(f"clouds got {clouds!r}, wanted 'neurons' or None: neurons are the particles there are")
+        if clouds is not None and not (isinstance(clouds, str) and clouds in get_args(Particles)):
+            raise ValueError(
+                f"clouds got {_guard.shown(clouds)}, wanted 'neurons' or None: neurons are the particles there are"
+            )
+        _arguments.check_name("monitor", monitor)
+        flags = {"per_layer": per_layer, "prog_bar": prog_bar, "log_figures": log_figures}
+        for name, flag in {**flags, "print_summary": print_summary}.items():
+            _arguments.check_flag(name, flag)
         self.clock, self.entropy_production, self.monitor = clock, entropy_production, monitor
         self.loss_window, self.probe_batches = loss_window, probe_batches
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
         self.prog_bar, self.coordinates, self.print_summary = prog_bar, coordinates, print_summary
         self.log_figures = log_figures
         self.clouds = clouds
-        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.dirpath = _arguments.folder("dirpath", dirpath)
         self.record: RunRecord | None = None
         self._loaded: dict[str, Any] | None = None
         self._said: set[str] = set()
@@ -149,6 +148,7 @@ class SpeedLimit(CallbackBase):
     def _clear(self) -> None:
         self._meter: TrajectoryMeter | None = None
         self._optimizers: list[Any] = []
+        self._unseen: UnseenSteps | None = None  # until steps have been seen
         self._probe: Probe | None = None
         self._folder: Path | None = None
         self._keeper: RecordKeeper | None = None
@@ -176,6 +176,7 @@ class SpeedLimit(CallbackBase):
 
     # -- start -----------------------------------------------------------------------------------------------
 
+    @never_raising
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the measurement of the fit before: the learning rate finder would save it and load it again.
 
@@ -186,31 +187,38 @@ class SpeedLimit(CallbackBase):
             self._loaded = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._clear()
-        self._said = set()
-        self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
-        self._has_logger = bool(trainer.loggers)
-        if self._several:  # the values are of all processes already; Lightning can't know, and says so for each name
-            warnings.filterwarnings("ignore", rf".*self\.log\('{PREFIX}.*sync_dist=True.*")
         if self.probe_batches and not pl_module.automatic_optimization:
             raise ValueError(
                 f"probe_batches={self.probe_batches} needs automatic optimization: under manual optimization "
                 "training_step would step the optimizers. Use monitor='a logged loss' and probe_batches=0"
             )
+        self._start_measuring(trainer, pl_module)
+
+    @never_raising
+    def _start_measuring(self, trainer: Any, pl_module: Any) -> None:
+        self._clear()
+        self._said, self.record = set(), None
+        self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
+        self._has_logger = bool(trainer.loggers)
+        self._announce = any(key.startswith(PREFIX) for key in _lightning.watched(trainer))
+        if self._several:  # the values are of all processes already; Lightning can't know, and says so for each name
+            warnings.filterwarnings("ignore", rf".*self\.log\('{PREFIX}.*sync_dist=True.*")
         loaded, self._loaded = self._loaded, None
         # a broadcast under several processes: on every rank
         folder = None if trainer.fast_dev_run or trainer.barebones else self.dirpath or self._default_folder(trainer)
         self._folder = folder
         self._keeper = RecordKeeper(folder) if folder is not None and self._writes else None
-        self._attach(trainer, pl_module)
-        self.record = RunRecord(self._description(trainer, pl_module))
+        try:
+            self._attach(trainer, pl_module)
+        finally:
+            self._agree(trainer)
+        self.record = self._new_record(trainer, pl_module)
         if loaded is not None:
             self._resume(trainer, pl_module, loaded)
         elif trainer.global_step:
             self.record.run["since_step"] = trainer.global_step
         if self.probe_batches and self._probe is None and self._start is not None:
             self._probe = Probe(self.probe_batches)
-        self._announce = any(str(getattr(callback, "monitor", "")).startswith(PREFIX) for callback in trainer.callbacks)
 
     def _default_folder(self, trainer: Any) -> Path:
         """Beside what the first logger writes, a folder for each run; agreed on by all processes."""
@@ -220,7 +228,7 @@ class SpeedLimit(CallbackBase):
             where = str(trainer.default_root_dir)
             self._say(
                 f"SpeedLimit keeps its record in {where}, for the logger does not tell where it writes "
-                f"({type(error).__name__}: {error}); set dirpath="
+                f"({_guard.told(error)}); set dirpath="
             )
         return Path(trainer.strategy.broadcast(where)) / "speed_limit"
 
@@ -232,14 +240,14 @@ class SpeedLimit(CallbackBase):
             self._say(f"SpeedLimit measures nothing in this run: {why}, which it does not support")
             return
         # For "no optimizer" Lightning has one without groups.
-        real = [o for o in self._optimizers if o.param_groups]
+        real = [o for o in self._optimizers if look(_has_groups, True, o)]
         hooked = [o for o in real if why_unhooked(o) is None]
         for optimizer in real:
             unhooked = why_unhooked(optimizer)
             if unhooked is not None:
                 self._say(
-                    f"SpeedLimit can't measure {type(optimizer).__name__}, which {unhooked}: derive it from "
-                    "torch.optim.Optimizer and call super().__init__. What others do is measured"
+                    f"SpeedLimit can't measure {type(optimizer).__name__}, which {unhooked}: "
+                    f"{cure_of(optimizer)}. What others do is measured",
                 )
         if not hooked:
             if not real:
@@ -251,7 +259,7 @@ class SpeedLimit(CallbackBase):
                 "SpeedLimit got optimizers whose parameters are all frozen, wanted one with "
                 "requires_grad=True: nothing is measured until one is unfrozen"
             )
-        names = {id(p): name.rpartition(".")[0] for name, p in pl_module.named_parameters()}
+        names = look(lambda: {id(p): name.rpartition(".")[0] for name, p in pl_module.named_parameters()}, {})
         self._meter = TrajectoryMeter(
             hooked,
             clock=self.clock,
@@ -263,6 +271,7 @@ class SpeedLimit(CallbackBase):
             layer_of=(lambda p: names.get(id(p), "")) if self.per_layer else None,
             process_group=_lightning.process_group(trainer),
         )
+        self._unseen = look(lambda: UnseenSteps(pl_module, hooked), None)
         writes = _lightning.writes_of_clipping(trainer, pl_module)
         if writes is not None:
             self._meter.expect_writes(writes)
@@ -274,6 +283,13 @@ class SpeedLimit(CallbackBase):
                 "Nothing is saved in checkpoints (a resumed run is measured from there); probe_batches and clouds are "
                 "left out"
             )
+
+    def _agree(self, trainer: Any) -> None:
+        """All processes measure, or none: each waits for the others at every reading."""
+        if self._several and not trainer.strategy.reduce_boolean_decision(self._meter is not None) and self._meter:
+            self._say("SpeedLimit measures nothing: another process can't")
+            self._detach()
+            self._meter = self._unseen = None
 
     def _description(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         settings = {
@@ -288,17 +304,27 @@ class SpeedLimit(CallbackBase):
         }
         return {**settings, **_lightning.run_description(trainer, pl_module)}
 
+    def _new_record(self, trainer: Any, pl_module: Any) -> RunRecord:
+        """Empty, with a description of the run, where a record can hold that."""
+        try:
+            return RunRecord(self._description(trainer, pl_module))
+        except Exception as error:  # settings of optimizers may be anything
+            self._say(f"SpeedLimit's record does not tell what was run: {_guard.told(error)}")
+            return RunRecord({"clock": self.clock, "entropy_production": self.entropy_production})
+
     # -- steps -----------------------------------------------------------------------------------------------
 
-    @_never_raising
+    @never_raising
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if any(a is not b for a, b in zip(self._optimizers, trainer.optimizers, strict=False)):
-            self._say("the optimizers were replaced during the fit: SpeedLimit measures anew from here")
+        changed = None if self.record is None else _lightning.change_of_optimizers(trainer, self._optimizers)
+        if changed is not None:
+            self._say(f"{changed}: SpeedLimit measures anew from here")
             self._detach()
             self._attach(trainer, pl_module)
             self._probe = None if self._start is None or not self.probe_batches else Probe(self.probe_batches)
             self._closed_steps = self._measured_at = self._clouds_at = 0
-            self.record = RunRecord(self._description(trainer, pl_module) | {"since_step": trainer.global_step})
+            self.record = self._new_record(trainer, pl_module)
+            self.record.run["since_step"] = trainer.global_step
         if self._start is not None:
             self._start.take()
         if self._announce and self.clouds is not None and not self._registered:
@@ -306,13 +332,13 @@ class SpeedLimit(CallbackBase):
         if self._probe is not None and self._probe.first is None:
             self._begin_probe(self._probe, trainer, pl_module, batch)
 
-    @_never_raising
+    @never_raising
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         self._backwards += 1
         if self._backwards == 1:
             self._first_loss = loss.detach() if self.monitor is None else self._monitored(trainer)
 
-    @_never_raising
+    @never_raising
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self._tried = True
         if self._start is not None:
@@ -325,14 +351,14 @@ class SpeedLimit(CallbackBase):
             return  # seen after backward: what is here now may be clipped by the user
         self._meter.observe_gradients(plain, scale=scale)
 
-    @_never_raising
+    @never_raising
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if pl_module.automatic_optimization or self._meter is None:
             return
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             self._meter.observe_changed_gradients()
 
-    @_never_raising
+    @never_raising
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._announce and not self._announced:
             self._announce_values(trainer, pl_module)
@@ -349,6 +375,8 @@ class SpeedLimit(CallbackBase):
                 self._loss_sum, self._loss_count = None, 0
             if awaited and self._measured_at != self._meter.steps:
                 self._measure(trainer, pl_module)
+            if _lightning.should_log(trainer):
+                self._look_for_unseen_steps()
             return
         step, self._closed_steps = self._closed_steps, self._meter.steps
         loss = self._window_loss()
@@ -356,6 +384,7 @@ class SpeedLimit(CallbackBase):
             self._meter.record_loss(loss, step=step)
         if _lightning.should_log(trainer) or awaited:
             self._measure(trainer, pl_module)
+            self._look_for_unseen_steps()
         if self._announce and trainer.is_last_batch:  # monitors may look before the epoch's end, after validation
             self._measure_clouds(trainer, pl_module)
             self._log(self._clouds_shown, on_step=True, logger=False)
@@ -419,6 +448,17 @@ class SpeedLimit(CallbackBase):
                 key="probe",
             )
 
+    def _look_for_unseen_steps(self, *, at_the_end: bool = False) -> None:
+        """Says once where weights have moved and no step was seen that did it."""
+        unseen, meter = self._unseen, self._meter
+        if unseen is None or meter is None or self.record is None:
+            return
+        message = unseen.message(meter, self.record, at_the_end=at_the_end)
+        if message is not None:
+            self._say(message, key="unseen")
+        if message is not None or unseen.over:
+            self._unseen = None
+
     # -- measuring -------------------------------------------------------------------------------------------
 
     def _measure(self, trainer: Any, pl_module: Any, *, on_step: bool = True, log: bool = True) -> None:
@@ -473,7 +513,7 @@ class SpeedLimit(CallbackBase):
             else:
                 found = _neuron_clouds.measure(pl_module, meter, self._optimizers, self._start.of)
         except Exception as error:  # the training goes on
-            why = f"the neurons could not be compared: {type(error).__name__}: {error}"
+            why = f"the neurons could not be compared: {_guard.told(error)}"
             found = _neuron_clouds.Measured.undefined(why, said={"failure": f"SpeedLimit: {why}"})
         record.amend(found.totals, found.reasons)
         if found.layers:
@@ -490,16 +530,17 @@ class SpeedLimit(CallbackBase):
             for layer in _neuron_clouds.layers(pl_module)
             for name in _neuron_clouds.SHOWN
         }
-        watched = {str(getattr(callback, "monitor", "")).removeprefix(PREFIX) for callback in trainer.callbacks}
+        watched = {key.removeprefix(PREFIX) for key in _lightning.watched(trainer)}
         awaited = dict.fromkeys([*_neuron_clouds.SHOWN, *sorted(names & watched)], math.nan)
         self._log(awaited | self._clouds_shown, on_step=True, logger=False)
 
     def _announce_values(self, trainer: Any, pl_module: Any) -> None:
         """Monitors find their keys from the first batch on: NaN, or what a resumed run knows."""
         self._announced = True
-        layers = {name.rpartition(".")[0] or "model" for name, _ in pl_module.named_parameters()}
-        known = [f"layers/{layer}/{value}" for layer in layers for value in LAYER_VALUES] if self.per_layer else []
-        watched = {str(getattr(callback, "monitor", "")).removeprefix(PREFIX) for callback in trainer.callbacks}
+        parameters = pl_module.named_parameters() if self.per_layer else ()
+        layers = {name.rpartition(".")[0] or "model" for name, _ in parameters}
+        known = [f"layers/{layer}/{value}" for layer in layers for value in LAYER_VALUES]
+        watched = {key.removeprefix(PREFIX) for key in _lightning.watched(trainer)}
         columns = self.record.columns if self.record is not None and len(self.record) else {}
         last = {name: float(columns[name][-1]) for name in LOGGED if name in columns}
         names = [*LOGGED, *sorted(watched.intersection(known))]
@@ -520,17 +561,17 @@ class SpeedLimit(CallbackBase):
                 )
             except Exception as error:  # the module logs that name itself in another way, or has a `log` of its own
                 self._say(
-                    f"SpeedLimit could not log {PREFIX}{name} ({type(error).__name__}: {error}); "
-                    "it stays in callback.record",
+                    f"SpeedLimit could not log {PREFIX}{name} ({_guard.told(error)}); it stays in callback.record",
                     key="log",
                 )
 
-    @_never_raising
+    @never_raising
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self._meter is None:
             return
         if self._meter.steps and self._measured_at != self._meter.steps:
             self._measure(trainer, pl_module, on_step=False, log=not trainer.barebones)
+        self._look_for_unseen_steps(at_the_end=True)
         self._measure_clouds(trainer, pl_module)
         if not trainer.barebones:
             self._log(self._clouds_shown, on_step=False)
@@ -538,9 +579,12 @@ class SpeedLimit(CallbackBase):
 
     # -- end -------------------------------------------------------------------------------------------------
 
-    @_never_raising
+    @never_raising
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """θ is not read here: averaging callbacks may have overwritten it."""
+        changed = None if self.record is None else _lightning.change_of_optimizers(trainer, self._optimizers)
+        if changed is not None:
+            self._say(f"{changed}, in its last batch: SpeedLimit has not measured what that did")
         self._detach()
         self._write(at_once=True)
         measured = self.record is not None and len(self.record) > 0
@@ -553,7 +597,8 @@ class SpeedLimit(CallbackBase):
                 if self._folder is not None and "write" not in self._said:
                     print(f"\nRecord: {self._folder}")
             except Exception as error:  # a pipe that is closed, an encoding that lacks a letter
-                self._say(f"SpeedLimit could not print its summary ({error}); callback.record.summary() has it")
+                why = _guard.told(error)
+                self._say(f"SpeedLimit could not print its summary ({why}); callback.record.summary() has it")
 
     def _draw(self, trainer: Any) -> None:
         """Figures of this run, by the process that writes; no process waits for another within."""
@@ -562,6 +607,7 @@ class SpeedLimit(CallbackBase):
         step = max(_lightning.stepped_batches(trainer) - 1, 0)  # where the last step's metrics stand
         _figure_logging.show(self.record, trainer.loggers, self._folder, step, self._say)
 
+    @never_raising
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         meter = self._meter
         # With several processes the last row stands: one that fails alone would wait for the others for ever.
@@ -570,11 +616,12 @@ class SpeedLimit(CallbackBase):
             try:
                 self._measure(trainer, pl_module, on_step=False, log=False)
             except Exception as error:  # the device may be lost; the user's exception must get through
-                self._say(f"SpeedLimit could not measure the last step: {error}")
+                self._say(f"SpeedLimit could not measure the last step: {_guard.told(error)}")
         self._detach()
         self._write(at_once=True)
         self._leave_folder()
 
+    @never_raising
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._detach()
         self._leave_folder()
@@ -586,7 +633,7 @@ class SpeedLimit(CallbackBase):
     def _stop_measuring(self, error: Exception) -> None:
         """What the meter does about a fault in its own hooks: all is NaN with the reason, which is said once."""
         if self._meter is None:
-            self._say(f"SpeedLimit failed: {type(error).__name__}: {error}. The training goes on", key="failed")
+            self._say(f"SpeedLimit measures nothing: {_guard.told(error)}. The training goes on", key="failed")
         elif self._meter.stop(error):
             self._measured_at = -1  # the row of this step is written anew, with the reason
 
@@ -619,7 +666,7 @@ class SpeedLimit(CallbackBase):
         if (key or message) not in self._said:
             self._said.add(key or message)
             if self._writes:
-                warnings.warn(message, stacklevel=2)
+                _guard.warn(message, stacklevel=2)
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -629,7 +676,7 @@ class SpeedLimit(CallbackBase):
             return self._state()
         except Exception as error:  # a checkpoint is written within the training
             self._say(
-                f"SpeedLimit could not put its state in a checkpoint ({type(error).__name__}: {error}); a run "
+                f"SpeedLimit could not put its state in a checkpoint ({_guard.told(error)}); a run "
                 "resumed from it is measured anew from there",
                 key="state",
             )
@@ -659,8 +706,8 @@ class SpeedLimit(CallbackBase):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the optimizers exist."""
-        self._loaded = dict(state_dict) or None
+        """Kept until the optimizers exist; what is no state of ours is told then."""
+        self._loaded = None if isinstance(state_dict, dict) and not state_dict else state_dict
 
     def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any]) -> None:
         """Go on where the checkpoint was taken."""
@@ -712,9 +759,14 @@ class SpeedLimit(CallbackBase):
         self.record = restored
 
 
+def _has_groups(optimizer: Any) -> bool:
+    return bool(optimizer.param_groups)
+
+
 def _told(error: Exception) -> str:
     """A message of the package's own as it is; of others, which often are one word, the kind as well."""
-    return str(error) if isinstance(error, ValueError) else f"the checkpoint's state has {error!r}"
+    told = _guard.told(error)
+    return told.removeprefix("ValueError: ") if isinstance(error, ValueError) else f"the checkpoint's state has {told}"
 
 
 def _to_tensors(state: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from callback_cases import (
@@ -25,6 +26,8 @@ from torch import Tensor
 from lightning_speedlimit import SpeedLimit
 
 # --- at construction
+
+FLAGS = ("per_layer", "prog_bar", "log_figures", "print_summary")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,63 @@ from lightning_speedlimit import SpeedLimit
 def test_arguments_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SpeedLimit(**settings)
+
+
+def repr_of(value: Any) -> str:
+    """Of some of these there is none."""
+    return ", ".join(value) if isinstance(value, dict) else ""
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError("it must not be looked at")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        *(({name: "no"}, TypeError, f"{name} got 'no', wanted True or False") for name in FLAGS),
+        *(({name: 1}, TypeError, f"{name} got 1, wanted True or False") for name in FLAGS),
+        ({"print_summary": None}, TypeError, "print_summary got None, wanted True or False"),
+        ({"per_layer": np.bool_(True)}, TypeError, "per_layer got .*, wanted True or False"),
+        ({"log_figures": Unshowable()}, TypeError, "log_figures got an object of Unshowable, wanted True or False"),
+        ({"monitor": 5}, TypeError, "monitor got 5, wanted the name of a logged metric, or None"),
+        ({"monitor": ""}, ValueError, "monitor got '', wanted the name of a logged metric, or None"),
+        ({"dirpath": ""}, ValueError, "dirpath got '', wanted a folder, or None; '.' is the working directory"),
+        ({"dirpath": "  "}, ValueError, "dirpath got '  ', wanted a folder"),
+        ({"dirpath": b"runs"}, TypeError, "dirpath got b'runs', wanted a path as text or a pathlib.Path, or None"),
+        ({"dirpath": 5}, TypeError, "dirpath got 5, wanted a path"),
+        (
+            {"dirpath": "s3://bucket/runs"},
+            ValueError,
+            "dirpath got 's3://bucket/runs', wanted a folder of this machine",
+        ),
+        ({"dirpath": "a\0b"}, ValueError, "wanted a folder of this machine"),
+        ({"dirpath": "~nobody.of.this.name/runs"}, ValueError, "wanted a folder: .*; write it out"),
+        ({"clouds": np.array(["neurons", "x"])}, ValueError, "clouds got array.*, wanted 'neurons' or None"),
+        ({"clock": np.array(["steps", "lr"])}, ValueError, "clock got array.*, wanted one of 'steps', 'lr'"),
+        ({"clock": Unshowable()}, ValueError, "clock got an object of Unshowable, wanted one of"),
+        ({"coordinates": np.ones(3)}, ValueError, "coordinates got array.*, wanted a whole number of at least 1"),
+        ({"coordinates": 10**400}, ValueError, "wanted a whole number from 1 to 9,223,372,036,854,775,807"),
+        ({"loss_window": 10**5000}, ValueError, "loss_window got .*, wanted a whole number from 2 to 1,000,000"),
+        ({"loss_window": 1_000_001}, ValueError, "loss_window got 1000001, wanted a whole number from 2 to 1,000,000"),
+        ({"probe_batches": 2**63}, ValueError, "probe_batches got 9223372036854775808, wanted a whole number from 0"),
+        ({"measure_every_n_steps": "2"}, ValueError, "measure_every_n_steps got '2', wanted a whole number"),
+    ],
+    ids=repr_of,
+)
+def test_arguments_of_another_kind(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as found:
+        SpeedLimit(**settings)
+    assert len(str(found.value)) < 800
+
+
+def test_folders_as_they_are_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SpeedLimit(dirpath="~/runs").dirpath == tmp_path / "runs"
+    assert SpeedLimit(dirpath=".").dirpath == SpeedLimit(dirpath=Path()).dirpath == Path()
+    assert SpeedLimit(dirpath=tmp_path).dirpath == tmp_path
+    assert SpeedLimit().dirpath is None
 
 
 # --- what cannot be measured

@@ -102,6 +102,15 @@ class Talkative(SpeedLimit):
         dist.all_reduce(torch.ones(1))
 
 
+class Unable(SpeedLimit):
+    """Can't measure in the second process."""
+
+    def _attach(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_rank == 1:
+            raise MemoryError("on the second process alone")
+        super()._attach(trainer, pl_module)
+
+
 def speed_limit(**options: Any) -> SpeedLimit:
     return SpeedLimit(**({"print_summary": False, "log_figures": False, "loss_window": 5} | options))
 
@@ -198,6 +207,11 @@ def launched(rank: int, folder: str, port: int) -> None:
     two("clouds", speed_limit(clouds="neurons", per_layer=True))
     two("talkative", Talkative(print_summary=False))
     two("without", False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        two("unable", Unable(print_summary=False))
+    text = [str(w.message) for w in said if "SpeedLimit" in str(w.message)]
+    (root / "unable" / f"said-{rank}.json").write_text(json.dumps(text))
     two("stopped", model=Module(stops_at=(8, 6)), min_epochs=2, max_epochs=4)
     two("resumed", ckpt_path=root / "plain" / "epoch=0.ckpt")
     try_sharded(root / "fully sharded", "data_parallel_size")

@@ -112,6 +112,15 @@ def test_the_count_can_fail(root: Path) -> None:
     assert seen["sent"] - without["sent"] == 2 * len(ROWS)
 
 
+def test_where_one_process_cannot_measure_none_does_and_none_waits(root: Path) -> None:
+    said = [json.loads((root / "unable" / f"said-{rank}.json").read_text()) for rank in range(2)]
+    assert said == [["SpeedLimit measures nothing: another process can't"], []]  # the first process speaks for both
+    for rank in range(2):
+        assert witness(root / "unable", rank)["rows"] == []
+        assert math.isnan(witness(root / "unable", rank)["metrics"]["speed_limit/path_length"])
+        assert math.isfinite(witness(root / "unable", rank)["metrics"]["train_loss"])
+
+
 @pytest.mark.mode("DDP, processes that ask to stop at different steps", "measured", "those steps have no row")
 def test_asking_to_stop_at_different_steps(root: Path) -> None:
     for rank in range(2):
