@@ -313,7 +313,7 @@ def test_a_disk_that_takes_nothing_is_said_once(
     with pytest.warns(UserWarning, match=r"could not save its record.*set dirpath=") as said:
         trainer(tmp_path, callback, max_epochs=3).fit(model, loader(batches(4)))
     assert sum("could not save" in str(w.message) for w in said) == 1
-    assert len(tried) >= 3  # and it was tried again
+    assert len(tried) >= 2  # at the first row, and at the end again
     assert last_row(callback)["step"] == len(model.tape.steps) == 12
     left = [p.name for p in (tmp_path / "speed_limit").iterdir()]
     assert not [name for name in left if name.endswith(".tmp")]

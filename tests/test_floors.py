@@ -25,6 +25,7 @@ def room(floor: int, *libraries: str) -> Room:
 
 ROOMS = {
     "_guard": room(-1),
+    "_checked": room(-1, "torch"),
     "theory": room(0, "torch"),
     "trajectory": room(0, "torch"),
     "optim": room(0, "torch"),

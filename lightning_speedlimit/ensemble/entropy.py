@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_speedlimit._checked import whole
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
 from lightning_speedlimit.ensemble.trajectories import Array, double, floating
-from lightning_speedlimit.theory.arguments import whole
 
 MAX_NEIGHBOUR_DIMENSIONS = 10  # 1000 normal replicas, 4 neighbours: off by 0.12 nats there, 1.3 at 20
 _SINGULAR = 1e-13  # a direction with less than this of the variance, coordinates scaled to 1, has none

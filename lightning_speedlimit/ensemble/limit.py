@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_speedlimit._checked import choice, nonnegative, shown, whole
 from lightning_speedlimit.ensemble.entropy import sampled_gaussian, sampled_neighbours
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
 from lightning_speedlimit.ensemble.trajectories import BLOCKS, Array, checked, double, floating
-from lightning_speedlimit.theory.arguments import choice, nonnegative, shown, whole
 from lightning_speedlimit.transport import Transport, gaussian_wasserstein2_squared, wasserstein2_squared
 from lightning_speedlimit.transport.duals import Pairing
 

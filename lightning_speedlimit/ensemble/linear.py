@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_speedlimit._checked import flag
 from lightning_speedlimit.ensemble.estimate import Estimate
 from lightning_speedlimit.ensemble.matrices import logarithm
 from lightning_speedlimit.ensemble.trajectories import BLOCKS, Array, Pairs, double, jackknife
-from lightning_speedlimit.theory.arguments import flag
 
 _VISIBLE = 4.0  # times √(d/n), a correlation is no noise
 # Gauss–Legendre on [0, 1]: exact to the sixth order of the step of time.

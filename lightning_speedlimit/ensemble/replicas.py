@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_speedlimit._checked import choice, nonnegative, positive, shown, whole
 from lightning_speedlimit.optim import Langevin
-from lightning_speedlimit.theory.arguments import choice, nonnegative, positive, shown, whole
 
 MAX_REPLICAS = 10**7
 Batches = Literal["shared", "independent"]

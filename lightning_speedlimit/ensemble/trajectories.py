@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_speedlimit._checked import tensor, whole
 from lightning_speedlimit.ensemble.estimate import Sampled
-from lightning_speedlimit.theory.arguments import tensor, whole
 
 Array = Tensor | npt.NDArray[np.floating]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_speedlimit._checked import whole
 from lightning_speedlimit.ensemble.currents import MAX_DEGREE, CurrentMoments, Currents
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
 from lightning_speedlimit.ensemble.trajectories import BLOCKS, MIN_BLOCKS, Array, Pairs, jackknife
-from lightning_speedlimit.theory.arguments import whole
 
 _SAMPLES_PER_CURRENT = 4
 _LIMIT = 5.0  # standard deviations of a current, beyond which it is cut off
