@@ -51,7 +51,7 @@ class AccumulatedMobility:
         assert run.formula is not None
         self.m = self.m or Pair(self._like)
         if not run.names:
-            return self._add_shared(run, update, free, scratch[0], clip, response)
+            return self._add_shared(run, update, free, scratch[0], clip, valid, response)
         if not run.stretches:  # shards of no coordinate
             return free
         entries, cut = self._entries(run), self._coordinates.cut
@@ -75,8 +75,9 @@ class AccumulatedMobility:
         return works[0] if len(works) == 1 else torch.cat(works)
 
     def _add_shared(
-        self, run: Run, update: Tensor, free: Tensor, scratch: Tensor, clip: Tensor | None, response: float | None
-    ) -> Tensor:
+        self, run: Run, update: Tensor, free: Tensor, scratch: Tensor, clip: Tensor | None, valid: Tensor | None,
+        response: float | None,
+    ) -> Tensor:  # fmt: skip
         """One μ for all coordinates."""
         assert run.formula is not None
         assert self.m is not None
@@ -84,6 +85,8 @@ class AccumulatedMobility:
             run.group, {} if response is None else {mobility.RESPONSE: response}, {}, None
         )
         mu = mu if clip is None else mu * clip
+        if valid is not None and isinstance(mu, Tensor):  # a skipped step's gradients, and c of them, are not finite
+            mu = torch.where(valid, mu, torch.zeros_like(mu))
         cut = self._coordinates.cut
         for rows in run.stretches:
             moved = torch.ne(cut(update, rows), 0.0, out=cut(scratch, slice(0, rows.stop - rows.start)))
@@ -125,10 +128,20 @@ class AccumulatedMobility:
             values.append(local(value).detach().to(into.rows).expand(shape))
         return self._coordinates.gather(values, into, run.members)
 
+    def remember(self, run: Run, scratch: Tensor) -> None:
+        """B_k of a step that is not measured."""
+        if run.formula is None or not run.names or self.averages is None:
+            return
+        entries, cut = self._entries(run), self._coordinates.cut
+        for rows in run.stretches:
+            own = {name: cut(vector, rows) for name, vector in entries.items()}
+            run.formula.evaluate(run.group, {}, own, cut(scratch, slice(0, rows.stop - rows.start)))
+
     def start_response(self, run: Run) -> None:
         """B of a fresh optimizer is 0; of one that has been running, the steady value."""
-        self.averages = torch.zeros_like(self._like)
-        if not self._optimizer.state.get(run.lead, {}).get("momentum_buffer", None) is not None:
+        if self.averages is None:
+            self.averages = torch.zeros_like(self._like)
+        if self._optimizer.state.get(run.lead, {}).get("momentum_buffer") is None:
             return
         entries = self._entries(run)
         average = entries["square_avg"]

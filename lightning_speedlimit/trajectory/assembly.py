@@ -41,7 +41,7 @@ def assembled(
     factor = joint.factor
     sections, errors, untold = _sections(parts, host, uneven=stepwise.uneven)
     loss, no_loss = _loss_drop(host, windows, joint.steps, followers, agreed=agreed)
-    skipped = (host["skipped"] * factor).tolist() if "skipped" in host else [0.0, 0.0]
+    skipped = host["skipped"].tolist() if "skipped" in host else [0.0, 0.0]
     elapsed = joint.elapsed + float(host.get("rate_sum", torch.zeros(1)).sum())
     steps = joint.steps - skipped[0]
     if per_rate:
@@ -66,6 +66,7 @@ def assembled(
         step_norm=math.sqrt(float(host["squared"])) if "squared" in host else math.nan,
         learning_rate=float(host["rate"]) if "rate" in host else float(joint.rate),
         path_length=factor * stepwise.path_length if processes else None,
+        layer_paths=dict(zip(joint.layers, (factor * host["paths"]).tolist(), strict=False)) if "paths" in host else {},
         per_rate=per_rate,
         coordinates=measured,
         moves=moves,
@@ -106,14 +107,13 @@ def _sections(
 def _section(part: Part, i: int, host: dict[str, Tensor], told: Verdict) -> SectionTotals:
     section, motion = part.table.sections[i], part.table.motion
     sums = _named(host[f"values {part.key}"][i], told)
-    if f"paths {part.key}" in host:
-        sums["own_path_length"] = float(host[f"paths {part.key}"][i])
     weight: Any = motion.noise_weight.get(section.group, 0.0)
     weight = host.get(f"weight {part.key} {section.group}", weight)
-    run = next(r for r in motion.runs.current(motion.missing) if r.index == section.group)
+    runs = [r for r in motion.runs.current(motion.missing) if r.index == section.group]
+    run = next((r for r in runs if not motion.members[r.members.start].gone), runs[0])
     own = "effective" if told.effective else kind(motion, section)
     gain = math.nan if run.formula is None or own == "effective" else run.formula.noise_gain(run.group)
-    return SectionTotals(section.layer, own, sums, gain, float(weight))
+    return SectionTotals(section.layer, f"{part.key} {section.group}", own, sums, gain, float(weight))
 
 
 def _named(column: Tensor, told: Verdict) -> dict[str, float]:

@@ -17,7 +17,7 @@ from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.sums import Pair, RunningSum
 
 _GONE = -1  # the place of a parameter that has left the optimizer
-_VECTORS = ("start", "update", "last")
+_VECTORS = ("start", "update", "last", "squares")
 
 
 def state_of(recorder: Recorder, reader: Reader) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def load(recorder: Recorder, reader: Reader, state: dict[str, Any]) -> None:
     followers = recorder.followers
     if len(state["followers"]) != len(followers):
         raise ValueError(f"the saved measurement is of {len(state['followers'])} optimizers, got {len(followers)}")
+    recorder.joint.layers[:] = state["joint"]["layers"]  # the motions take their places among them
     for follower, entry in zip(followers, state["followers"], strict=True):
         _load_follower(follower, entry)
     motions = [motion for follower in followers for motion in follower.motions]
@@ -75,10 +76,10 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "shares": list(coordinates.shares),
         "after": motion.after.rows.cpu().clone(),
         "vectors": {name: getattr(motion, name).cpu().clone() for name in _VECTORS},
+        "gradient": None if coordinates.exact else motion.gradient.rows.cpu().clone(),  # for its norm's error
         "averages": None if motion.mobility.averages is None else motion.mobility.averages.cpu().clone(),
         "pairs": {n: (p.high.cpu().clone(), p.low.cpu().clone(), p.count) for n, p in pairs.items() if p is not None},
         "sums": {name: total.host() for name, total in motion.sums.items()},
-        "paths": None if motion.paths is None else motion.paths.host(),
         "moves": motion.moves.host(),
         "waiting": motion.waiting,
         "rates": [float(rate) for rate in motion.rates],
@@ -116,14 +117,14 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
     motion.after.rows.copy_(entry["after"])
     for name in _VECTORS:
         getattr(motion, name).copy_(entry["vectors"][name])
+    if entry["gradient"] is not None:
+        motion.gradient.rows.copy_(entry["gradient"])
     averages = entry["averages"]
     motion.mobility.averages = None if averages is None else averages.to(coordinates.device, copy=True)
     motion.mobility.m, motion.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))
     for name, value in entry["sums"].items():
         motion.sums[name] = RunningSum(*value.shape, device=coordinates.device)
         motion.sums[name].load_(value)
-    if motion.paths is not None and entry["paths"] is not None:
-        motion.paths.load_(entry["paths"])
     motion.moves.load_(entry["moves"])
     motion.waiting, motion.rates = entry["waiting"], list(entry["rates"])
     motion.noise_weight = dict(entry["noise_weight"])

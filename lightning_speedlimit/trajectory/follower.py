@@ -66,7 +66,7 @@ class Follower:
         Args:
             scale: what the gradients are multiplied by (a loss scaler's). measure: the step will be measured.
         """
-        if self.observed and self.in_step:
+        if self.observed and self.in_step and (self._wanted or not measure):
             return
         if not self.in_step and self._norms is None and self.took_part and self.changes.mode != "given":
             self._norms = self.norms()  # of the step before, as long as its gradients are here
@@ -220,7 +220,7 @@ class Follower:
         self.force()
         found = getattr(self.optimizer, "found_inf", None)
         valid = (found == 0).reshape(()) if isinstance(found, Tensor) else None
-        moved = self._without_any_gradient() if measure and self._empty and self.motions else None
+        moved = self._without_any_gradient() if self._wanted and self._empty and self.motions else None
         # Later, the gradients are of another step.
         at_once = self._wanted and (valid is not None or self._settings.snapshots)
         known = norms_observed(self.motions, self._clip, closed=False) if at_once and self.motions else None

@@ -14,7 +14,9 @@ from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.ranks import Rows, norms_row
-from lightning_speedlimit.trajectory.sums import RunningSum
+from lightning_speedlimit.trajectory.sums import RunningSum, sum_dtype
+
+_SUMS = ("skipped", "rate_sum", "paths")
 
 
 class JointSteps:
@@ -39,6 +41,8 @@ class JointSteps:
         self.rate_sum: RunningSum | None = None  # τ of learning rates that live on the device
         self.rows = Rows() if sharded else None
         self.samples = Rows() if every > 1 else None
+        self.layers: list[str] = []
+        self.paths: RunningSum | None = None  # Σ ‖u‖ of each layer alone
         self._rates: list[Scalar] = []  # of the joint step, as its optimizers used them
         self._parts: list[tuple[Follower, list[Motion]]] = []
         self._valid: list[Tensor] = []
@@ -75,10 +79,11 @@ class JointSteps:
         """The joint step is over; followers: of all optimizers."""
         rate = self._rate()
         motions = [motion for _, own in self._parts for motion in own]
+        skipped = self._leave_out(rate)
         if motions:
             for follower in followers:
                 follower.took_part = any(follower is other for other, _ in self._parts)
-            self._close(motions, rate)
+            self._close(motions, [motion for follower in followers for motion in follower.motions], skipped)
         self.measured += bool(self._parts) or self.measuring()
         self.steps += 1
         if isinstance(rate, Tensor):
@@ -97,33 +102,53 @@ class JointSteps:
             self.several_rates |= rate is not first and (tensors or bool(rate != first))
         return first
 
-    def _close(self, motions: list[Motion], rate: Scalar) -> None:
+    def _close(self, motions: list[Motion], known: list[Motion], skipped: Tensor | None) -> None:
+        """motions: that moved; known: all; skipped: see `_leave_out`."""
         squared = total([motion.squared() for motion in motions])
         norm = squared.sqrt().clamp_min_(torch.finfo(squared.dtype).tiny)
         for motion in motions:
             motion.share_path(norm.to(motion.coordinates.device, non_blocking=True))
+        if self.layers:
+            self._add_paths(motions)
         if self.rows is not None:
             norms = [n for follower, _ in self._parts if (n := follower.norms()) is not None]
             self.rows.append(norms_row(squared, total(norms)))
         if self.samples is not None:
-            self.samples.append(total([m.snapshot for m in motions if m.snapshot is not None]))
-        if self._valid:
-            squared = self._leave_out(squared, rate)
+            here = {id(motion) for motion in motions}
+            sums = [m.snapshot if id(m) in here and m.snapshot is not None else m.totals() for m in known]
+            self.samples.append(total(sums))
+        if skipped is not None and self.squared is not None:
+            squared = torch.where(skipped.to(squared.device), self.squared, squared)
         self.squared = squared
 
-    def _leave_out(self, squared: Tensor, rate: Scalar) -> Tensor:
-        """A step that fused optimizers left out is none: neither its time nor its loss counts."""
+    def _add_paths(self, motions: list[Motion]) -> None:
+        """A layer may be spread over several motions."""
+        squares = total([motion.layer_squares(len(self.layers)) for motion in motions])
+        known = self.paths
+        if known is None or len(known.value) < len(squares):
+            self.paths = RunningSum(len(squares), device=squares.device)
+            if known is not None:
+                self.paths.load_(torch.cat([known.host(), torch.zeros(len(squares) - len(known.value))]))
+        assert self.paths is not None
+        self.paths.add_(squares.sqrt_().to(self.paths.value.device, non_blocking=True))
+
+    def _leave_out(self, rate: Scalar) -> Tensor | None:
+        """A step that fused optimizers left out is none: neither its time nor its loss counts. None: it is one.
+
+        (Others do not even step then. Measured or not: what is known here costs nothing.)
+        """
+        if not self._valid or len(self._valid) < len(self.moved):
+            return None
+        skipped = total([valid.to(sum_dtype(valid.device)) for valid in self._valid]) == 0
+        missed = skipped.to(sum_dtype(skipped.device))
         if self.skipped is None:
-            self.skipped = RunningSum(2, device=squared.device)
-        valid = total([v.to(squared.dtype) for v in self._valid]).to(squared.device, non_blocking=True)
-        skipped = (valid == 0) & (squared == 0)
-        missed = skipped.to(squared.dtype)
+            self.skipped = RunningSum(2, device=missed.device)
         self.skipped.add_(torch.stack([missed, missed * rate]))
         self.left_out = self.steps, skipped
-        return squared if self.squared is None else torch.where(skipped, self.squared, squared)
+        return skipped
 
     def state_dict(self) -> dict[str, Any]:
-        sums = {n: s.host() for n in ("skipped", "rate_sum") if (s := getattr(self, n)) is not None}
+        sums = {n: s.host() for n in _SUMS if (s := getattr(self, n)) is not None}
         return {
             "steps": self.steps,
             "measured": self.measured,
@@ -133,6 +158,7 @@ class JointSteps:
             "rate": float(self.rate),
             "squared": None if self.squared is None else self.squared.detach().cpu(),
             "sums": sums,
+            "layers": list(self.layers),
             "rows": None if self.rows is None else self.rows.state_dict(),
             "samples": None if self.samples is None else self.samples.state_dict(),
         }

@@ -28,24 +28,28 @@ class Membership:
         self._optimizer, self._settings, self._others = optimizer, settings, others
         self._seen: set[int] = set()
         self._groups: list[list[int]] = []  # ids of their parameters, when last looked at
+        self._held: list[dict[str, Any]] = []  # the groups themselves, then
         self._candidates: list[tuple[int, Tensor]] = []  # by group, those that have not been seen yet
 
     def follow(self) -> bool:
         """Groups may be replaced, and parameters may come and leave. Returns whether any have."""
-        groups = self._optimizer.param_groups
+        groups, held = self._optimizer.param_groups, self._held
         known = [[id(p) for p in group["params"]] for group in groups]
+        self._held = list(groups)
         if known == self._groups:
             return False
         self._groups = known
         self._candidates = self._unknown()
         owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         for motion in self.motions:
-            for i, (member, parameter) in enumerate(zip(motion.members, motion.coordinates.parameters, strict=True)):
+            before = [member.group for member in motion.members]
+            for member, parameter in zip(motion.members, motion.coordinates.parameters, strict=True):
                 index = owner.get(id(parameter))
                 if index is None and not member.gone:
-                    member.options = motion.runs.last_options(i) or member.options
+                    member.options = {k: v for k, v in held[member.group].items() if k != "params"}
                 member.gone = index is None
                 member.group = member.group if index is None else index
+            motion.regroup(before)
             motion.runs.forget()
         return True
 
@@ -100,9 +104,12 @@ class Membership:
 
     def take_in(self, coordinates: Coordinates, members: list[Member]) -> Motion:
         settings = self._settings
-        motion = Motion(self._optimizer, coordinates, members, per_rate=settings.per_rate, snapshots=settings.snapshots)
+        motion = Motion(
+            self._optimizer, coordinates, members, per_rate=settings.per_rate, snapshots=settings.snapshots,
+            layers=settings.layers if settings.layer_of else None,
+        )  # fmt: skip
         for run in motion.runs.current([]) if settings.response else ():
-            if run.formula is not None and run.names and 0.0 < _momentum(run.group) < 1.0:
+            if "square_avg" in run.names and 0.0 < _momentum(run.group) < 1.0:
                 motion.mobility.start_response(run)
         self.motions.append(motion)
         return motion
@@ -113,7 +120,7 @@ class Membership:
 
     def has_moved(self, parameter: Tensor) -> bool:
         """It took part in a measured step."""
-        return any(motion.members[i].steps > 0 for motion, i in self.places(parameter))
+        return any(motion.members[i].moved for motion, i in self.places(parameter))
 
     def moved_since(self) -> bool:
         """Weights have been moved since the last step. Syncs."""
@@ -122,7 +129,7 @@ class Membership:
     def accumulated_mobility(self, parameter: Tensor) -> Tensor | None:
         """m of the measured steps, in the parameter's shape; NaN where no coordinate is measured. None: not here."""
         for motion, i in self.places(parameter):
-            if not mobility.formula(self._optimizer, self._optimizer.param_groups[motion.members[i].group]):
+            if next(run for run in motion.runs.current(motion.missing) if i in run.members).formula is None:
                 name = type(self._optimizer).__name__
                 raise ValueError(
                     f"accumulated_mobility: {name} has no mobility formula; register_mobility gives it one"
@@ -133,7 +140,7 @@ class Membership:
     def loaded(self) -> None:
         """Motions have been taken in from a saved state."""
         parameters = [p for motion in self.motions for p in motion.coordinates.parameters]
-        self._seen = {id(p) for p in parameters}
+        self._seen, self._held = {id(p) for p in parameters}, list(self._optimizer.param_groups)
         self._candidates = self._unknown()
         self._settings.draw.met(parameters)
 

@@ -115,6 +115,7 @@ class TrajectoryMeter:
         self._latest: RunTotals | None = None
         processes, rank = (ranks.size, ranks.rank) if self.sharded and ranks is not None else (0, 0)
         self._places = Places(self.optimizers)
+        self._joint = JointSteps(measure_every_n_steps, seed, sharded=self.sharded)
         settings = Settings(
             changes="clipping" if self.sharded else gradient_changes,
             momentum_mobility=momentum_mobility,
@@ -123,11 +124,11 @@ class TrajectoryMeter:
             draw=Draw(coordinates, count(parameters, processes), seed + _APART * rank),
             place=self._places,
             layer_of=layer_of,
+            layers=self._joint.layers,
             processes=processes,
         )
         self._followers = [Follower(o, settings, others[id(o)], self._has_gradient) for o in self.optimizers]
         self._losses = LossWindows(loss_window)
-        self._joint = JointSteps(measure_every_n_steps, seed, sharded=self.sharded)
         self._recorder = Recorder(self._followers, self._joint, self._losses, shared=ranks is not None)
         self._reader = Reader(self._recorder, ranks, sharded=self.sharded, per_rate=clock == "lr")
         self._saved_settings = settings.saved()
@@ -166,8 +167,7 @@ class TrajectoryMeter:
             optimizer: None: all of them.
             scale: what the gradients are multiplied by (a loss scaler's scale; a tensor is not read).
         """
-        for follower in self._followers if optimizer is None else [self._recorder.follower(optimizer)]:
-            self._recorder.observe(follower, scale)
+        self._recorder.observe(self._followers if optimizer is None else [self._recorder.follower(optimizer)], scale)
 
     def observe_changed_gradients(self) -> None:
         """`observe_gradients` for the optimizers whose gradients have changed since they were last seen."""

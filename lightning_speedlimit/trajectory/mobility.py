@@ -68,10 +68,7 @@ def _momentum_response(group: Group, state: State) -> float:
     momentum, dampening = float(group["momentum"]), float(group["dampening"])
     if momentum == 0.0:
         return 1.0
-    if momentum >= 1.0 and RESPONSE not in state:
-        return math.nan
-    steady = (1.0 - dampening) / (1.0 - momentum) if momentum < 1.0 else math.nan
-    response = float(state.get(RESPONSE, steady))
+    response = float(state.get(RESPONSE, (1.0 - dampening) / (1.0 - momentum)))
     return 1.0 + momentum * response if group["nesterov"] else response
 
 
@@ -191,8 +188,6 @@ def _no_gain(group: Group) -> float:
 def _sgd_gain(group: Group) -> float:
     """1/(1−β); with Nesterov the instantaneous response is 1 + β, so 1/(1−β²)."""
     momentum = float(group["momentum"])
-    if momentum >= 1.0:
-        return math.nan
     return 1.0 / (1.0 - momentum**2) if group["nesterov"] else 1.0 / (1.0 - momentum)
 
 
@@ -255,8 +250,8 @@ def formula(optimizer: Optimizer, group: Group) -> Formula | None:
     owner = next((c for c in type(optimizer).__mro__ if c in _BUILT_IN), None)
     if owner is None or _plain_step(type(optimizer)) is not _plain_step(owner):
         return None
-    if owner is torch.optim.SGD and group["momentum"] >= 1.0:
-        return None
+    if owner in (torch.optim.SGD, torch.optim.RMSprop) and group["momentum"] >= 1.0:
+        return None  # nothing is steady
     return _BUILT_IN[owner]
 
 

@@ -25,6 +25,7 @@ from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
 from lightning_speedlimit.trajectory.sums import Pair, RunningSum, sum_dtype
+from lightning_speedlimit.trajectory.valid import chosen, masked
 
 # Sums over the run of each row. Of drawn coordinates they are unweighted; the signs are those of −f.
 SUMS = (
@@ -61,13 +62,15 @@ class Motion:
     """See the module.
 
     Args:
-        members: of each of the coordinates' parameters, in their order; those of one group are neighbours.
+        members: of each of the coordinates' parameters, in their order.
         per_rate: the action's clock is the learning rate. snapshots: of the sums, before each measured step's own.
+        layers: names of all layers of the run, to which the members' are added; None: they are not kept apart.
     """
 
     def __init__(
-        self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], *, per_rate: bool, snapshots: bool
-    ) -> None:
+        self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], *, per_rate: bool, snapshots: bool,
+        layers: list[str] | None,
+    ) -> None:  # fmt: skip
         self.optimizer, self.coordinates, self.members = optimizer, coordinates, members
         self.per_rate = per_rate
         self.after, self.before, self.gradient = (coordinates.vector() for _ in range(3))
@@ -93,10 +96,9 @@ class Motion:
         self._met = False
         self.snapshots = snapshots
         self.snapshot: Tensor | None = None
-        layers = list(dict.fromkeys((m.group, m.layer) for m in members))
-        self.paths = RunningSum(len(layers), device=coordinates.device) if any(m.layer for m in members) else None
-        if self.paths is not None:
-            self._layer = coordinates.of_each([layers.index((m.group, m.layer)) for m in members])
+        if layers is not None:
+            layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
+            self._layer = coordinates.of_each([layers.index(m.layer) for m in members])
         coordinates.gather(coordinates.parameters, self.after)
         self.start.copy_(self.after.rows)
 
@@ -160,15 +162,17 @@ class Motion:
                 left θ alone. measured: False: only the update before is still to be summed up.
         """
         self.coordinates.gather(self.coordinates.parameters, self.after)
-        self._add_met(valid)
+        self._add_met(valid, measured=measured)
         if not measured:
+            self._count_unmeasured()
             return
-        self.snapshot = self._totals() if self.snapshots else None
+        self.snapshot = self.totals() if self.snapshots else None
         runs = self.runs.current(self.missing)
         waited = None if valid is None or not self.waiting else self.update.clone()
         for run in runs:
             for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
                 member.count(run.group)
+                member.moved = True
             self._move(run, valid)
         for run in runs:
             self._answer(run, clip, valid)
@@ -180,7 +184,7 @@ class Motion:
             torch.where(valid, self.update, waited, out=self.update)
         self.waiting = True
 
-    def _add_met(self, valid: Tensor | None) -> None:
+    def _add_met(self, valid: Tensor | None, *, measured: bool) -> None:
         """f_k·u_k, f_{k+1}·u_k and n_k of the update that waited."""
         if not self._met:
             return
@@ -188,12 +192,29 @@ class Motion:
         self._sum("work_met").add_(met, self._unscaled)
         self._sum("work_anti_ito").add_(anti, self._unscaled)
         noise = anti - met
-        for index, rows in self.groups():
+        groups = self.groups()
+        for index, rows in groups:
             rate = self.rates[index] if index < len(self.rates) else 0.0
             self._sum("noise").add_(noise if rows is None else noise[rows], rate * self._unscaled, rows)
+        for index in {index for index, _ in groups}:
+            rate = self.rates[index] if index < len(self.rates) else 0.0
             known = self.noise_weight.get(index, 0.0)
             self.noise_weight[index] = known + (rate if valid is None else rate * valid.to(self.total))
         self._met, self.waiting = False, valid is not None
+        if valid is not None and not measured:  # no update takes its place: it must not meet another gradient
+            for waited in (self.update, self.last):
+                torch.where(valid, torch.zeros_like(waited), waited, out=waited)
+            self.rates = [chosen(valid, 0.0, rate) for rate in self.rates]
+
+    def _count_unmeasured(self) -> None:
+        """What a response so far remembers of a step that is not measured."""
+        if self.mobility.averages is None and all(member.response is None for member in self.members):
+            return
+        for run in self.runs.current([i for i, g in enumerate(self.gradients()) if g is None]):
+            for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
+                member.count(run.group)
+            if self.mobility.averages is not None and not run.missing:
+                self.mobility.remember(run, self._scratch[0])
 
     def _move(self, run: Run, valid: Tensor | None) -> None:
         """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost."""
@@ -246,7 +267,7 @@ class Motion:
             self.squares.copy_(masked(self.squares, valid))
             kept = self.last if self.waiting else torch.zeros_like(self.last)
             self.last.copy_(torch.where(valid, self.work, kept))
-            rates = [_chosen(valid, now, known) for now, known in zip(rates, self.rates or rates, strict=False)]
+            rates = [chosen(valid, now, known) for now, known in zip(rates, self.rates or rates, strict=False)]
         self._sum("squares").add_(self.squares, self._unscaled)
         if self.travelled is not None:
             if "free_squares" not in self.sums:  # what went before had none
@@ -266,10 +287,12 @@ class Motion:
         self._sum("path_length").add_(
             self.squares / norm.to(self.squares.dtype).clamp_min(self._little), self._unscaled
         )
-        if self.paths is not None:
-            own = torch.zeros_like(self.paths.value)
-            own.index_add_(0, self._layer, self.squares * self.coordinates.weights)
-            self.paths.add_(own.mul_(self._unscaled).sqrt_())
+
+    def layer_squares(self, number: int) -> Tensor:
+        """‖u‖² of the last step in each of so many layers."""
+        found = torch.zeros(number, dtype=self.total, device=self.coordinates.device)
+        found.index_add_(0, self._layer, self.squares * self.coordinates.weights)
+        return found.mul_(self._unscaled)
 
     def now(self) -> Tensor:
         """θ as it is."""
@@ -285,10 +308,15 @@ class Motion:
         rows = torch.zeros_like(self.start) if m is None else m.value(slice(None))
         return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
 
-    def _totals(self) -> Tensor:
-        """The sums over all rows up to the step before, (SUMS,)."""
+    def sum_of(self, name: str) -> RunningSum | None:
+        """One of SUMS, of each row; None: 0. Without decoupled decay all of u is free of it."""
+        found = self.sums.get(name)
+        return self.sums.get("squares") if found is None and name == "free_squares" else found
+
+    def totals(self) -> Tensor:
+        """The sums over all rows as they are now, (SUMS,)."""
         weights, zero = self.coordinates.weights, torch.zeros((), dtype=self.total, device=self.coordinates.device)
-        return torch.stack([torch.dot(self.sums[n].value, weights) if n in self.sums else zero for n in SUMS])
+        return torch.stack([zero if (s := self.sum_of(n)) is None else torch.dot(s.value, weights) for n in SUMS])
 
     def _at(self, rows: slice) -> _Stretch:
         """The vectors at some rows, as views that are made once."""
@@ -307,17 +335,26 @@ class Motion:
         return self.sums[name]
 
     def groups(self) -> list[tuple[int, slice | None]]:
-        """Each group's rows; None: all."""
-        found: dict[int, slice] = {}
+        """Neighbouring rows of one group, which may have others elsewhere; None: all."""
+        found: list[tuple[int, slice]] = []
         for member, rows in zip(self.members, self.coordinates.rows, strict=True):
-            first = found.get(member.group, rows)
-            found[member.group] = slice(first.start, rows.stop)
-        return [(index, None if len(found) == 1 else rows) for index, rows in found.items()]
+            if found and found[-1][0] == member.group:
+                found[-1] = member.group, slice(found[-1][1].start, rows.stop)
+            else:
+                found.append((member.group, rows))
+        return [(index, None if len(found) == 1 else rows) for index, rows in found]
 
-
-def masked(row: Tensor, valid: Tensor | None) -> Tensor:
-    """0 of a step that was none."""
-    return row if valid is None else torch.where(valid, row, torch.zeros_like(row))
+    def regroup(self, before: list[int]) -> None:
+        """The members are in other groups than before: what is known by group goes with them."""
+        came: dict[int, int] = {}
+        for gone in (False, True):  # a group of the same number may have left
+            for member, old in zip(self.members, before, strict=True):
+                if member.gone is gone:
+                    came.setdefault(member.group, old)
+        rates, weights = self.rates, self.noise_weight
+        numbers = range(max(came) + 1) if rates else ()
+        self.rates = [rates[old] if (old := came.get(i, i)) < len(rates) else 0.0 for i in numbers]
+        self.noise_weight = {new: weights[old] for new, old in came.items() if old in weights}
 
 
 def over(squared: Tensor, rate: Scalar) -> Tensor:
@@ -327,9 +364,3 @@ def over(squared: Tensor, rate: Scalar) -> Tensor:
     else:
         moved = squared / rate if rate > 0 else torch.full_like(squared, torch.nan)
     return torch.where(squared == 0, torch.zeros_like(squared), moved)
-
-
-def _chosen(valid: Tensor, now: Scalar, known: Scalar) -> Scalar:
-    if now is known or (not isinstance(now, Tensor) and not isinstance(known, Tensor) and now == known):
-        return now
-    return torch.where(valid, torch.as_tensor(now, device=valid.device), torch.as_tensor(known, device=valid.device))

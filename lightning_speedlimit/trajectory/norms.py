@@ -16,7 +16,7 @@ _PIECE = 1 << 17  # coordinates that are looked at together
 
 def norms_observed(motions: Sequence[Motion], clip: Tensor | None, *, closed: bool) -> Tensor:
     """(2,): by the measured coordinates. clip: the factor of clipping. closed: the step has moved the weights."""
-    raw = total([_norm(motion, closed) for motion in motions])
+    raw = total([motion.coordinates.norm_squared(raw_gradient(motion, closed=closed)) for motion in motions])
     return torch.stack([raw, raw if clip is None else raw * clip**2])
 
 
@@ -29,7 +29,8 @@ def norms_as_used(
     return torch.stack([used if clip is None else used / clip**2, used])
 
 
-def _norm(motion: Motion, closed: bool) -> Tensor:
+def raw_gradient(motion: Motion, *, closed: bool) -> Tensor:
+    """±g of the last step that was looked at, without the L2 term that −f has."""
     raw = motion.gradient.rows
     for run in motion.runs.current(motion.missing):
         if run.coupled:  # g = −f − wθ_k
@@ -37,7 +38,7 @@ def _norm(motion: Motion, closed: bool) -> Tensor:
             here = run.rows
             theta = motion.after.rows[here] - motion.update[here] if closed else motion.before.rows[here]
             raw[here] -= run.coupled * theta
-    return motion.coordinates.norm_squared(raw)
+    return raw
 
 
 def _squared(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -113,7 +113,8 @@ class Reader:
             for m, motion in enumerate(follower.motions):
                 if sketches is not None and id(motion) not in sketches:
                     sketches[id(motion)] = _sketch_of(motion)
-                table = Table(motion, joint.factor, None if sketches is None else sketches[id(motion)])
+                buckets = None if sketches is None else sketches[id(motion)]
+                table = Table(motion, joint.factor, buckets, current=follower.took_part)
                 if self._sharded:  # a process may hold small parameters alone, and draw nothing of them
                     none = motion.coordinates.weights.new_zeros(len(COLUMNS), len(COLUMNS))
                     table.covariances = {group: none for group, _ in motion.groups()} | table.covariances
@@ -130,7 +131,7 @@ class Reader:
         if found:
             mail.put("sketch", torch.stack([b.to(found[0].device) for b in found]).sum(0), share)
         self._put_norms(mail)
-        for name in ("skipped", "rate_sum"):
+        for name in ("skipped", "rate_sum", "paths"):
             if (total := getattr(joint, name)) is not None:
                 mail.put_sum(name, total)
         for name in ("rows", "samples"):

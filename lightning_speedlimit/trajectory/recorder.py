@@ -18,6 +18,7 @@ from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.optimizers import unwrapped, within_another_step
+from lightning_speedlimit.trajectory.sums import sum_dtype
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -102,10 +103,11 @@ class Recorder:
             self.losses.leave_out(*self.joint.left_out)
 
     @_never_raising
-    def _observe(self, follower: Follower, scale: Scalar | None) -> None:
-        if not follower.in_step and id(follower.optimizer) in self.joint.moved:
+    def _observe(self, followers: list[Follower], scale: Scalar | None) -> None:
+        if any(not follower.in_step and id(follower.optimizer) in self.joint.moved for follower in followers):
             self.end_step()
-        follower.observe(scale, measure=self.joint.measuring())
+        for follower in followers:
+            follower.observe(scale, measure=self.joint.measuring())
 
     @_never_raising
     def observe_changed(self) -> None:
@@ -114,7 +116,7 @@ class Recorder:
             if not follower.has_new_gradients():
                 continue
             if follower.in_step:
-                self.observe(follower, None)
+                self.observe([follower], None)
             else:  # another optimizer's backward may have done it: only its own step ends a joint step
                 follower.observe(None, measure=True)
 
@@ -239,7 +241,7 @@ def _rate(value: Any) -> Scalar:
     if value is None:
         return math.nan
     if isinstance(value, Tensor) and value.device.type != "cpu":
-        return value.detach().double().reshape(()) if value.device.type != "mps" else value.detach().reshape(())
+        return value.detach().reshape(()).to(sum_dtype(value.device), copy=True)  # a scheduler may write to it in place
     return float(value)
 
 

@@ -20,11 +20,13 @@ NAN = math.nan
 class SectionTotals:
     """Sums over the run of one group and layer; see `motion.SUMS`. Squares in parameter², works in loss units.
 
+    group: which parameters share one effective mobility and one estimate of the noise, whatever their layers.
     sums: with "work_ito", "displacement_squared", "free_displacement_squared", "weighted" = Σ (Δθ_i)²/m_i.
     noise_gain: c, steady over instantaneous response (NaN where unknown). noise_weight: Σ lr_k.
     """
 
     layer: str
+    group: str
     kind: Kind
     sums: dict[str, float]
     noise_gain: float
@@ -88,6 +90,7 @@ class RunTotals:
     learning_rate: float
     whole_norm: bool = False  # the gradients' norms are of all coordinates, whatever was drawn
     path_length: float | None = None
+    layer_paths: Mapping[str, float] = field(default_factory=dict)  # ℓ of each layer's own motion
     per_rate: bool = False  # the action is counted on the clock "lr"
     coordinates: float = 0.0  # that are measured
     moves: float = 0.0  # steps before which weights were moved elsewhere
@@ -105,10 +108,19 @@ class RunTotals:
     def sum(self, name: str) -> float:
         return added(section.sums[name] for section in self.sections)
 
+    @property
+    def groups(self) -> list[SectionTotals]:
+        """The sections, those of one group added up."""
+        found: dict[tuple[str, str], SectionTotals] = {}
+        for section in self.sections:
+            key = section.group, section.kind
+            found[key] = found[key].plus(section.sums) if key in found else section
+        return list(found.values())
+
     def layer(self, name: str) -> RunTotals:
         """Of one layer alone: ℓ is that of its own motion (of shards NaN: no process knows it), no loss, no norms."""
         sections = [s for s in self.sections if s.layer == name]
-        path = added(s.sums.get("own_path_length", s.sums["path_length"]) for s in sections)
+        path = self.layer_paths.get(name, NAN if self.layer_paths else self.sum("path_length"))
         if self.path_length is not None:
             path = self.path_length if len(sections) == len(self.sections) else NAN
         unknown: dict[str, Any] = dict.fromkeys(("gradient_norm", "clipped_norm", "step_norm", "learning_rate"), NAN)

@@ -24,7 +24,8 @@ class Member:
     position: int  # in the whole run's parameter vector
     first: int | None  # its first coordinate here, in the whole parameter; None: they lie scattered there
     size: int  # of the whole parameter
-    steps: int = 0  # that it took part in
+    steps: int = 0  # that it took part in, those before it was measured included where they are known
+    moved: bool = False  # in a measured step
     response: float | None = None  # b_k of momentum, where that is the mobility
     gone: bool = False  # it has left the optimizer
     known: bool = True  # its mobility has a formula; else the group's is "effective"
@@ -91,11 +92,6 @@ class Runs:
             self._missing = list(missing)
             self._found = self._made(groups, set(missing))
         return self._found
-
-    def last_options(self, i: int) -> dict[str, Any]:
-        """Those of the group that parameter i was in at the last step."""
-        group = next((run.group for run in self._found if i in run.members), {})
-        return {k: v for k, v in group.items() if k != "params"}
 
     def forget(self) -> None:
         """Parameters have come or gone."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_speedlimit.trajectory.clipping import Changes
 from lightning_speedlimit.trajectory.mail import Mail
 from lightning_speedlimit.trajectory.motion import NEGATIVE, SUMS, Motion
+from lightning_speedlimit.trajectory.norms import raw_gradient
 from lightning_speedlimit.trajectory.ranks import Share
 from lightning_speedlimit.trajectory.sketch import Sketch
 
@@ -39,10 +40,11 @@ class Table:
 
     Args:
         factor: steps over measured steps: what sums over measured steps are multiplied by.
+        current: the motion was part of the last measured joint step.
     """
 
-    def __init__(self, motion: Motion, factor: float, sketch: Sketch | None) -> None:
-        self.motion, self._factor = motion, factor
+    def __init__(self, motion: Motion, factor: float, sketch: Sketch | None, *, current: bool) -> None:
+        self.motion, self._factor, self._current = motion, factor, current
         self.sketch = None if sketch is None else Sketch.empty(motion.coordinates.device)
         members = zip(motion.members, motion.coordinates.rows, strict=True)
         rows: dict[Section, list[slice]] = {}
@@ -57,24 +59,20 @@ class Table:
         """Of each row, in the order of COLUMNS; None: 0."""
         found: list[Tensor | None] = []
         for name in SUMS:
-            total = self.motion.sums.get(name)
-            if total is None and name == "free_squares":
-                total = self.motion.sums.get("squares")
+            total = self.motion.sum_of(name)
             parts = () if total is None else total.parts()
             found.append(parts[0] - parts[1] if len(parts) > 1 else parts[0] if parts else None)
         return [*found, self.motion.last if self.motion.waiting else None]
 
     def _now(self, sketch: Sketch | None) -> list[Tensor | None]:
-        """Of each row ‖Δθ‖², that without decoupled decay, Σ of its squares over m; ‖u‖² and ‖g‖² of the last step."""
+        """Of each row ‖Δθ‖², that without decoupled decay, Σ of its squares over m; and `_last`."""
         motion, coordinates = self.motion, self.motion.coordinates
-        displacement, free, gradient = (coordinates.row(motion.total) for _ in range(3))
+        displacement, free = coordinates.row(motion.total), coordinates.row(motion.total)
         weighted, rooms = coordinates.row(), [coordinates.scratch() for _ in range(3)]
         for rows in coordinates.all_stretches:
             moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
             torch.sub(motion.after.rows[rows], motion.start[rows], out=moved)
             coordinates.squares(moved, displacement[rows])
-            if not coordinates.exact:  # for its error; the norm itself is read apart
-                coordinates.squares(motion.gradient.rows[rows], gradient[rows])
             if sketch is not None and self.sketch is not None:
                 sketch.add(moved, rows, self.sketch)
             if motion.travelled is not None:
@@ -86,7 +84,16 @@ class Table:
                 share = torch.add(m.high[rows], m.low[rows], out=product).reciprocal_()
                 share.nan_to_num_(nan=0.0, posinf=0.0).mul_(moved)  # what has no mobility has not moved
                 coordinates.dot(share, moved, rooms[0][: rows.stop - rows.start], weighted[rows])
-        return [displacement, displacement if motion.travelled is None else free, weighted, motion.squares, gradient]
+        return [displacement, displacement if motion.travelled is None else free, weighted, *self._last()]
+
+    def _last(self) -> list[Tensor | None]:
+        """Of each row ‖u‖² and ‖g‖² of the last step, for their errors: the norms themselves are read apart."""
+        motion, coordinates = self.motion, self.motion.coordinates
+        if coordinates.exact or not self._current:
+            return [None, None]
+        gradient = coordinates.row(motion.total)
+        coordinates.squares(raw_gradient(motion, closed=True), gradient)
+        return [motion.squares, gradient]
 
     def _scales(self) -> dict[str, float]:
         """What each column is multiplied by: of −f·u and lost L2 energy the sign turns, products are scaled back."""
@@ -159,8 +166,6 @@ class Part:
         for index, weight in motion.noise_weight.items():
             if isinstance(weight, Tensor):
                 mail.put(f"weight {self.key} {index}", weight)
-        if motion.paths is not None:
-            mail.put_sum(f"paths {self.key}", motion.paths)
         for group, matrix in table.covariances.items():
             mail.put(f"covariance {self.key} {group}", matrix, share)
 
