@@ -109,10 +109,6 @@ class Coordinates:
         self.weights = torch.cat(spread).to(self.device, sum_dtype(self.device), non_blocking=True)  # (count,)
 
     @property
-    def measured(self) -> int:
-        return sum(self.numbers)
-
-    @property
     def exact(self) -> bool:
         return self.width == ROW
 

@@ -41,7 +41,7 @@ class JointSteps:
         self.rate_sum: RunningSum | None = None  # τ of learning rates that live on the device
         self.rows = Rows() if sharded else None
         self.samples = Rows() if every > 1 else None
-        self.layers: list[str] = []
+        self.layers: list[str] = []  # names; "" of all where none has one
         self.paths: RunningSum | None = None  # Σ ‖u‖ of each layer alone
         self._rates: list[Scalar] = []  # of the joint step, as its optimizers used them
         self._parts: list[tuple[Follower, list[Motion]]] = []
@@ -108,7 +108,7 @@ class JointSteps:
         norm = squared.sqrt().clamp_min_(torch.finfo(squared.dtype).tiny)
         for motion in motions:
             motion.share_path(norm.to(motion.coordinates.device, non_blocking=True))
-        if self.layers:
+        if any(self.layers) and self.rows is None:  # of shards, no process knows a layer's path
             self._add_paths(motions)
         if self.rows is not None:
             norms = [n for follower, _ in self._parts if (n := follower.norms()) is not None]

@@ -64,12 +64,12 @@ class Motion:
     Args:
         members: of each of the coordinates' parameters, in their order.
         per_rate: the action's clock is the learning rate. snapshots: of the sums, before each measured step's own.
-        layers: names of all layers of the run, to which the members' are added; None: they are not kept apart.
+        layers: names of all layers of the run, to which the members' are added.
     """
 
     def __init__(
         self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], *, per_rate: bool, snapshots: bool,
-        layers: list[str] | None,
+        layers: list[str],
     ) -> None:  # fmt: skip
         self.optimizer, self.coordinates, self.members = optimizer, coordinates, members
         self.per_rate = per_rate
@@ -96,9 +96,8 @@ class Motion:
         self._met = False
         self.snapshots = snapshots
         self.snapshot: Tensor | None = None
-        if layers is not None:
-            layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
-            self._layer = coordinates.of_each([layers.index(m.layer) for m in members])
+        layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
+        self._layer = coordinates.of_each([layers.index(m.layer) for m in members])
         coordinates.gather(coordinates.parameters, self.after)
         self.start.copy_(self.after.rows)
 

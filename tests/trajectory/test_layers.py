@@ -74,3 +74,26 @@ def test_to_ask_for_layers_changes_no_number_of_the_run(kind: Any) -> None:
         values.append(meter.compute())
         meter.close()
     assert values[1] == pytest.approx(values[0], rel=EXACT, nan_ok=True)
+
+
+@pytest.mark.parametrize("named", [(True, True), (True, False), (False, True)])
+def test_resumed_with_or_without_layers(named: tuple[bool, bool]) -> None:
+    """Parameters keep the layers that they had; the numbers of the run are the same."""
+    parameters = pair()
+    optimizer = SGD(parameters, lr=0.1)
+    state: dict[str, Any] | None = None
+    for names in named:
+        meter = TrajectoryMeter(optimizer, layer_of=(lambda p: f"{id(p)}") if names else None)
+        if state is not None:
+            meter.load_state_dict(state)
+        for _ in range(5):
+            for p in parameters:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        state = meter.state_dict()
+        meter.close()
+    assert meter.compute()["path_length"] == pytest.approx(10 * 0.1 * math.sqrt(8), rel=EXACT)
+    layers = meter.compute_layers()
+    each = math.sqrt(4) if named[0] else math.sqrt(8)
+    assert [v["path_length"] for v in layers.values()] == pytest.approx([10 * 0.1 * each] * len(layers), rel=EXACT)
+    assert len(layers) == (2 if named[0] else 1)

@@ -27,11 +27,20 @@ RECIPES: list[tuple[type[Optimizer], dict[str, Any]]] = [
 recipes = pytest.mark.parametrize(("kind", "options"), RECIPES, ids=["-".join([k.__name__, *o]) for k, o in RECIPES])
 
 
-def run(kind: type[Optimizer], options: dict[str, Any], skipped: set[int], *, fused: bool, **meter_options: Any) -> Any:
+def run(
+    kind: type[Optimizer],
+    options: dict[str, Any],
+    skipped: set[int],
+    *,
+    fused: bool,
+    schedule: float = 1.0,
+    **meter: Any,
+) -> Any:
+    """schedule: what the learning rate is multiplied by after each batch, skipped or not."""
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
     optimizer = kind(model.parameters(), fused=fused, **options)
-    meter = TrajectoryMeter(optimizer, loss_window=2, **meter_options)
+    measured = TrajectoryMeter(optimizer, loss_window=2, **meter)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1000)
     for k in range(STEPS):
         generator = torch.Generator().manual_seed(k)
@@ -42,11 +51,12 @@ def run(kind: type[Optimizer], options: dict[str, Any], skipped: set[int], *, fu
         if k in skipped:
             model[0].weight.grad[0, 0] = math.inf  # type: ignore[union-attr, index]
         else:
-            meter.record_loss(loss)
+            measured.record_loss(loss)
         scaler.step(optimizer)
         scaler.update()
-    values = meter.compute()
-    meter.close()
+        optimizer.param_groups[0]["lr"] *= schedule
+    values = measured.compute()
+    measured.close()
     return values
 
 
@@ -72,3 +82,13 @@ def test_infinite_gradients_do_not_reach_sampled_sums(kind: type[Optimizer], opt
     values = run(kind, options, {3, 4, 7, 8, 9}, fused=True, measure_every_n_steps=3)
     for name in ("work_ito", "work_anti_ito", "work_action", "path_length", "displacement", "efficiency_action"):
         assert math.isfinite(values[name]), name
+
+
+@pytest.mark.parametrize("skipped", [{5}, {5, 6}, {STEPS - 1}])
+def test_the_noise_is_weighted_by_the_rate_of_its_update(skipped: set[int]) -> None:
+    """Not by that of the skipped step, which has none. Of work: no loss is in it."""
+    recipe = SGD, {"lr": 0.5}
+    fused, other = (run(*recipe, skipped, fused=flag, schedule=0.6, entropy_production="ito") for flag in (True, False))
+    assert other["efficiency_lower"] < 0.99 * other["efficiency"], "the noise is seen"
+    for name in ("efficiency", "efficiency_lower"):
+        assert fused[name] == pytest.approx(other[name], rel=SAME), name
