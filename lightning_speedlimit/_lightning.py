@@ -51,6 +51,11 @@ else:
     CallbackBase = type("CallbackBase", tuple({m.Callback: None for m in NAMESPACES}), {})
 
 
+def is_running(trainer: Any) -> bool:
+    """A fit of it goes on, or an evaluation."""
+    return bool(trainer.state.status == "running")
+
+
 def should_log(trainer: Any) -> bool:
     """Lightning's own rhythm (log_every_n_steps); LearningRateMonitor asks the same connector.
 

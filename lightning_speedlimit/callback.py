@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit import _arguments, _figure_logging, _guard, _lightning, _neuron_clouds
+from lightning_speedlimit._fits import OneFitAtATime
 from lightning_speedlimit._guard import look, never_raising
-from lightning_speedlimit._lightning import CallbackBase
 from lightning_speedlimit._plain_batches import why_not_plain
 from lightning_speedlimit._probe import Probe, StartWeights
 from lightning_speedlimit._record_keeper import RecordKeeper
@@ -58,7 +59,7 @@ _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of the
 SECONDS = "seconds"  # the column of the record that no logger gets: wall-clock time since the fit began
 
 
-class SpeedLimit(CallbackBase):
+class SpeedLimit(OneFitAtATime):
     """η = Σ (Δθ_i)²/m_i / Q: how close a training run came to the speed limit, and why not closer.
 
     ```python
@@ -97,8 +98,6 @@ class SpeedLimit(CallbackBase):
         TypeError, ValueError: an argument of another type, or out of its range.
         ValueError: at the start of a fit: probe_batches, optimizing manually. Nothing else of it ends a fit.
     """
-
-    log: Any  # Lightning sets it at the start of a fit
 
     def __init__(
         self,
@@ -166,6 +165,9 @@ class SpeedLimit(CallbackBase):
         self._clouds_shown: dict[str, float] = {}
         self._announced = self._registered = False
         self._has_logger = False  # Lightning warns of each name that is logged to none
+        self._batch = 0
+        self._fit = uuid.uuid4().hex  # a state of it has the same θ_0 and probe
+        self._restored_step: int | None = None  # global_step of a checkpoint that is being restored
         self._began, self._seconds_before = time.monotonic(), 0.0
         self._announce = False
 
@@ -183,6 +185,7 @@ class SpeedLimit(CallbackBase):
         `record` stays until the next one begins.
         """
         if stage == "fit":
+            self._enter(trainer)
             self._clear()
             self._loaded = None
 
@@ -209,16 +212,16 @@ class SpeedLimit(CallbackBase):
         self._folder = folder
         self._keeper = RecordKeeper(folder) if folder is not None and self._writes else None
         try:
-            self._attach(trainer, pl_module)
+            self._measure_anew(trainer, pl_module, trainer.global_step if loaded is None else 0)
         finally:
             self._agree(trainer)
-        self.record = self._new_record(trainer, pl_module)
+        self._module = pl_module
         if loaded is not None:
-            self._resume(trainer, pl_module, loaded)
-        elif trainer.global_step:
-            self.record.run["since_step"] = trainer.global_step
-        if self.probe_batches and self._probe is None and self._start is not None:
-            self._probe = Probe(self.probe_batches)
+            self._resume(trainer, pl_module, loaded, trainer.global_step)
+        if self._last_of_epoch:  # Lightning skips this epoch's end
+            if self._meter is not None and self._measured_at != self._meter.steps:
+                self._measure(trainer, pl_module, on_step=False, log=False)
+            self._measure_clouds(trainer, pl_module)
 
     def _default_folder(self, trainer: Any) -> Path:
         """Beside what the first logger writes, a folder for each run; agreed on by all processes."""
@@ -291,6 +294,19 @@ class SpeedLimit(CallbackBase):
             self._detach()
             self._meter = self._unseen = None
 
+    def _measure_anew(self, trainer: Any, pl_module: Any, since: int) -> None:
+        """From the weights as they are now, which are those of step `since` of the training."""
+        self._detach()
+        self._attach(trainer, pl_module)
+        self._probe = Probe(self.probe_batches) if self.probe_batches and self._start is not None else None
+        self._loss_sum, self._loss_count = None, 0
+        self._closed_steps, self._measured_at = 0, -1
+        self._clouds_at, self._clouds_shown = -1, {}
+        self.record = self._new_record(trainer, pl_module)
+        if since:
+            self.record.run["since_step"] = since
+
+
     def _description(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         settings = {
             "clock": self.clock,
@@ -319,12 +335,8 @@ class SpeedLimit(CallbackBase):
         changed = None if self.record is None else _lightning.change_of_optimizers(trainer, self._optimizers)
         if changed is not None:
             self._say(f"{changed}: SpeedLimit measures anew from here")
-            self._detach()
-            self._attach(trainer, pl_module)
-            self._probe = None if self._start is None or not self.probe_batches else Probe(self.probe_batches)
-            self._closed_steps = self._measured_at = self._clouds_at = 0
-            self.record = self._new_record(trainer, pl_module)
-            self.record.run["since_step"] = trainer.global_step
+            self._measure_anew(trainer, pl_module, trainer.global_step)
+        self._batch += 1
         if self._start is not None:
             self._start.take()
         if self._announce and self.clouds is not None and not self._registered:
@@ -550,7 +562,7 @@ class SpeedLimit(CallbackBase):
         """Through the module's `log`, so that monitors see it; 0-d host tensors: no upload, no read."""
         for name, value in values.items():
             try:
-                self.log(
+                self._module.log(  # not self.log: Lightning makes it another module's where trainers share a callback
                     PREFIX + name,
                     torch.tensor(value, dtype=torch.float64).float(),
                     on_step=on_step,
@@ -609,6 +621,8 @@ class SpeedLimit(CallbackBase):
 
     @never_raising
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if self._is_anothers(trainer):
+            return
         meter = self._meter
         # With several processes the last row stands: one that fails alone would wait for the others for ever.
         behind = meter is not None and not self._several and meter.steps != self._measured_at
@@ -620,11 +634,14 @@ class SpeedLimit(CallbackBase):
         self._detach()
         self._write(at_once=True)
         self._leave_folder()
+        self._leave()
 
     @never_raising
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._detach()
-        self._leave_folder()
+        if not self._is_anothers(trainer):
+            self._detach()
+            self._leave_folder()
+            self._leave()
 
     def _detach(self) -> None:
         if self._meter is not None:
@@ -684,11 +701,14 @@ class SpeedLimit(CallbackBase):
 
     def _state(self) -> dict[str, Any]:
         meter, record = self._meter, self.record
-        if meter is None or record is None or not meter.steps or meter.sharded:
+        if meter is None or record is None or meter.sharded:
             return {}  # of shards: the checkpoint would hold the sums of one process
         state: dict[str, Any] = {
             "meter": meter.state_dict(),
             "record": _to_tensors(record.state_dict()),
+            "fit": self._fit,
+            "batch": self._batch,
+            "closed": self._closed_steps,
             "measured_at": self._measured_at,
             "last_of_epoch": self._last_of_epoch,
             "clouds": [self._clouds_at, dict(self._clouds_shown)],
@@ -705,31 +725,58 @@ class SpeedLimit(CallbackBase):
             )
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the optimizers exist; what is no state of ours is told then."""
-        self._loaded = None if isinstance(state_dict, dict) and not state_dict else state_dict
+    @never_raising
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """In the middle of a fit, one that has no state for `load_state_dict`: measure anew from there."""
+        if self._module is None or self._is_anothers(trainer):
+            return
+        self._restored_step = checkpoint.get("global_step")
+        if not checkpoint.get("callbacks", {}).get(self.state_key):
+            self._restored(trainer, pl_module, None)
 
-    def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any]) -> None:
-        """Go on where the checkpoint was taken."""
-        assert self.record is not None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the optimizers exist, and told then where it is no state of ours.
+
+        In the middle of a fit, what was measured since is forgotten.
+        """
+        self._loaded = None if isinstance(state_dict, dict) and not state_dict else state_dict
+        if self._module is not None and self._loaded is not None:
+            loaded, self._loaded = self._loaded, None
+            self._restored(self._trainer, self._module, loaded)
+
+    @never_raising
+    def _restored(self, trainer: Any, pl_module: Any, loaded: dict[str, Any] | None) -> None:
+        """Weights and optimizers are taken back in the middle of a fit, by a tuner after its trial steps, say."""
+        step, self._restored_step = self._restored_step, None
+        since = trainer.global_step if step is None else step
+        known, clock = (self._probe, self._start), (self._began, self._seconds_before)
+        closed, run = self._closed_steps, {} if self.record is None else self.record.run
+        self._measure_anew(trainer, pl_module, since if loaded is None else 0)
+        if loaded is None:
+            self._say(f"a checkpoint without SpeedLimit's state was loaded: it measures anew from step {since}")
+            return
+        own = isinstance(loaded, dict) and loaded.get("fit") == self._fit
+        if own and self.record is not None:
+            self.record.run = run  # trial steps may have other settings
+        self._resume(trainer, pl_module, loaded, since)
+        self._began, self._seconds_before = clock  # the time has passed
+        if own:
+            self._probe, self._start = known
+            if loaded["batch"] == self._batch:  # its end is still to come
+                self._closed_steps = closed
+
+    def _resume(self, trainer: Any, pl_module: Any, loaded: dict[str, Any], since: int) -> None:
+        """Go on where a state was taken; since: the training's step of it."""
         if self._meter is None:
             return
-        fresh = self.record
         try:
             self._restore(trainer, pl_module, loaded, self._meter)
         except Exception as error:  # a state of another version, of another class of this name, damaged
-            self._say(f"SpeedLimit starts anew at step {trainer.global_step}: {_told(error)}")
-            self._detach()
-            self._attach(trainer, pl_module)
-            self.record, self._probe, self._loss_sum, self._loss_count = fresh, None, None, 0
-            self._closed_steps, self._measured_at = 0, -1
-            self._clouds_at, self._clouds_shown = -1, {}
-            self.record.run["since_step"] = trainer.global_step
-            return
-        if loaded["last_of_epoch"]:  # Lightning skips this epoch's end
-            if self._measured_at != self._meter.steps:
-                self._measure(trainer, pl_module, on_step=False, log=False)
-            self._measure_clouds(trainer, pl_module)
+            self._say(f"SpeedLimit starts anew at step {since}: {_told(error)}")
+            self._last_of_epoch = False
+            self._measure_anew(trainer, pl_module, since)
+            self._began, self._seconds_before = time.monotonic(), 0.0
 
     def _restore(self, trainer: Any, pl_module: Any, loaded: dict[str, Any], meter: TrajectoryMeter) -> None:
         assert self.record is not None
@@ -739,6 +786,7 @@ class SpeedLimit(CallbackBase):
         self._closed_steps, self._measured_at = meter.steps, int(loaded["measured_at"])
         loss, self._loss_count = loaded["loss"]
         self._loss_sum = None if loss is None else loss.to(pl_module.device)
+        self._probe = None
         if "probe" in loaded and self.probe_batches:
             self._probe = Probe.restored(loaded["probe"], pl_module.device)
         wanting = [("probe_batches", self.probe_batches and self._probe is None), ("clouds", self.clouds is not None)]
@@ -750,6 +798,8 @@ class SpeedLimit(CallbackBase):
                     "SpeedLimit resumed without the initial weights, which the checkpoint was saved without: "
                     f"{' and '.join(names)} left out in this run"
                 )
+        if self.probe_batches and self._probe is None and self._start is not None:  # saved before all had come
+            self._probe = Probe(self.probe_batches)
         if self.clouds is not None:
             self._clouds_at, self._clouds_shown = loaded.get("clouds", (-1, {}))
         self._last_of_epoch = bool(loaded["last_of_epoch"])
