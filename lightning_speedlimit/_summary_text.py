@@ -171,6 +171,7 @@ def quantities(s: Summary) -> list[Row]:
     return [
         ("time elapsed", number(s.elapsed), f"on the clock of the action ({time})"),
         ("displacement", _told(s, "displacement"), "straight distance from first to last weights"),
+        *_net_row(s),
         *_cloud_rows("  W2 of clouds", s.wasserstein2, _meaning_of_wasserstein2(s)),
         *_cloud_rows("  identity excess", s.identity_excess, "displacement^2 / W2^2 - 1; 0: none swapped"),
         ("path length", _told(s, "path_length"), "sum of the lengths of all updates"),
@@ -183,6 +184,15 @@ def quantities(s: Summary) -> list[Row]:
         ),
         ("gradient norm", _told(s, "grad_norm"), "of the last step, before clipping"),
         ("  as applied", _told(s, "grad_norm_clipped"), "of the last step, after clipping"),
+    ]
+
+
+def _net_row(s: Summary) -> list[Row]:
+    """A line where something else than the steps moved the weights, else none."""
+    if not abs(s.net_displacement - s.displacement) > _ROUNDING * s.path_length:
+        return []
+    return [
+        ("  with moves outside", _told(s, "net_displacement"), "the same with what moved the weights between steps")
     ]
 
 
@@ -252,8 +262,11 @@ def _is_value(s: Summary, name: str) -> bool:
 
 
 def _may_be_absent(name: str) -> bool:
-    """A standard error is there only where its value is estimated, W₂ only where clouds are measured."""
-    return name.endswith("_se") or name in CLOUDS
+    """A standard error is there only where its value is estimated, W₂ only where clouds are measured.
+
+    `net_displacement` is not there in records of plain numbers.
+    """
+    return name.endswith("_se") or name in (*CLOUDS, "net_displacement")
 
 
 # --- one sentence

@@ -67,7 +67,9 @@ class Summary:
     """work_anti_ito / work_ito, 1: the share of the work that the next minibatch confirms; may be < 0."""
 
     displacement: float = _NAN
-    """D = ‖θ_K − θ_0‖, parameter."""
+    """D = ‖Σ u_k‖, parameter: ‖θ_K − θ_0‖ where nothing but the steps moved the weights."""
+    net_displacement: float = _NAN
+    """‖θ_K − θ_0‖, parameter, whatever moved the weights."""
     wasserstein2: float = _NAN
     """W = √(Σ_layers N W₂² + Σ (Δθ_i)² of what is in no cloud), parameter: D up to a relabelling of each layer's N
     neurons; W₂² is between their clouds at the start and now, per neuron. At most D, and never below W₂ itself.
@@ -114,6 +116,7 @@ class Summary:
     speed_limit_time_se: float = _NAN
     signal_fraction_se: float = _NAN
     displacement_se: float = _NAN
+    net_displacement_se: float = _NAN
     path_length_se: float = _NAN
     action_se: float = _NAN
     step_norm_se: float = _NAN

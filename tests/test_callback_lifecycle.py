@@ -146,6 +146,45 @@ def test_clamping_that_starts_later_is_taken_out(tmp_path: Path, clamp_first: bo
     assert last_row(callback)["path_length"] == pytest.approx(path, rel=EXACT)
 
 
+@pytest.mark.parametrize("when", ["on_train_batch_end", "on_train_epoch_start", "on_validation_end"])
+def test_the_summary_tells_both_displacements_where_the_best_weights_are_loaded(tmp_path: Path, when: str) -> None:
+    class Reload(pl.Callback):
+        def load(self, trainer: Any, module: Any, *args: Any) -> None:
+            if trainer.global_step == 2:
+                self.best = {name: value.clone() for name, value in module.state_dict().items()}
+            elif trainer.global_step == 8:
+                module.load_state_dict(self.best)
+
+    class Keep(Reload):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            if trainer.global_step == 2 or when == "on_train_batch_end":
+                self.load(trainer, module)
+
+    if when != "on_train_batch_end":
+        setattr(Keep, when, Reload.load)
+    model, callback = Validated(), quiet()
+    run = trainer(tmp_path, callback, Keep(), max_epochs=2, num_sanity_val_steps=0)
+    run.fit(model, loader(batches(8)), loader(batches(1, seed=2)))
+    steps = model.tape.steps
+    assert len(steps) == 16
+    net = float((steps[-1].after - steps[0].before).norm())
+    own = float(torch.stack([s.update for s in steps]).sum(0).norm())
+    assert last_row(callback)["net_displacement"] == pytest.approx(net, rel=EXACT)
+    assert abs(own / net - 1) > 0.1
+    assert callback.record is not None
+    text = " ".join(str(callback.record.summary()).split())
+    assert f"the displacement, {own:.3g}, is of the steps alone; from the first weights to the last {net:.3g}" in text
+    assert f"with moves outside {net:.3g}" in text
+    assert "with moves outside" not in str(quiet_record(tmp_path).summary())
+
+
+def quiet_record(folder: Path) -> RunRecord:
+    callback = quiet()
+    trainer(folder, callback).fit(Regressor(), loader(batches(3)))
+    assert callback.record is not None
+    return callback.record
+
+
 class Swap(pl.Callback):
     """Averaged weights during validation, and the trained ones back."""
 

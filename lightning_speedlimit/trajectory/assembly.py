@@ -48,7 +48,7 @@ def assembled(
         elapsed = math.nan if joint.several_rates else elapsed - skipped[1]
     norms = host.get("whole gradients", host.get("gradients", torch.full((2,), math.nan))).sqrt().tolist()
     moved = [host[f"moves {part.key}"].tolist() for part in parts]
-    moves = max((count for count, _ in moved), default=0.0)
+    moves = max((count for count, _, _ in moved), default=0.0)
     if processes:
         moves = math.ceil(moves / processes)  # each process has counted its own
         errors = _of_whole_path(errors, sections, factor * stepwise.path_length)
@@ -70,7 +70,8 @@ def assembled(
         per_rate=per_rate,
         coordinates=measured,
         moves=moves,
-        moved=math.sqrt(sum(squared for _, squared in moved)),
+        moved=math.sqrt(sum(squared for _, squared, _ in moved)),
+        unkept=any(unkept > 0 for _, _, unkept in moved),
         untold=UNTOLD if untold else "",
         unforced=any(float(host[name]) > 0 for name in host if name.startswith("unforced")),
         single=any(part.table.motion.coordinates.dtype == torch.float32 for part in parts),

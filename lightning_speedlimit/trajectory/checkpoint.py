@@ -77,6 +77,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "after": motion.after.rows.cpu().clone(),
         "vectors": {name: getattr(motion, name).cpu().clone() for name in _VECTORS},
         "gradient": None if coordinates.exact else motion.gradient.rows.cpu().clone(),  # for its norm's error
+        "origin": None if motion.origin is None else motion.origin.cpu().clone(),
         "averages": None if motion.mobility.averages is None else motion.mobility.averages.cpu().clone(),
         "pairs": {n: (p.high.cpu().clone(), p.low.cpu().clone(), p.count) for n, p in pairs.items() if p is not None},
         "sums": {name: total.host() for name, total in motion.sums.items()},
@@ -119,8 +120,11 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
         getattr(motion, name).copy_(entry["vectors"][name])
     if entry["gradient"] is not None:
         motion.gradient.rows.copy_(entry["gradient"])
-    averages = entry["averages"]
-    motion.mobility.averages = None if averages is None else averages.to(coordinates.device, copy=True)
+    origin, averages = (
+        None if saved is None else saved.to(coordinates.device, copy=True)
+        for saved in (entry["origin"], entry["averages"])
+    )
+    motion.origin, motion.mobility.averages = origin, averages
     motion.mobility.m, motion.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))
     for name, value in entry["sums"].items():
         motion.sums[name] = RunningSum(*value.shape, device=coordinates.device)

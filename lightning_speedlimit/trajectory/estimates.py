@@ -51,8 +51,12 @@ class Estimates:
         if run.moved > NOTICED * run.sum("path_length"):
             self.reasons["displacement"] = (
                 f"weights were moved outside of optimizer.step before {run.moves:.0f} steps, by {run.moved:.3g} in all "
-                "(root sum of squares): the displacement is of the steps alone"
+                f"(root sum of squares): the displacement, {values['displacement']:.3g}, is of the steps alone"
             )
+            if run.unkept:
+                self._drop(("net_displacement",), "weights were moved through .data on a device: that leaves no mark")
+            else:
+                self.reasons["displacement"] += f"; from the first weights to the last {values['net_displacement']:.3g}"
 
     def _works(self) -> None:
         run, values = self.run, self.values
@@ -182,6 +186,7 @@ WORKS = (
 )
 WITH_ERRORS = (
     "displacement",
+    "net_displacement",
     "path_length",
     "action",
     "straightness",
@@ -204,7 +209,7 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
     taken out, and with Q = work_action, ≤ 1.
     """
     loss, elapsed = run.loss, run.elapsed
-    squared = run.sum("displacement_squared")
+    squared, net = run.sum("displacement_squared"), run.sum("net_squared")
     path = run.sum("path_length") if run.path_length is None else run.path_length
     action = run.sum("action" if run.per_rate else "squares") if not math.isnan(elapsed) else NAN
     ito, met, anti = (run.sum(name) for name in ("work_ito", "work_met", "work_anti_ito"))
@@ -221,6 +226,7 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
     produced = drop if estimator == "loss_drop" else works[f"work_{estimator}"]
     return works | {
         "displacement": math.sqrt(squared) if squared >= 0 else NAN,
+        "net_displacement": math.sqrt(net) if net >= 0 else NAN,
         "path_length": path,
         "action": action,
         "elapsed": elapsed,

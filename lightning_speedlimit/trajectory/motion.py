@@ -6,7 +6,7 @@
     close     u = θ_{k+1} − θ_k;  ‖u‖², f·u, Σ u²/μ of each row;  m += μ where u ≠ 0
 
 Nothing is read from the device, and there is no loop over parameters but where the lists are built. Vectors that stay:
-θ after the step and before it, θ_0, u, g; two more for m, and two for decoupled decay.
+θ after the step and before it, θ_0, u, g; two more for m, two for decoupled decay, and one where moves went into θ_0.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class Motion:
         self.waiting = False  # `update` has met no gradient yet
         self.rates: list[Scalar] = []  # by group, of the update that waits
         self.noise_weight: dict[int, Scalar] = {}  # Σ lr_k of each group over the steps that met their next gradient
-        self.moves = RunningSum(2, device=coordinates.device)  # Σ 1 and Σ ‖move‖² of moves outside of step
+        # Of moves outside of step Σ 1 and Σ ‖move‖², and the latter of those that came before θ_0 was kept apart.
+        self.moves = RunningSum(3, device=coordinates.device)
+        self.origin: Tensor | None = None  # θ_0 as it was, where moves have gone into `start`
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
         self._scratch = coordinates.scratch(), coordinates.scratch()
@@ -100,6 +102,7 @@ class Motion:
         self._layer = coordinates.of_each([layers.index(m.layer) for m in members])
         coordinates.gather(coordinates.parameters, self.after)
         self.start.copy_(self.after.rows)
+        self._version = self._written()
 
     # -- before the step -------------------------------------------------------------------------------------
 
@@ -127,12 +130,14 @@ class Motion:
             moved = torch.sub(here.before, here.after, out=here.room)
             if self.coordinates.on_host and not any(torch.aminmax(moved)):
                 continue  # nearly always; on a device, looking would wait for it
+            if self.origin is None and (self.coordinates.on_host or self._written() != self._version):
+                self.origin = self.start.clone()
             here.start.add_(moved)
             self.coordinates.dot(moved, moved, moved, here.work)
             found.append(torch.dot(here.work.to(self.total), self.coordinates.weights[rows]))
         if found:
             total = torch.stack(found).sum() * self._unscaled
-            self.moves.add_(torch.stack([total.sign(), total]))
+            self.moves.add_(torch.stack([total.sign(), total, total * (self.origin is None)]))
 
     def force(self) -> None:
         """g ← −f = ±g + wθ_k, the upper sign unless the loss is maximized; the update that waits meets it."""
@@ -161,6 +166,7 @@ class Motion:
                 left θ alone. measured: False: only the update before is still to be summed up.
         """
         self.coordinates.gather(self.coordinates.parameters, self.after)
+        self._version = self._written()
         self._add_met(valid, measured=measured)
         if not measured:
             self._count_unmeasured()
@@ -292,6 +298,12 @@ class Motion:
         found = torch.zeros(number, dtype=self.total, device=self.coordinates.device)
         found.index_add_(0, self._layer, self.squares * self.coordinates.weights)
         return found.mul_(self._unscaled)
+
+    def _written(self) -> int:
+        """Grows with each write to the parameters (not through .data); 0 where the values themselves tell of moves."""
+        if self.coordinates.on_host or self.origin is not None:
+            return 0
+        return sum(p._version for p in self.coordinates.parameters)
 
     def now(self) -> Tensor:
         """θ as it is."""

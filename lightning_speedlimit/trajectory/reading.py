@@ -160,7 +160,7 @@ class Reader:
         if not self._sharded:
             return numbers
         parameters = sum(len(group["params"]) for f in self._followers for group in f.optimizer.param_groups)
-        each = len(COLUMNS) ** 2 + len(COLUMNS) + 2
+        each = len(COLUMNS) ** 2 + len(COLUMNS) + 3
         steps = (len(SUMS) + 4) * min(MOST, self._joint.steps - self._joint.read_at)
         return numbers + each * parameters + 5 + 7 * len(self._followers) + steps + (BUCKETS if sketch else 0)
 

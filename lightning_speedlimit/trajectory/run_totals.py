@@ -95,6 +95,7 @@ class RunTotals:
     coordinates: float = 0.0  # that are measured
     moves: float = 0.0  # steps before which weights were moved elsewhere
     moved: float = 0.0  # √Σ of these moves' squares
+    unkept: bool = False  # θ_0 was not kept when weights were moved: ‖θ_K − θ_0‖ is not known
     untold: str = ""  # why works are not known, though gradients were seen
     unforced: bool = False  # a step moved weights without a gradient
     single: bool = False  # products are rounded to float32

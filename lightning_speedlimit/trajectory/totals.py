@@ -18,7 +18,14 @@ from lightning_speedlimit.trajectory.sketch import Sketch
 Kind = Literal["scalar", "diagonal", "effective"]
 
 # Columns of a table: the sums, and what is of this moment. Of −f·u, lost L2 energy and waiting work the sign turns.
-NOW = ("displacement_squared", "free_displacement_squared", "weighted", "step_squares", "gradient_squares")
+NOW = (
+    "displacement_squared",
+    "free_displacement_squared",
+    "weighted",
+    "step_squares",
+    "gradient_squares",
+    "net_squared",
+)
 COLUMNS = (*SUMS, "waiting", *NOW)
 _PIECE = 1 << 13  # units that are looked at together: so many times the columns are little memory
 _LITTLE = 1e-30  # where all units of a parameter are certain, nothing is divided by it
@@ -65,14 +72,19 @@ class Table:
         return [*found, self.motion.last if self.motion.waiting else None]
 
     def _now(self, sketch: Sketch | None) -> list[Tensor | None]:
-        """Of each row ‖Δθ‖², that without decoupled decay, Σ of its squares over m; and `_last`."""
+        """Of each row ‖Σ u‖², that without decoupled decay, Σ of its squares over m; and `_last`.
+
+        At last ‖θ_K − θ_0‖², the first of these with what moved the weights outside of the steps.
+        """
         motion, coordinates = self.motion, self.motion.coordinates
-        displacement, free = coordinates.row(motion.total), coordinates.row(motion.total)
+        displacement, free, net = (coordinates.row(motion.total) for _ in range(3))
         weighted, rooms = coordinates.row(), [coordinates.scratch() for _ in range(3)]
         for rows in coordinates.all_stretches:
             moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
             torch.sub(motion.after.rows[rows], motion.start[rows], out=moved)
             coordinates.squares(moved, displacement[rows])
+            if motion.origin is not None:
+                coordinates.squares(torch.sub(motion.after.rows[rows], motion.origin[rows], out=room), net[rows])
             if sketch is not None and self.sketch is not None:
                 sketch.add(moved, rows, self.sketch)
             if motion.travelled is not None:
@@ -84,7 +96,9 @@ class Table:
                 share = torch.add(m.high[rows], m.low[rows], out=product).reciprocal_()
                 share.nan_to_num_(nan=0.0, posinf=0.0).mul_(moved)  # what has no mobility has not moved
                 coordinates.dot(share, moved, rooms[0][: rows.stop - rows.start], weighted[rows])
-        return [displacement, displacement if motion.travelled is None else free, weighted, *self._last()]
+        free = displacement if motion.travelled is None else free
+        net = displacement if motion.origin is None else net
+        return [displacement, free, weighted, *self._last(), net]
 
     def _last(self) -> list[Tensor | None]:
         """Of each row ‖u‖² and ‖g‖² of the last step, for their errors: the norms themselves are read apart."""

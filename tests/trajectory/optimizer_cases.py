@@ -62,6 +62,7 @@ class Copies:
         far = [-float(g @ u) for g, u in zip(self.raw[1:], driven, strict=False)]
         return {
             "displacement": math.sqrt(squared),
+            "net_displacement": float((self.after[-1] - self.before[0]).norm()),
             "path_length": path,
             "action": action,
             "straightness": divided(squared, path**2),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from optimizer_cases import Walk
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
@@ -35,7 +35,7 @@ def test_moves_of_a_sampled_run(kind: type[Optimizer], options: dict[str, Any]) 
     meter, walk = clamped(kind, options, measure_every_n_steps=3)
     values, expected = meter.compute(), walk.copies.values()
     # Both are state functions, of all steps whichever were measured: float64, differences of weights of size 1.
-    for name in ("displacement", "moved_outside"):
+    for name in ("displacement", "moved_outside", "net_displacement"):
         assert values[name] == pytest.approx(expected[name], rel=1e-12), name
     assert f"before {STEPS - 1} steps" in meter.reasons["displacement"]
 
@@ -86,3 +86,69 @@ def test_moves_of_one_that_is_not_finite_are_said() -> None:
     meter.close()
     assert all(not math.isinf(v) for v in values.values())
     assert meter.reasons["displacement"]
+
+
+def reloading(**options: Any) -> tuple[TrajectoryMeter, Walk, list[Tensor]]:
+    """The best weights are loaded in the middle, and a later state once more; with what they were."""
+    walk = Walk(lambda parameters: Adam(parameters, lr=0.05))
+    walk.meter.close()
+    meter = TrajectoryMeter(walk.optimizers, **options)
+    best: list[Tensor] = []
+    for k in range(STEPS):
+        walk.backward()
+        walk.step()
+        if k == 2:
+            best = [p.detach().clone() for p in walk.parameters]
+        if k in (STEPS // 2, STEPS - 3):
+            for p, value in zip(walk.parameters, best, strict=True):
+                with torch.no_grad():
+                    p.copy_(value)
+    meter.close()
+    return meter, walk, best
+
+
+@pytest.mark.parametrize("options", [{}, {"measure_every_n_steps": 2}], ids=str)
+def test_both_displacements_are_told_where_weights_are_loaded(options: dict[str, Any]) -> None:
+    meter, walk, _ = reloading(**options)
+    values, expected = meter.compute(), walk.copies.values()
+    assert values["displacement"] == pytest.approx(expected["displacement"], rel=1e-12)
+    assert values["net_displacement"] == pytest.approx(expected["net_displacement"], rel=1e-12)
+    assert abs(values["displacement"] / values["net_displacement"] - 1) > 0.1
+    reason = meter.reasons["displacement"]
+    for name in ("displacement", "net_displacement"):
+        assert f"{values[name]:.3g}" in reason
+
+
+def test_where_nothing_moves_the_weights_but_the_steps_they_are_one() -> None:
+    walk = Walk(lambda parameters: Adam(parameters, lr=0.05))
+    for _ in range(STEPS):
+        walk.backward()
+        walk.step()
+    values = walk.meter.compute()
+    assert values["net_displacement"] == values["displacement"] > 0
+    assert all(motion.origin is None for follower in walk.meter._followers for motion in follower.motions)
+
+
+def test_the_first_weights_survive_a_checkpoint() -> None:
+    meter, walk, _ = reloading()
+    again = TrajectoryMeter(walk.optimizers)
+    again.load_state_dict(meter.state_dict())
+    again.close()
+    assert again.compute() == pytest.approx(meter.compute(), rel=1e-12, nan_ok=True)
+
+
+def test_drawn_coordinates_estimate_both() -> None:
+    torch.manual_seed(5)
+    weight = nn.Parameter(torch.randn(20_000, dtype=torch.float64))
+    optimizer = SGD([weight], lr=0.1)
+    meter, exact = TrajectoryMeter(optimizer, coordinates=4000), TrajectoryMeter(optimizer, coordinates="all")
+    for k in range(6):
+        if k == 3:
+            with torch.no_grad():
+                weight.mul_(0.9)
+        weight.grad = weight.detach().sin()
+        optimizer.step()
+    found, wanted = meter.compute(), exact.compute()
+    for name in ("displacement", "net_displacement"):
+        assert found[name] == pytest.approx(wanted[name], abs=4 * found[f"{name}_se"])  # four standard errors
+        assert 0 < found[f"{name}_se"] < 0.1 * found[name]
