@@ -37,7 +37,7 @@ GROUPS = {
     "Optimizers and steps": (
         r"trajectory|style|steps|gradient_changes|midway|neutrality|dispatch|input|monitor\.py|probe|clouds"
     ),
-    "Life cycle": r"lifecycle|failures|guards|resume|state",
+    "Life cycle": r"lifecycle|failures|guards|resume|rollback|shared|state",
     "Loggers and monitors": r"logger|figures|monitor",
     "Namespaces and command line": r"namespace|cli",
 }

@@ -57,6 +57,7 @@ ALIASES = {
     "_regimes": "record",
     "_arguments": "callback",
     "_figure_logging": "callback",
+    "_fits": "callback",
     "_lightning": "callback",
     "_neuron_clouds": "callback",
     "_probe": "callback",

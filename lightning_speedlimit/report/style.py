@@ -1,11 +1,13 @@
-"""The one look of all figures: colours, axes and their ticks. Nothing of the user's matplotlib is read or changed."""
+"""The one look of all figures: colours, axes and their ticks. The user's matplotlib is as it was afterwards."""
 
 from __future__ import annotations
 
 import math
+import re
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,22 +63,52 @@ _DECADES_ON_ITS_OWN = 0.6  # below so many its ticks are round numbers, as on a 
 _DECADES_WITHOUT_MINOR = 1.3  # below so many decades a logarithmic axis also names 2 and 5
 
 
+_DRAWING = threading.RLock()  # matplotlib's settings are one for all threads: one of ours at a time changes them
+
+
 class NothingToDraw(ValueError):
     """What a figure would show is undefined or was not measured; the message says what it needs."""
 
 
 @contextmanager
 def style(**more: Any) -> Iterator[None]:
-    """matplotlib's own defaults and this style for as long as it lasts; afterwards all is as before."""
+    """matplotlib's own defaults and this style for as long as it lasts; afterwards all is as before.
+
+    Threads wait for each other here. What others change meanwhile stays: `rc_context` and `catch_warnings` would put
+    back all settings and all filters.
+    """
     import matplotlib
 
     # The names of the parameters are a type of their own, which differs between matplotlib's versions.
+    known: Any = matplotlib.rcParams
     settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
-    settings |= {**_STYLE, **more}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # Names of runs may hold letters that the font lacks; a page's reader has fonts of their own.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
+    with _DRAWING, _glyphs_may_be_missing():
+        held = {key: (known[key], value) for key, value in (settings | _STYLE | more).items() if known[key] != value}
+        own: dict[str, Any] = {}
+        try:
+            for key, (_, value) in held.items():
+                known[key] = value
+                own[key] = known[key]
+            yield
+        finally:
+            for key, value in own.items():
+                if known[key] == value:
+                    known[key] = held[key][0]
+
+
+@contextmanager
+def _glyphs_may_be_missing() -> Iterator[None]:
+    """No warning of it: names of runs may hold letters that the font lacks; a page's reader has fonts of their own."""
+    filters: Any = warnings.filters
+    entry = ("ignore", re.compile("Glyph .* missing from", re.IGNORECASE), UserWarning, None, 0)
+    filters.insert(0, entry)
+    try:
         yield
+    finally:
+        now: Any = warnings.filters  # another list, where a thread has begun or ended a catch_warnings
+        for there in [filters] if now is filters else [filters, now]:
+            with suppress(ValueError):
+                there.remove(entry)
 
 
 def figure(

@@ -76,8 +76,8 @@ class TrajectoryMeter:
         seed: of the generators that draw the measured coordinates and steps.
 
     Memory, in vectors of the measured coordinates: 5 (θ before and after the step, θ_0, u, g), + 2 for the accumulated
-    mobility, + 2 for decoupled weight decay, + 1 for Adadelta, for response mobility, for a second state entry and, from
-    the first move outside of `step` on, for θ_0 as it was.
+    mobility, + 2 for decoupled weight decay, + 1 for Adadelta, for response mobility and for a second state entry each,
+    + 1 for θ_0 as it was, from the first move outside of `step` on.
 
     Raises:
         TypeError: an argument that is no optimizer, or none whose step hooks fire; a process_group that is none.
@@ -221,9 +221,10 @@ class TrajectoryMeter:
         """All numbers of the run up to now, by their names; NaN where undefined, with `reasons`. One sync.
 
         Ends the joint step. Keys: efficiency, efficiency_lower, efficiency_action, kinematic_efficiency,
-        straightness, steadiness, conversion, signal_fraction (no unit); displacement, net_displacement,
-        path_length, step_norm, moved_outside (parameter unit); action (parameter²/clock); loss_drop, entropy_production, work_… , loss (loss
-        unit); grad_norm, grad_norm_clipped (loss/parameter); elapsed, speed_limit_time (clock); learning_rate; …_se.
+        straightness, steadiness, conversion, signal_fraction (no unit); displacement, net_displacement, path_length,
+        step_norm, moved_outside (parameter unit); action (parameter²/clock); loss_drop, entropy_production, work_… ,
+        loss (loss unit); grad_norm, grad_norm_clipped (loss/parameter); elapsed, speed_limit_time (clock);
+        learning_rate; …_se.
         """
         return self.measure(sketch=False)[0]
 

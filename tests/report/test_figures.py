@@ -1,10 +1,12 @@
 """What the figures show, against the records' numbers, plain formulas and an SVD of its own; no pixels."""
 
+import io
 import math
 import random
 import re
 import subprocess
 import sys
+import threading
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -657,6 +659,59 @@ def test_nothing_of_the_users_settings_is_read_or_changed(written: dict[str, str
         changed = {name: figures.svg(figure) for name, figure in all_figures().items()}
         assert dict(matplotlib.rcParams) == before
     assert changed == written
+
+
+def test_two_threads_that_draw_leave_the_settings_as_they_were() -> None:
+    """The second would take the first one's style for the user's."""
+    before, filters = dict(matplotlib.rcParams), list(warnings.filters)
+    inside, leave = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+
+    def draw(i: int) -> None:
+        with style.style():
+            inside[i].set()
+            leave[i].wait(60)
+
+    threads = [threading.Thread(target=draw, args=(i,)) for i in range(2)]
+    threads[0].start()
+    inside[0].wait(60)
+    threads[1].start()
+    inside[1].wait(0.2)  # it does not come in, and need not
+    for i in (0, 1):
+        leave[i].set()
+        threads[i].join(60)
+    assert all(event.is_set() for event in inside)
+    assert dict(matplotlib.rcParams) == before
+    assert warnings.filters == filters
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_others_change_while_a_figure_is_drawn_stays(fails: bool) -> None:
+    with matplotlib.rc_context({"font.size": 30}), warnings.catch_warnings():
+        before, filters = dict(matplotlib.rcParams), list(warnings.filters)
+        other = ("ignore", None, DeprecationWarning, None, 7)
+        try:
+            with style.style():
+                assert matplotlib.rcParams["font.size"] == 9
+                matplotlib.rcParams["figure.autolayout"] = True  # no part of the style
+                matplotlib.rcParams["legend.fontsize"] = 17  # a part of it
+                warnings.simplefilter(*other[:1], category=other[2], lineno=other[4])  # type: ignore[arg-type]
+                if fails:
+                    raise KeyError("drawing")
+        except KeyError:
+            assert fails
+        assert dict(matplotlib.rcParams) == before | {"figure.autolayout": True, "legend.fontsize": 17}
+        assert warnings.filters == [other, *filters]
+
+
+def test_letters_that_the_font_lacks_warn_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    with style.style():
+        drawn, axes = style.figure(height=1.0)
+        axes[0, 0].set_title("\U00013080 \u0b95")
+        figures.png(drawn)
+        figures.png(drawn)  # and the style within the style is over
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    drawn.savefig(io.BytesIO(), format="png")
+    assert [w for w in recwarn if "Glyph" in str(w.message)]
 
 
 def test_no_random_number_is_drawn() -> None:
