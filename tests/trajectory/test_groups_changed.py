@@ -48,11 +48,11 @@ def test_a_group_of_its_own_from_midway(split_at: int, clock: str) -> None:
 
 
 def test_a_group_that_moves_up_keeps_its_own_rates() -> None:
-    """The first group goes: the noise of the other one is still weighted by its own learning rate."""
+    """The first group goes: the noise of the other one still has its own learning rate and momentum."""
 
     def lower(leaves: bool) -> float:
         parameters, generator = three(), torch.Generator().manual_seed(1)
-        groups = [{"params": parameters[:1], "lr": 1e-9}, {"params": parameters[1:]}]
+        groups = [{"params": parameters[:1], "lr": 1e-9, "momentum": 0.5}, {"params": parameters[1:]}]
         optimizer = SGD(groups if leaves else groups[1:], lr=0.1)
         meter = TrajectoryMeter(optimizer)
         for k in range(12):

@@ -344,6 +344,7 @@ def test_a_loss_between_two_optimizers_is_replaced_by_the_next_steps() -> None:
     meter.record_loss(torch.tensor(1.7, dtype=torch.float64))
     values = meter.compute()
     meter.close()
+    assert values["loss"] == pytest.approx(1.7, rel=1e-10)
     assert values["loss_drop"] == pytest.approx(0.3, rel=1e-10)
 
 
