@@ -85,7 +85,7 @@ class Sketch:
             if self._weights is not None:
                 weights = self._weights[here]
                 missing = 0.0 if self._shares is None else 1.0 - self._shares[here]
-                values *= (weights * (weights + missing).rsqrt())[:, None]
+                values = values * (weights * (weights + missing).rsqrt())[:, None]  # in place it might be `moved`
             own = self._buckets[here.start * self._width : here.stop * self._width].int()
             buckets.index_add_(0, own, values.view(-1))
             rows = slice(here.stop, rows.stop)

@@ -315,3 +315,20 @@ def test_a_fused_run_that_is_saved_measures_the_same(saved_after: int | None) ->
     for layer, sums in layers.items():
         assert found_layers[layer] == pytest.approx(sums, rel=1e-7, nan_ok=True)
         assert sums["steadiness"] <= 1.0 + EXACT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_sketch_that_is_read_along_changes_no_number(decay: float, dtype: torch.dtype) -> None:
+    """Of drawn coordinates it is weighted, and what else is made of the displacement is not."""
+    weight = nn.Parameter(weights(40, 20).detach().to(dtype))
+    optimizer = AdamW([weight], lr=0.01, weight_decay=decay)
+    meter = TrajectoryMeter(optimizer, coordinates=200)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        weight.grad = torch.randn(weight.shape, generator=generator, dtype=dtype)
+        optimizer.step()
+    values, (beside, sketch) = meter.compute(), meter.measure(sketch=True)
+    meter.close()
+    assert sketch is not None
+    assert beside == pytest.approx(values, rel=EXACT, nan_ok=True)
