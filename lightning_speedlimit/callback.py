@@ -306,7 +306,6 @@ class SpeedLimit(OneFitAtATime):
         if since:
             self.record.run["since_step"] = since
 
-
     def _description(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         settings = {
             "clock": self.clock,
@@ -733,7 +732,6 @@ class SpeedLimit(OneFitAtATime):
         self._restored_step = checkpoint.get("global_step")
         if not checkpoint.get("callbacks", {}).get(self.state_key):
             self._restored(trainer, pl_module, None)
-
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the optimizers exist, and told then where it is no state of ours.
