@@ -152,7 +152,9 @@ def train(case: Case, lr: float, times: Iterable[float], replicas: int, seed: in
 def limit_at(found: Replicas, time: float, group: slice) -> DistributionLimit:
     """The speed limit from 0 to a time, between some of the replicas."""
     end = int((found.times - time).abs().argmin())
-    return speed_limit(found.times, found.positions[:, group], found.losses[:, group], found.temperature, end=end)
+    return speed_limit(
+        found.times, found.positions[:, group], found.losses[:, group], found.temperature, end=end, entropy="gaussian"
+    )
 
 
 def averaged(estimates: Sequence[Estimate]) -> Estimate:

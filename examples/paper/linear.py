@@ -184,7 +184,7 @@ def loss_of(model: Any, x: Tensor, y: Tensor) -> Tensor:
 def limits(found: Replicas, label: str) -> list[DistributionLimit]:
     """From the start to every later record."""
     arrays = found.times, found.positions, found.losses, found.temperature
-    return [speed_limit(*arrays, end=end) for end in progress(range(1, len(found.times)), label)]
+    return [speed_limit(*arrays, end=end, entropy="gaussian") for end in progress(range(1, len(found.times)), label)]
 
 
 def many_starts(problem: Regression, scale: Scale, seed: int) -> dict[str, Any]:

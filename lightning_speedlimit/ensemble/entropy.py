@@ -63,7 +63,7 @@ def _cloud(positions: Array) -> Tensor:
 def sampled_gaussian(x: Tensor) -> Sampled:
     """`gaussian_entropy` of (R, d) float64, with what each replica adds."""
     replicas, d = x.shape
-    why, white, log_root = _whitened(x)
+    why, white, log_root = whitened(x)
     if why:
         return Sampled.undefined(why, x[:, 0])
     value = 0.5 * d * math.log(2 * math.pi * math.e) + log_root
@@ -79,7 +79,7 @@ def _log_root_bias(replicas: int, d: int) -> float:
     return 0.5 * float((torch.special.digamma(halves) - math.log((replicas - 1) / 2)).sum())
 
 
-def _whitened(x: Tensor) -> tuple[str, Tensor, float]:
+def whitened(x: Tensor) -> tuple[str, Tensor, float]:
     """Why it cannot be; the cloud with covariance 1; ½ log det of the covariance it had."""
     replicas, d = x.shape
     if replicas <= d + 1:
@@ -105,7 +105,7 @@ def _whitened(x: Tensor) -> tuple[str, Tensor, float]:
 def sampled_neighbours(x: Tensor, k: int) -> Sampled:
     """`neighbour_entropy` of (R, d) float64, with what each replica adds."""
     replicas, d = x.shape
-    why, white, log_root = _whitened(x)
+    why, white, log_root = whitened(x)
     if not why and d > MAX_NEIGHBOUR_DIMENSIONS:
         why = (
             f"nearest neighbours are blind in {d} dimensions (in {MAX_NEIGHBOUR_DIMENSIONS} their bias is 0.1 nats for "

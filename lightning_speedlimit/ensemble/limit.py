@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_speedlimit._checked import choice, nonnegative, shown, whole
-from lightning_speedlimit.ensemble.entropy import sampled_gaussian, sampled_neighbours
+from lightning_speedlimit.ensemble.entropy import MAX_NEIGHBOUR_DIMENSIONS, sampled_gaussian, sampled_neighbours
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
+from lightning_speedlimit.ensemble.normality import normality_p_value
 from lightning_speedlimit.ensemble.trajectories import BLOCKS, Array, checked, double, floating
 from lightning_speedlimit.transport import Transport, gaussian_wasserstein2_squared, wasserstein2_squared
 from lightning_speedlimit.transport.duals import Pairing
 
 EntropyEstimator = Literal["gaussian", "neighbours"]
 
+_NORMAL = 0.01  # the least p of a cloud that is taken for normal
 _POTENTIAL_SWEEPS = 500
 _POTENTIAL_GAP = 1e-3  # of W₂²: what its standard error may be off by, and more than an error needs
 
@@ -54,6 +57,8 @@ class DistributionLimit:
     """S_t − S_s from nearest neighbours, of any shape, nats."""
     entropy_estimator: EntropyEstimator
     """The one of them that the free energy is made with."""
+    normality: tuple[float, float]
+    """p of "the cloud is normal" at s and at t, by `normality_p_value`; NaN where the replicas are too few to test."""
     free_energy_drop: Estimate
     """T Σ_τ = F_s − F_t = loss_drop + T (S_t − S_s), loss: temperature × entropy production."""
     speed_limit_time: Estimate
@@ -74,7 +79,7 @@ def speed_limit(
     *,
     start: int = 0,
     end: int = -1,
-    entropy: EntropyEstimator = "gaussian",
+    entropy: EntropyEstimator | Literal["auto"] = "auto",
     neighbours: int = 4,
     tolerance: float = 1e-3,
 ) -> DistributionLimit:
@@ -87,15 +92,18 @@ def speed_limit(
         temperature: T ≥ 0 of the Langevin noise, in units of the loss.
         start, end: which of the recorded times are s and t.
         entropy: what the free energy takes: "gaussian" (d + 2 replicas or more; an upper bound of each entropy
-            where the clouds are not normal) or "neighbours" (at most 10 dimensions).
+            where the clouds are not normal), "neighbours" (at most 10 dimensions), or "auto": "gaussian" where both
+            clouds may be normal (p ≥ 0.01), else "neighbours". Fewer than 20 replicas hardly ever show that they
+            are not normal. `entropy_estimator` says which one it was.
         neighbours: k of the nearest-neighbour entropy.
         tolerance: of the certified interval of W₂².
 
     Raises:
         TypeError, ValueError: arrays that do not fit, are not finite or not in order; settings out of range.
 
-    NaN: what needs an entropy that the replicas cannot support, at a temperature above 0; ratios to a drop
-    below two of its standard errors. Reasons are in the estimates.
+    NaN: what needs an entropy that the replicas cannot support, at a temperature above 0: with "auto" that of clouds
+    that are not normal in more than 10 dimensions; ratios to a drop below two of its standard errors. Reasons are
+    in the estimates.
 
     Source: Seroussi, Alemi, Helias, Ringel, arXiv:2307.14653; Aurell, Mejía-Monasterio, Muratore-Ginanneschi
     2011, PRL 106, for T > 0.
@@ -113,9 +121,20 @@ def speed_limit(
     drop = Sampled.mean(double(loss[first] - loss[last]).to(begin.device))
     gaussian = sampled_gaussian(finish) - sampled_gaussian(begin)
     nearest = sampled_neighbours(finish, neighbours) - sampled_neighbours(begin, neighbours)
+    normality = normality_p_value(begin), normality_p_value(finish)
+    chosen, why = _chosen(entropy, normality, x.shape[2])
     free = drop
     if temperature > 0:
-        free = drop + (gaussian if entropy == "gaussian" else nearest).times(temperature)
+        change = gaussian if chosen == "gaussian" else nearest
+        if entropy == "auto" and chosen == "neighbours" and not why:
+            p = min(p for p in normality if not math.isnan(p))
+            warnings.warn(
+                f"the replicas are not normal (p = {p:.1g}): their entropy change is that of nearest neighbours, "
+                f'{nearest.value:.3g}, not {gaussian.value:.3g} of normal clouds; entropy="neighbours" says the same '
+                "without this warning",
+                stacklevel=2,
+            )
+        free = drop + replace(change, reason=why or change.reason).times(temperature)
     limit = _ratio(distance, free, "free energy drop")
     return DistributionLimit(
         elapsed=elapsed,
@@ -128,13 +147,31 @@ def speed_limit(
         loss_drop=drop.estimate(),
         entropy_change_gaussian=gaussian.estimate(),
         entropy_change_neighbours=nearest.estimate(),
-        entropy_estimator=entropy,
+        entropy_estimator=chosen,
+        normality=normality,
         free_energy_drop=free.estimate(),
         speed_limit_time=limit.estimate(),
         efficiency=limit.times(1.0 / elapsed).estimate(),
         efficiency_lower=_ratio(gelbrich, free, "free energy drop").times(1.0 / elapsed).estimate(),
         efficiency_loss_drop=_ratio(distance, drop, "loss drop").times(1.0 / elapsed).estimate(),
     )
+
+
+def _chosen(
+    entropy: EntropyEstimator | Literal["auto"], normality: tuple[float, float], dimensions: int
+) -> tuple[EntropyEstimator, str]:
+    """The estimator, and why it cannot be had where "auto" found none."""
+    if entropy != "auto":
+        return entropy, ""
+    rejected = [f"{p:.1g} at the {end}" for p, end in zip(normality, ("start", "end"), strict=True) if p < _NORMAL]
+    if not rejected:
+        return "gaussian", ""
+    why = (
+        f"the replicas are not normal (p = {' and '.join(rejected)}), which makes their normal entropy too large, and "
+        f"nearest neighbours are blind in {dimensions} dimensions, more than {MAX_NEIGHBOUR_DIMENSIONS}; project the "
+        'positions on fewer directions, or take entropy="gaussian" for an upper bound of each entropy'
+    )
+    return "neighbours", why if dimensions > MAX_NEIGHBOUR_DIMENSIONS else ""
 
 
 def sampled_distance(x: Tensor, y: Tensor, transport: Transport) -> Sampled:
@@ -223,7 +260,7 @@ def _checked_losses(losses: Array, x: Tensor) -> Tensor:
 
 def _check_settings(temperature: float, entropy: str, neighbours: int) -> None:
     nonnegative("temperature", temperature)
-    choice("entropy", entropy, *get_args(EntropyEstimator))
+    choice("entropy", entropy, "auto", *get_args(EntropyEstimator))
     whole("neighbours", neighbours, 1)
 
 

@@ -322,7 +322,7 @@ GOOD: dict[str, Any] = {
         ({"temperature": -0.1}, ValueError, "temperature must be a finite number ≥ 0, got -0.1"),
         ({"start": 2, "end": 1}, ValueError, "start must be before end, got records 2 and 1 of 3"),
         ({"end": 3}, ValueError, "end must be the number of a record, -3 to 2, got 3"),
-        ({"entropy": "exact"}, ValueError, "entropy must be one of gaussian, neighbours, got 'exact'"),
+        ({"entropy": "exact"}, ValueError, "entropy must be one of auto, gaussian, neighbours, got 'exact'"),
         ({"neighbours": 0}, ValueError, "neighbours must be a whole number"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be"),
     ],
