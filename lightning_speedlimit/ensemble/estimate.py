@@ -36,13 +36,14 @@ class Estimate:
 class Sampled:
     """A statistic with what each replica adds to it: errors of sums and ratios then know their correlations.
 
-    value ± √(Var(influence)/R): `influence` (R,) are jackknife pseudo-values, or the terms of a mean; only
-    their differences count.
+    value ± √(Var(influence)/R + systematic²): `influence` (R,) are jackknife pseudo-values, or the terms of a mean;
+    only their differences count. `systematic`: what else the value may be off by, whatever the replicas.
     """
 
     value: float
     influence: Tensor
     reason: str = ""
+    systematic: float = 0.0
 
     @classmethod
     def mean(cls, terms: Tensor) -> Sampled:
@@ -53,25 +54,29 @@ class Sampled:
         return cls(math.nan, torch.full_like(like, math.nan), reason)
 
     def __add__(self, other: Sampled) -> Sampled:
-        return Sampled(self.value + other.value, self.influence + other.influence, self.reason or other.reason)
+        systematic = math.hypot(self.systematic, other.systematic)
+        influence = self.influence + other.influence
+        return Sampled(self.value + other.value, influence, self.reason or other.reason, systematic)
 
     def __sub__(self, other: Sampled) -> Sampled:
         return self + other.times(-1.0)
 
     def times(self, factor: float) -> Sampled:
-        return Sampled(factor * self.value, factor * self.influence, self.reason)
+        return Sampled(factor * self.value, factor * self.influence, self.reason, abs(factor) * self.systematic)
 
     def over(self, other: Sampled) -> Sampled:
         """The ratio, to first order in the errors (delta method)."""
         ratio = self.value / other.value if other.value else math.nan
-        influence = (self.influence - ratio * other.influence) / (other.value or math.nan)
-        return Sampled(ratio, influence, self.reason or other.reason)
+        below = other.value or math.nan
+        influence = (self.influence - ratio * other.influence) / below
+        systematic = math.hypot(self.systematic, ratio * other.systematic) / abs(below)
+        return Sampled(ratio, influence, self.reason or other.reason, systematic)
 
     @property
     def standard_error(self) -> float:
-        """√(Var/R); NaN for one replica."""
+        """√(Var/R + systematic²); NaN for one replica."""
         count = len(self.influence)
-        return float(self.influence.std()) / math.sqrt(count) if count > 1 else math.nan
+        return math.hypot(float(self.influence.std()) / math.sqrt(count), self.systematic) if count > 1 else math.nan
 
     def estimate(self) -> Estimate:
         error = self.standard_error

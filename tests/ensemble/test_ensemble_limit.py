@@ -12,8 +12,8 @@ from ensemble_cases import Quadratic
 from torch import Tensor
 
 from lightning_speedlimit.ensemble import DistributionLimit, Estimate, Replicas, speed_limit, train_replicas
+from lightning_speedlimit.ensemble.distance import sampled_distance, sampled_gelbrich
 from lightning_speedlimit.ensemble.estimate import Sampled
-from lightning_speedlimit.ensemble.limit import sampled_distance, sampled_gelbrich
 from lightning_speedlimit.transport import gaussian_wasserstein2_squared, wasserstein2_squared
 
 
