@@ -144,7 +144,9 @@ def entropy_production_polynomial(
 
     The same currents as `entropy_production_bound`, but an estimate and no bound: what is linear in the lag is
     extrapolated away, and the bias of fitting B currents, 2B/(samples · lag), by a jackknife over blocks, which
-    also gives the standard error. A rest of second order in the lag stays, and what the polynomials miss.
+    also gives the standard error. A rest of second order in the lag stays: where r falls as 1/(1 + c·lag), it is
+    2[r(lag) − r(2 lag)]²/r(lag), and that is in the error (a plane that turns by 0.2 a lag: 1.76 ± 0.26 where 2 is
+    true, 0.12 without). What the polynomials miss is in neither.
 
     Args, Raises, NaN: as `entropy_production_bound`; at least 2·lag + 1 records. A steady state, or a window over
     which the distribution hardly changes.
@@ -164,4 +166,7 @@ def entropy_production_polynomial(
         whole_sample = moments.grouped(torch.zeros(pairs.blocks, dtype=torch.int64, device=moments.first.device), 1)
         found.append((whole_sample.optimal()[1][0] / pairs.lag, moments.without_each().optimal()[1] / pairs.lag))
     (twice, twice_without), (once, once_without) = found
-    return jackknife(2.0 * once - twice, 2.0 * once_without - twice_without).estimate()
+    # Less what noise alone makes of the square.
+    slope = jackknife(once - twice, once_without - twice_without)
+    rest = 2.0 * max(0.0, slope.value**2 - slope.standard_error**2) / float(once)
+    return replace(jackknife(2.0 * once - twice, 2.0 * once_without - twice_without), systematic=rest).estimate()

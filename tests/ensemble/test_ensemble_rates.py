@@ -1,6 +1,8 @@
 """Entropy production rates from trajectories alone, against systems whose rate is solved another way."""
 
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from lightning_speedlimit.ensemble.currents import CurrentMoments
 from lightning_speedlimit.ensemble.matrices import logarithm
 from lightning_speedlimit.ensemble.trajectories import Pairs, jackknife
 from lightning_speedlimit.ensemble.uncertainty import _mean_of_blocks
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from stated_errors import rates
 
 PLANE = rotating([1.0], [1.0], 0.5)
 TEN = rotating([0.5, 1.0, 1.5, 2.0, 1.0], [1.0, 1.0, 1.0, 0.5, 2.0], 0.5)
@@ -292,6 +297,38 @@ def test_the_polynomial_rate_extrapolates_the_lag() -> None:
     found, bound = entropy_production_polynomial(*data, degree=1), entropy_production_bound(*data)
     assert abs(found.value - PLANE.rate) < 4 * found.standard_error
     assert bound.uncertainty_relation.value < 0.95 * PLANE.rate
+
+
+def turning(lag: float) -> float:
+    """2r(lag) − r(2 lag) of the plane: J = x₁y₂ − x₂y₁ has mean 2sρ sin θ and variance 4s²ρ² sin²θ + 2s²(1 − ρ²)."""
+
+    def ratio(time: float) -> float:
+        kept = math.exp(-2 * time)
+        turned = 2 * kept * math.sin(time) ** 2
+        return 2 * turned / (turned + 1 - kept) / time
+
+    return 2 * ratio(lag) - ratio(2 * lag)
+
+
+@pytest.mark.parametrize(("lag", "rest"), [(0.05, 0.026), (0.2, 0.226), (0.3, 0.37)])
+def test_the_polynomial_rates_error_holds_the_rest_of_second_order(lag: float, rest: float) -> None:
+    assert PLANE.rate - turning(lag) == pytest.approx(rest, rel=0.1)
+    found = [entropy_production_polynomial(*PLANE.sample(lag, 51, 100, seed=s), degree=1) for s in range(20)]
+    values = np.array([e.value for e in found])
+    stated = np.array([e.standard_error for e in found])
+    assert values.mean() == pytest.approx(turning(lag), abs=4 * values.std() / math.sqrt(20))
+    # 20 draws at 0.9: fewer than 14 once in 400.
+    assert (abs(values - PLANE.rate) < 2 * stated).sum() >= 14
+    if lag > 0.1:
+        assert (abs(values - PLANE.rate) < 2 * values.std()).sum() < 14, "the guard: their scatter does not cover"
+        assert stated.mean() < 2 * rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lag", "degree"), [(0.02, 1), (0.05, 3), (0.1, 1), (0.2, 1), (0.3, 1)])
+def test_how_often_the_polynomial_rate_is_covered(lag: float, degree: int) -> None:
+    found = rates(lag, degree, draws=100, seed=1000)
+    assert found["covered"] >= found["least"] == 81
 
 
 # --- a relaxing quartic potential
