@@ -28,7 +28,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_speedlimit.trajectory import TrajectoryMeter, reading
+from lightning_speedlimit.trajectory import TrajectoryMeter, reading, stepwise
 from lightning_speedlimit.trajectory import ranks as process_ranks
 
 
@@ -179,7 +179,9 @@ def read_too_seldom(rank: int) -> list[tuple[dict[str, float], dict[str, str]]]:
     model = fsdp2(2)
     optimizer = sgd(model.parameters())
     meter, found = TrajectoryMeter(optimizer), []
-    most, process_ranks.MOST, reading.MOST = process_ranks.MOST, 5, 5
+    most = process_ranks.MOST
+    for module in (process_ranks, reading, stepwise):
+        module.MOST = 5
     for k, both in enumerate(parts(9), start=1):
         loss_of(model, both[rank]).backward()
         optimizer.step()
@@ -188,7 +190,8 @@ def read_too_seldom(rank: int) -> list[tuple[dict[str, float], dict[str, str]]]:
     again = TrajectoryMeter(optimizer)
     again.load_state_dict(meter.state_dict())
     found.append((again.compute(), again.reasons))
-    process_ranks.MOST = reading.MOST = most
+    for module in (process_ranks, reading, stepwise):
+        module.MOST = most
     return found
 
 
