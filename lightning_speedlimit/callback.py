@@ -200,6 +200,7 @@ class SpeedLimit(OneFitAtATime):
     @never_raising
     def _start_measuring(self, trainer: Any, pl_module: Any) -> None:
         self._clear()
+        self._module = pl_module
         self._said, self.record = set(), None
         self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
         self._has_logger = bool(trainer.loggers)
@@ -215,7 +216,6 @@ class SpeedLimit(OneFitAtATime):
             self._measure_anew(trainer, pl_module, trainer.global_step if loaded is None else 0)
         finally:
             self._agree(trainer)
-        self._module = pl_module
         if loaded is not None:
             self._resume(trainer, pl_module, loaded, trainer.global_step)
         if self._last_of_epoch:  # Lightning skips this epoch's end
