@@ -286,3 +286,27 @@ def test_work_ito_is_no_bound_for_heavy_ball_with_dampening(momentum: float, sec
     last = momentum + (1 - momentum) * second
     assert (1 + last) ** 2 / (2 * (1 + second * last)) == pytest.approx(expected, rel=0.01)  # (u_0 + u_1)²/2 lr W
     assert assert_bounds(meter)["efficiency"] == pytest.approx(expected, rel=0.01)
+
+
+def test_work_ito_is_no_bound_for_heavy_ball_with_clipping() -> None:
+    """Three gradients of 1 fill the buffer; one of −G against it, clipped to −1, does not turn it, and takes the work.
+
+    Buffers 1, 1.9, 2.71, and 0.9·2.71 − 1 = 1.439: W = lr(5.61 − 1.439 G), and G = 3.8 adds 1/G to three mobilities.
+    """
+    efficiencies = []
+    for clip in (1.0, math.inf):
+        weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+        meter = TrajectoryMeter(optimizer, entropy_production="ito")
+        for k, gradient in enumerate((-1.0, -1.0, -1.0, 3.8)):
+            weight.grad = torch.tensor([gradient], dtype=torch.float64)
+            meter.record_loss(torch.tensor(-float(k)))
+            meter.observe_gradients()
+            torch.nn.utils.clip_grad_norm_([weight], clip)
+            optimizer.step()
+        efficiencies.append(assert_bounds(meter)["efficiency"])
+        meter.close()
+    moved, mobility, work = 5.61 + 1.439, 10 * (3 + 1 / 3.8), 5.61 - 1.439 * 3.8  # each in units of lr
+    assert efficiencies[0] == pytest.approx(moved**2 / mobility / work, rel=1e-4)  # torch adds 1e-6 to the norm
+    assert efficiencies[0] > 10
+    assert efficiencies[1] < 1, "the clipping, not the run, breaks it"

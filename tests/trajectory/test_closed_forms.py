@@ -296,9 +296,11 @@ def test_the_standard_error_of_the_loss_drop_keeps_its_promise() -> None:
     scores = [abs(drop - TRUE_DROP) / error for drop, error in loss_estimates(range(runs), noise=0.1)]
     within_one = sum(score < 1 for score in scores) / runs
     within_two = sum(score < 2 for score in scores) / runs
-    # A normal error: 68 % and 95 %, give or take three standard deviations of 120 draws.
-    assert within_one == pytest.approx(0.683, abs=3 * (0.683 * 0.317 / runs) ** 0.5)
-    assert within_two == pytest.approx(0.954, abs=3 * (0.954 * 0.046 / runs) ** 0.5)
+    # A normal error's 68 % and 95 % at least, give or take three standard deviations of 120 draws: it also holds a bend
+    # that noise might hide, and without one it is up to three times what the estimate is off by.
+    assert within_one > 0.683 - 3 * (0.683 * 0.317 / runs) ** 0.5
+    assert within_two > 0.954 - 3 * (0.954 * 0.046 / runs) ** 0.5
+    assert sum(score**2 for score in scores) / runs > 1 / 9
 
 
 def test_a_drop_below_two_standard_errors_is_no_efficiency() -> None:
