@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import sys
+import types
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -82,6 +84,7 @@ class Isolation:
         stand_in = _lightning.TrainerStandIn(self._trainer, lambda value: _deep_copy(value, memo))
         memo[id(self._trainer)] = stand_in
         twin = _deep_copy(self._module, memo)
+        _own_methods(twin, memo)
         stand_in.take(twin, memo)
         try:
             with torch.no_grad():
@@ -110,8 +113,23 @@ class Isolation:
             )
 
 
+def _own_methods(twin: torch.nn.Module, memo: dict[int, Any]) -> None:
+    """`copy.deepcopy` hands on a bound partial as it is; LightningCLI binds one that holds the optimizer."""
+    for module in twin.modules():
+        for name, method in list(vars(module).items()):
+            shared = method.__func__ if isinstance(method, types.MethodType) else None
+            if isinstance(shared, functools.partial):
+                arguments, keywords = _deep_copy((shared.args, shared.keywords), memo)
+                own = functools.partial(shared.func, *arguments, **keywords)
+                vars(module)[name] = types.MethodType(own, method.__self__)
+
+
 def _free(twin: torch.nn.Module) -> None:
     """Gives the memory back at once, where the copy refers to itself too."""
+    for module in twin.modules():
+        for name, method in list(vars(module).items()):
+            if isinstance(method, types.MethodType):
+                del vars(module)[name]
     for tensor in (*twin.parameters(), *twin.buffers()):
         if not is_lazy(tensor):
             tensor.data = tensor.data.new_empty(0)

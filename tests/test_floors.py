@@ -30,7 +30,7 @@ ROOMS = {
     "trajectory": room(0, "torch"),
     "optim": room(0, "torch"),
     "transport": room(0, "torch", "numpy", "geomloss", "scipy", "ot"),
-    "ensemble": room(1, "torch", "numpy"),
+    "ensemble": room(1, "torch", "numpy", "scipy"),
     "record": room(1, "numpy"),
     "metrics": room(2, "torch", "torchmetrics"),
     "callback": room(2, "torch", "numpy", "torchmetrics", "lightning", "lightning_utilities", "pytorch_lightning"),

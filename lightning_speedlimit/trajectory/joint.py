@@ -118,7 +118,7 @@ class JointSteps:
             sums = [m.snapshot if id(m) in here and m.snapshot is not None else m.totals() for m in known]
             self.samples.append(total(sums))
         if skipped is not None and self.squared is not None:
-            squared = torch.where(skipped.to(squared.device), self.squared, squared)
+            squared = torch.where(skipped.to(squared.device, non_blocking=True), self.squared, squared)
         self.squared = squared
 
     def _add_paths(self, motions: list[Motion]) -> None:

@@ -49,7 +49,8 @@ def expected(copies: Copies) -> dict[str, float]:
     scaled.raw = [g / slope for g in copies.raw]
     values = scaled.values()
     del values["moved_outside"]
-    factors = dict.fromkeys(("displacement", "path_length", "step_norm"), size)
+    values["net_displacement"] = values["displacement"]
+    factors = dict.fromkeys(("displacement", "net_displacement", "path_length", "step_norm"), size)
     factors |= dict.fromkeys(("work_ito", "work_anti_ito", "work_stratonovich"), size * slope)
     return {name: value * factors.get(name, 1.0) for name, value in values.items()} | {
         "action": values["action"] * size * size,
