@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from cases import CLASSES, CONTEXT, Case, CharTransformer, make_optimizer, mlp
+from dispatched import Counter
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_speedlimit import TrajectoryMeter
 
@@ -21,16 +21,6 @@ COUNTED = {
     "transformer of 2.4 M in 146": Case("", lambda: CharTransformer(128), (2, CONTEXT), letters=True),
 }
 REACH = {"sgd": 60, "adamw": 90}  # and 2 for each parameter of a transformer
-
-
-class Counter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return function(*args, **(kwargs or {}))
 
 
 def dispatched(case: Case, kind: str, device: str, measured: bool) -> int:

@@ -7,7 +7,7 @@
 The images are the 1,797 handwritten digits that scikit-learn ships. Every run starts from the same weights,
 sees the same batches and ends when the loss on all images reaches the same target. The LightningModules below
 know nothing of the measurement: it is one line in `train`, and `--bare` leaves that line out. What is said in the end
-is `compare`'s, for each model, at the lowest loss that all its runs surely reached.
+is `compare`'s, for each model, at the lowest loss that all its runs clearly reached.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def number(x: float, digits: int = 3) -> str:
 
 
 def with_error(x: float, standard_error: float) -> str:
-    return number(x) + (f" +/- {number(standard_error, 2)}" if math.isfinite(standard_error) else "")
+    """The error where there is one: of all coordinates a sampled run's gradient norm has none."""
+    return number(x) + (f" +/- {number(standard_error, 2)}" if 0.0 < standard_error < math.inf else "")
 
 
 def _told(s: Summary, name: str) -> str:

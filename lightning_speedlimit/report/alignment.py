@@ -100,14 +100,14 @@ class Timeline:
         """Where the loss comes down to the level for the first time; see `Crossing`.
 
         The first row at which a noisy loss is that low is one that dips, long before the curve under the noise is. From
-        where it may have come down, a, to where it surely had, b, it is above the level for a time t: the crossing is
+        where it may have come down, a, to where it clearly had, b, it is above the level for a time t: the crossing is
         a + t, which noise on either side leaves where it is, and which is the first row's where there is none.
         """
         loss, error = self.loss, SURE * self.loss_error
         first, step, last = first_below(self.steps, loss, level)
         earliest, may, _ = first_below(self.steps, loss - error, level)
         _, had, latest = first_below(self.steps, loss + error, level)
-        if math.isnan(step) or (level < loss[0] and not self.fell):  # a dip of what never surely fell is its noise
+        if math.isnan(step) or (level < loss[0] and not self.fell):  # a dip of what never clearly fell is its noise
             return Crossing(NAN, earliest, math.inf, read=(NAN, NAN))
         latest = math.inf if math.isnan(latest) else max(last, latest)
         middle = may + time_above(self.steps, loss, level, (may, had)) if may < had else step
@@ -125,7 +125,7 @@ class Timeline:
 
     @property
     def fell(self) -> bool:
-        """Whether the loss surely came below where it began; a start that is unknown is no reason against."""
+        """Whether the loss clearly came below where it began; a start that is unknown is no reason against."""
         start, lowest = float(self.loss[0]), self.lowest_sure()
         return lowest < start if math.isfinite(start) else math.isfinite(lowest)
 
@@ -234,7 +234,7 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def common_level(timelines: Mapping[Any, Timeline]) -> tuple[float, Any]:
-    """The lowest loss that every run surely reached, and the run that got no lower; NaN, None without losses.
+    """The lowest loss that every run clearly reached, and the run that got no lower; NaN, None without losses.
 
     Of the runs whose loss fell, if there are any: the others, at a rate far too high or too low, would have all
     compared before the first step.

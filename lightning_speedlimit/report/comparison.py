@@ -192,7 +192,7 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None) -> Compa
             are one group. Or a mapping: name of a group → its runs.
         by: "loss": each where its loss first came down to `at`; "step": after `at` steps; "time": after `at` seconds of
             the fit.
-        at: None: the lowest loss that every run surely reached (loss + 3 standard errors) whose loss fell at all, or
+        at: None: the lowest loss that every run clearly reached (loss + 3 standard errors) whose loss fell at all, or
             the last step or second that all have.
 
     Raises:

@@ -198,7 +198,7 @@ class _Run:
 
 
 def _rose(run: _Run) -> list[tuple[float, Finding]]:
-    """A loss that surely rose: curvature gave back more than the steps along the force took, F·u < ½ u·H·u.
+    """A loss that clearly rose: curvature gave back more than the steps along the force took, F·u < ½ u·H·u.
 
     However noisy the batches are. Steps so large are outside of the balance's second order: no shares are told.
     """

@@ -151,7 +151,7 @@ def cells(group: Group, columns: Sequence[tuple[str, str, int]]) -> list[str]:
 def _set_by(comparison: Comparison) -> str:
     if comparison.set_by is None:
         return ""
-    least = "got surely no lower" if comparison.by == "loss" else "ended first"
+    least = "got clearly no lower" if comparison.by == "loss" else "ended first"
     return f", where {comparison.set_by} {least}" if len(comparison.groups) > 1 else ""
 
 

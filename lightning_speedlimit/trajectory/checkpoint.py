@@ -14,7 +14,7 @@ from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
 from lightning_speedlimit.trajectory.runs import Member
-from lightning_speedlimit.trajectory.sums import Pair, RunningSum
+from lightning_speedlimit.trajectory.sums import Pair
 
 _GONE = -1  # the place of a parameter that has left the optimizer
 _VECTORS = ("start", "update", "last", "squares")
@@ -80,7 +80,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "origin": None if motion.origin is None else motion.origin.cpu().clone(),
         "averages": None if motion.mobility.averages is None else motion.mobility.averages.cpu().clone(),
         "pairs": {n: (p.high.cpu().clone(), p.low.cpu().clone(), p.count) for n, p in pairs.items() if p is not None},
-        "sums": {name: total.host() for name, total in motion.sums.items()},
+        "sums": {name: total.host() for name, total in motion.sums.known.items()},
         "moves": motion.moves.host(),
         "waiting": motion.waiting,
         "rates": [float(rate) for rate in motion.rates],
@@ -127,8 +127,7 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
     motion.origin, motion.mobility.averages = origin, averages
     motion.mobility.m, motion.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))
     for name, value in entry["sums"].items():
-        motion.sums[name] = RunningSum(*value.shape, device=coordinates.device)
-        motion.sums[name].load_(value)
+        motion.sums.load(name, value)
     motion.moves.load_(entry["moves"])
     motion.waiting, motion.rates = entry["waiting"], list(entry["rates"])
     motion.noise_weight = dict(entry["noise_weight"])

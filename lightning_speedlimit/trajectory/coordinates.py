@@ -74,6 +74,7 @@ class Coordinates:
         self._plain = self.local and not any(p.is_complex() for p in parameters)
         # Products are scaled on their way into float32 sums: an update of 1e-22 squared is nothing there.
         self.scale = 1.0 if self.dtype == torch.float64 else 2.0**40
+        self.unscaled = 1.0 / self.scale
         self._zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self._ones = torch.ones(UNIT, dtype=self.dtype, device=self.device)
         self._cuts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}

@@ -115,7 +115,7 @@ class JointSteps:
             self.rows.append(norms_row(squared, total(norms)))
         if self.samples is not None:
             here = {id(motion) for motion in motions}
-            sums = [m.snapshot if id(m) in here and m.snapshot is not None else m.totals() for m in known]
+            sums = [m.snapshot if id(m) in here and m.snapshot is not None else m.sums.totals() for m in known]
             self.samples.append(total(sums))
         if skipped is not None and self.squared is not None:
             squared = torch.where(skipped.to(squared.device, non_blocking=True), self.squared, squared)

@@ -22,24 +22,11 @@ from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.decay import remove_decay
 from lightning_speedlimit.trajectory.mobility import Scalar
+from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
 from lightning_speedlimit.trajectory.sums import Pair, RunningSum, sum_dtype
 from lightning_speedlimit.trajectory.valid import chosen, masked
-
-# Sums over the run of each row. Of drawn coordinates they are unweighted; the signs are those of −f.
-SUMS = (
-    "squares",  # Σ ‖u‖²
-    "action",  # Σ ‖u‖²/lr, on the clock "lr"
-    "path_length",  # Σ ‖u‖²/‖u of all‖, which adds up to Σ ‖u‖
-    "free_squares",  # Σ ‖u‖², u without decoupled decay, where there is one
-    "work_met",  # Σ −f_k·u_k over the steps whose next gradient is known
-    "work_anti_ito",  # Σ −f_{k+1}·u_k over those steps
-    "noise",  # Σ lr_k (f_k − f_{k+1})·u_k over those steps, with this sign
-    "l2_drop",  # ½w Σ (‖θ_{k+1}‖² − ‖θ_k‖²)
-    "work_action",  # Σ u²/μ
-)
-NEGATIVE = ("work_met", "work_anti_ito", "l2_drop")  # products with −f
 
 
 class _Stretch(NamedTuple):
@@ -80,11 +67,10 @@ class Motion:
         )
         self.mobility = AccumulatedMobility(optimizer, coordinates, self.before, self.start)
         self.total = sum_dtype(coordinates.device)
-        self.sums: dict[str, RunningSum] = {}
+        self.sums = RowSums(coordinates)
         # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
         self.squares, self.free, self.work, self.anti, self.last = (coordinates.row() for _ in range(5))
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
-        self._unscaled = 1.0 / coordinates.scale  # of what `coordinates.dot` has made
         self.waiting = False  # `update` has met no gradient yet
         self.rates: list[Scalar] = []  # by group, of the update that waits
         self.noise_weight: dict[int, Scalar] = {}  # Σ lr_k of each group over the steps that met their next gradient
@@ -93,13 +79,14 @@ class Motion:
         self.origin: Tensor | None = None  # θ_0 as it was, where moves have gone into `start`
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
-        self._scratch = coordinates.scratch(), coordinates.scratch()
+        self.scratch = coordinates.scratch(), coordinates.scratch()
         self._stretches: dict[tuple[int, int], _Stretch] = {}
         self._met = False
         self.snapshots = snapshots
         self.snapshot: Tensor | None = None
         layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
-        self._layer = coordinates.of_each([layers.index(m.layer) for m in members])
+        self._layer = [layers.index(m.layer) for m in members]
+        self._layer_of_rows: Tensor | None = None
         coordinates.gather(coordinates.parameters, self.after)
         self.start.copy_(self.after.rows)
         self._version = self._written()
@@ -136,7 +123,7 @@ class Motion:
             self.coordinates.dot(moved, moved, moved, here.work)
             found.append(torch.dot(here.work.to(self.total), self.coordinates.weights[rows]))
         if found:
-            total = torch.stack(found).sum() * self._unscaled
+            total = torch.stack(found).sum() * self.coordinates.unscaled
             self.moves.add_(torch.stack([total.sign(), total, total * (self.origin is None)]))
 
     def force(self) -> None:
@@ -171,7 +158,7 @@ class Motion:
         if not measured:
             self._count_unmeasured()
             return
-        self.snapshot = self.totals() if self.snapshots else None
+        self.snapshot = self.sums.totals() if self.snapshots else None
         runs = self.runs.current(self.missing)
         waited = None if valid is None or not self.waiting else self.update.clone()
         for run in runs:
@@ -194,13 +181,13 @@ class Motion:
         if not self._met:
             return
         met, anti = masked(self.last, valid), masked(self.anti, valid)
-        self._sum("work_met").add_(met, self._unscaled)
-        self._sum("work_anti_ito").add_(anti, self._unscaled)
+        self.sums.add("work_met", met)
+        self.sums.add("work_anti_ito", anti)
         noise = anti - met
         groups = self.groups()
         for index, rows in groups:
             rate = self.rates[index] if index < len(self.rates) else 0.0
-            self._sum("noise").add_(noise if rows is None else noise[rows], rate * self._unscaled, rows)
+            self.sums.add("noise", noise if rows is None else noise[rows], rate, rows)
         for index in {index for index, _ in groups}:
             rate = self.rates[index] if index < len(self.rates) else 0.0
             known = self.noise_weight.get(index, 0.0)
@@ -219,7 +206,7 @@ class Motion:
             for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
                 member.count(run.group)
             if self.mobility.averages is not None and not run.missing:
-                self.mobility.remember(run, self._scratch[0])
+                self.mobility.remember(run, self.scratch[0])
 
     def _move(self, run: Run, valid: Tensor | None) -> None:
         """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost."""
@@ -234,7 +221,7 @@ class Motion:
                 middle = torch.add(here.before, here.after, out=here.other)
                 drop = torch.empty_like(here.work)
                 self.coordinates.dot(middle, update, here.room, drop)
-                self._sum("l2_drop").add_(masked(drop, valid), 0.5 * run.coupled * self._unscaled, rows)
+                self.sums.add("l2_drop", masked(drop, valid), 0.5 * run.coupled, rows)
 
     def _remove_decay(self, run: Run, rows: slice, valid: Tensor | None) -> None:
         if self.travelled is None:
@@ -261,8 +248,8 @@ class Motion:
         if run.formula is None or run.missing:
             return
         response = self.members[run.members.start].response
-        work = self.mobility.add(run, self.update, free, self._scratch, clip, valid, response)
-        self._sum("work_action").add_(masked(work, valid), self._unscaled, run.rows)
+        work = self.mobility.add(run, self.update, free, self.scratch, clip, valid, response)
+        self.sums.add("work_action", masked(work, valid), rows=run.rows)
 
     def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
@@ -273,31 +260,28 @@ class Motion:
             kept = self.last if self.waiting else torch.zeros_like(self.last)
             self.last.copy_(torch.where(valid, self.work, kept))
             rates = [chosen(valid, now, known) for now, known in zip(rates, self.rates or rates, strict=False)]
-        self._sum("squares").add_(self.squares, self._unscaled)
         if self.travelled is not None:
-            if "free_squares" not in self.sums:  # what went before had none
-                self._sum("free_squares").value.copy_(
-                    self.sums["squares"].value - self.squares.to(self.total) * self._unscaled
-                )
-            self._sum("free_squares").add_(masked(self.free, valid), self._unscaled)
+            self.sums.begin("free_squares", "squares")  # what went before had no decay
+            self.sums.add("free_squares", masked(self.free, valid))
+        self.sums.add("squares", self.squares)
         if self.per_rate:
             for index, rows in self.groups():
                 own = self.squares if rows is None else self.squares[rows]
                 action = over(own, rates[index] if index < len(rates) else 0.0)
-                self._sum("action").add_(action, self._unscaled, rows)
+                self.sums.add("action", action, rows=rows)
         self.rates = rates
 
     def share_path(self, norm: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that all of the joint step is known."""
-        self._sum("path_length").add_(
-            self.squares / norm.to(self.squares.dtype).clamp_min(self._little), self._unscaled
-        )
+        self.sums.add("path_length", self.squares / norm.to(self.squares.dtype).clamp_min(self._little))
 
     def layer_squares(self, number: int) -> Tensor:
         """‖u‖² of the last step in each of so many layers."""
         found = torch.zeros(number, dtype=self.total, device=self.coordinates.device)
-        found.index_add_(0, self._layer, self.squares * self.coordinates.weights)
-        return found.mul_(self._unscaled)
+        if self._layer_of_rows is None:
+            self._layer_of_rows = self.coordinates.of_each(self._layer)
+        found.index_add_(0, self._layer_of_rows, self.squares * self.coordinates.weights)
+        return found.mul_(self.coordinates.unscaled)
 
     def _written(self) -> int:
         """Grows with each write to the parameters (not through .data); 0 where the values themselves tell of moves."""
@@ -311,23 +295,13 @@ class Motion:
 
     def squared(self) -> Tensor:
         """‖u‖² of the last step."""
-        return self.coordinates.total(self.squares) * self._unscaled
+        return self.coordinates.total(self.squares) * self.coordinates.unscaled
 
     def accumulated_mobility(self, i: int) -> Tensor:
         """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
         m = self.mobility.m
         rows = torch.zeros_like(self.start) if m is None else m.value(slice(None))
         return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
-
-    def sum_of(self, name: str) -> RunningSum | None:
-        """One of SUMS, of each row; None: 0. Without decoupled decay all of u is free of it."""
-        found = self.sums.get(name)
-        return self.sums.get("squares") if found is None and name == "free_squares" else found
-
-    def totals(self) -> Tensor:
-        """The sums over all rows as they are now, (SUMS,)."""
-        weights, zero = self.coordinates.weights, torch.zeros((), dtype=self.total, device=self.coordinates.device)
-        return torch.stack([zero if (s := self.sum_of(n)) is None else torch.dot(s.value, weights) for n in SUMS])
 
     def _at(self, rows: slice) -> _Stretch:
         """The vectors at some rows, as views that are made once."""
@@ -336,14 +310,9 @@ class Motion:
         if found is None:
             vectors = (self.before.rows, self.after.rows, self.start, self.update, self.gradient.rows)
             each = (self.squares, self.free, self.work, self.anti)
-            rooms = (room[: rows.stop - rows.start] for room in self._scratch)
+            rooms = (room[: rows.stop - rows.start] for room in self.scratch)
             found = self._stretches[key] = _Stretch(*(t[rows] for t in (*vectors, *each)), *rooms)
         return found
-
-    def _sum(self, name: str) -> RunningSum:
-        if name not in self.sums:
-            self.sums[name] = RunningSum(self.coordinates.count, device=self.coordinates.device)
-        return self.sums[name]
 
     def groups(self) -> list[tuple[int, slice | None]]:
         """Neighbouring rows of one group, which may have others elsewhere; None: all."""

@@ -8,10 +8,11 @@ from torch import Tensor
 from lightning_speedlimit._guard import warn
 from lightning_speedlimit.trajectory.assembly import assembled
 from lightning_speedlimit.trajectory.mail import Mail
-from lightning_speedlimit.trajectory.motion import SUMS, Motion
+from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.ranks import MOST, Ranks, Share, alike, header
 from lightning_speedlimit.trajectory.recorder import Recorder
+from lightning_speedlimit.trajectory.row_sums import SUMS
 from lightning_speedlimit.trajectory.run_totals import RunTotals
 from lightning_speedlimit.trajectory.sketch import BUCKETS, Sketch
 from lightning_speedlimit.trajectory.stepwise import Stepwise

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.joint import JointSteps
-from lightning_speedlimit.trajectory.motion import NEGATIVE, SUMS
 from lightning_speedlimit.trajectory.ranks import MOST, lengths_and_unevenness
+from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
 from lightning_speedlimit.trajectory.run_totals import Error, SectionTotals, directions
 
 

@@ -39,6 +39,11 @@ class RunningSum:
         correction.copy_((total - value) - corrected)
         value.copy_(total)
 
+    def copy_(self, other: RunningSum) -> None:
+        """S ← the other one, with its correction."""
+        for own, value in zip(self.parts(), other.parts(), strict=True):
+            own.copy_(value)
+
     def parts(self) -> list[Tensor]:
         """The tensors whose float64 difference is the sum: [value] or [value, correction]."""
         return [self.value] if self.correction is None else [self.value, self.correction]

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.clipping import Changes
 from lightning_speedlimit.trajectory.mail import Mail
-from lightning_speedlimit.trajectory.motion import NEGATIVE, SUMS, Motion
+from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import raw_gradient
 from lightning_speedlimit.trajectory.ranks import Share
+from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
 from lightning_speedlimit.trajectory.sketch import Sketch
 
 Kind = Literal["scalar", "diagonal", "effective"]
@@ -66,7 +67,7 @@ class Table:
         """Of each row, in the order of COLUMNS; None: 0."""
         found: list[Tensor | None] = []
         for name in SUMS:
-            total = self.motion.sum_of(name)
+            total = self.motion.sums.of(name)
             parts = () if total is None else total.parts()
             found.append(parts[0] - parts[1] if len(parts) > 1 else parts[0] if parts else None)
         return [*found, self.motion.last if self.motion.waiting else None]
@@ -77,8 +78,10 @@ class Table:
         At last ‖θ_K − θ_0‖², the first of these with what moved the weights outside of the steps.
         """
         motion, coordinates = self.motion, self.motion.coordinates
-        displacement, free, net = (coordinates.row(motion.total) for _ in range(3))
-        weighted, rooms = coordinates.row(), [coordinates.scratch() for _ in range(3)]
+        displacement, weighted = coordinates.row(motion.total), coordinates.row()
+        free = displacement if motion.travelled is None else coordinates.row(motion.total)
+        net = displacement if motion.origin is None else coordinates.row(motion.total)
+        rooms = *motion.scratch, coordinates.scratch()
         for rows in coordinates.all_stretches:
             moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
             torch.sub(motion.after.rows[rows], motion.start[rows], out=moved)
@@ -96,8 +99,6 @@ class Table:
                 share = torch.add(m.high[rows], m.low[rows], out=product).reciprocal_()
                 share.nan_to_num_(nan=0.0, posinf=0.0).mul_(moved)  # what has no mobility has not moved
                 coordinates.dot(share, moved, rooms[0][: rows.stop - rows.start], weighted[rows])
-        free = displacement if motion.travelled is None else free
-        net = displacement if motion.origin is None else net
         return [displacement, free, weighted, *self._last(), net]
 
     def _last(self) -> list[Tensor | None]:

@@ -1,21 +1,17 @@
 """W₂² of the distributions from few replicas: what the clouds add is taken off, and the error says what may be left."""
 
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stated_errors import CLOUDS, clouds
 
 from lightning_speedlimit.ensemble import DistributionLimit, speed_limit
 from lightning_speedlimit.ensemble.distance import extrapolated, sampled_distance, sampled_gelbrich
 from lightning_speedlimit.ensemble.estimate import Sampled
 from lightning_speedlimit.transport import wasserstein2_squared
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from stated_errors import CLOUDS, clouds
 
 
 def limit_of(begin: np.ndarray, end: np.ndarray) -> DistributionLimit:

@@ -1,8 +1,6 @@
 """Entropy production rates from trajectories alone, against systems whose rate is solved another way."""
 
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import torch
 from ensemble_cases import CHAIN_RATES, HeavyTails, Linear, QuarticRelaxation, Whirl, chain, euler, rotating
 from scipy.linalg import logm
+from stated_errors import rates
 
 from lightning_speedlimit.ensemble import currents as currents_room
 from lightning_speedlimit.ensemble import (
@@ -21,9 +20,6 @@ from lightning_speedlimit.ensemble.currents import CurrentMoments
 from lightning_speedlimit.ensemble.matrices import logarithm
 from lightning_speedlimit.ensemble.trajectories import Pairs, jackknife
 from lightning_speedlimit.ensemble.uncertainty import _mean_of_blocks
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from stated_errors import rates
 
 PLANE = rotating([1.0], [1.0], 0.5)
 TEN = rotating([0.5, 1.0, 1.5, 2.0, 1.0], [1.0, 1.0, 1.0, 0.5, 2.0], 0.5)

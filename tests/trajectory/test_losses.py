@@ -2,22 +2,18 @@
 
 import copy
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean, pstdev
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from stated_errors import DROPS, drops
 from torch import Tensor, nn
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.losses import LossWindows, _without_jumps, drop, extrapolate, paired_drop
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from stated_errors import DROPS, drops
 
 CPU = torch.device("cpu")
 

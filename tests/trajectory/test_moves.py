@@ -152,3 +152,33 @@ def test_drawn_coordinates_estimate_both() -> None:
     for name in ("displacement", "net_displacement"):
         assert found[name] == pytest.approx(wanted[name], abs=4 * found[f"{name}_se"])  # four standard errors
         assert 0 < found[f"{name}_se"] < 0.1 * found[name]
+
+
+@pytest.mark.parametrize("coordinates", [96, 400])
+def test_errors_of_both_displacements_are_those_of_the_drawn_units(coordinates: int) -> None:
+    """Hájek's variance of Σ w_i ‖Δ_i‖² over units of 8, by plain sums over what the state says was drawn."""
+    generator = torch.Generator().manual_seed(5)
+    weight = nn.Parameter(torch.randn(1000, generator=generator, dtype=torch.float64))
+    scale = torch.logspace(-1, 1, 1000, dtype=torch.float64)
+    optimizer = SGD([weight], lr=0.1)
+    meter = TrajectoryMeter(optimizer, coordinates=coordinates)
+    first, travelled = weight.detach().clone(), torch.zeros(1000, dtype=torch.float64)
+    for k in range(6):
+        weight.grad = scale * torch.randn(1000, generator=generator, dtype=torch.float64)
+        before = weight.detach().clone()
+        optimizer.step()
+        travelled += weight.detach() - before
+        if k == 3:
+            weight.data.mul_(0.5)
+    values, (motion,) = meter.compute(), meter.state_dict()["followers"][0]["motions"]
+    drawn, weights = motion["drawn"][0], motion["weights"][0]
+    for name, delta in (("displacement", travelled), ("net_displacement", weight.detach() - first)):
+        units = weights * delta.view(-1, 8)[drawn].square().sum(1)
+        rest = 1 - 1 / weights
+        missed = int((rest > 1e-12).sum())
+        apart = units - (rest * units).sum() / rest.sum()
+        error = (missed / (missed - 1) * (rest * apart.square()).sum()).sqrt()
+        expected = float(units.sum()) ** 0.5
+        assert values[name] == pytest.approx(expected, rel=1e-12)
+        # Central differences of 1e-3 of an error: off by 1e-6 of it, squared.
+        assert values[f"{name}_se"] == pytest.approx(float(error) / (2 * expected), rel=1e-5)

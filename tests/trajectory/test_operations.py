@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
+from dispatched import Counter
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_speedlimit import TrajectoryMeter
 from lightning_speedlimit.trajectory import coordinates
@@ -16,16 +15,6 @@ from lightning_speedlimit.trajectory import coordinates
 STEPS = 6
 KINDS: dict[str, tuple[type[Optimizer], int]] = {"SGD": (SGD, 60), "AdamW": (AdamW, 90)}
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-class Counter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return function(*args, **(kwargs or {}))
 
 
 def dispatched(
