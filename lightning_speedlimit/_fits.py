@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_speedlimit._lightning import CallbackBase, is_running
 
-_LIVE = ("log", "log_dict", "_trainer", "_module", "_outer")  # Lightning sets the first two: methods of the module
+_LIVE = ("log", "log_dict", "_trainer", "_outer")  # Lightning sets the first two: methods of the module
 
 
 class OneFitAtATime(CallbackBase):
@@ -19,7 +19,6 @@ class OneFitAtATime(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self._trainer: Any = None  # from the fit's setup to its end
-        self._module: Any = None  # from its first hook within the training to its end: it is being measured
         self._outer: dict[str, Any] | None = None
 
     def _clear(self) -> None:
@@ -30,7 +29,7 @@ class OneFitAtATime(CallbackBase):
         """A fit of this trainer begins."""
         if self._trainer is not None and self._trainer is not trainer and is_running(self._trainer):
             self._outer = {name: value for name, value in vars(self).items() if _is_of_fit(name)}
-        self._trainer, self._module = trainer, None
+        self._trainer = trainer
 
     def _is_anothers(self, trainer: Any) -> bool:
         """A fit of another trainer goes on: this one only shares the callback with it (to validate, say)."""
@@ -38,7 +37,7 @@ class OneFitAtATime(CallbackBase):
 
     def _leave(self) -> None:
         """The fit is over; the one that it began within goes on."""
-        self._trainer = self._module = None
+        self._trainer = None
         if self._outer is not None:
             vars(self).update(self._outer)
 
@@ -48,7 +47,7 @@ class OneFitAtATime(CallbackBase):
         return {name: value for name, value in vars(self).items() if name not in vars(bare) and name not in _LIVE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._trainer = self._module = self._outer = None
+        self._trainer = self._outer = None
         self._clear()
         vars(self).update(state)
 

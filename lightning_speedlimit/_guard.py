@@ -7,7 +7,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 _LOGGER = logging.getLogger("lightning_speedlimit")
 _LONGEST = 500  # characters of what others say
@@ -15,6 +15,12 @@ _LONGEST = 500  # characters of what others say
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 _Seen = TypeVar("_Seen")
 _Otherwise = TypeVar("_Otherwise")
+
+
+class Say(Protocol):
+    """Tells the user something, once for each key (None: the message itself)."""
+
+    def __call__(self, message: str, key: str | None = None) -> None: ...
 
 
 def never_raising(hook: _Hook) -> _Hook:

@@ -177,6 +177,16 @@ class Regressor(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
+def by_hand(module: Any, loss: Tensor) -> Tensor:
+    """The rest of a `training_step` under manual optimization: each optimizer steps, on the same gradients."""
+    module.zero_grad()
+    module.manual_backward(loss)
+    found = module.optimizers()
+    for optimizer in found if isinstance(found, list) else [found]:
+        optimizer.step()
+    return loss.detach()
+
+
 def quiet(**options: Any) -> SpeedLimit:
     """Prints and draws nothing. Two losses at each end: L_0 is the first loss, L_K = 2 L_{K−1} − L_{K−2}."""
     return SpeedLimit(**({"print_summary": False, "log_figures": False, "loss_window": 2} | options))

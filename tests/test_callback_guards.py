@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import Batch, Regressor, batches, flat, last_row, loader, quiet, sgd, trainer
+from callback_cases import Batch, Regressor, batches, by_hand, flat, last_row, loader, quiet, sgd, trainer
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter, _guard, _lightning
+from lightning_speedlimit._measurement import Measurement
 from lightning_speedlimit._unseen_steps import UnseenSteps
 
 STEPS = 4
@@ -103,13 +104,7 @@ class Manual(Untaped):
         return [SGD(self.parameters(), lr=0.05), torch.optim.Adam(self.parameters(), lr=0.01)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():
-            optimizer.step()
-        return loss.detach()
+        return by_hand(self, super().training_step(batch, batch_idx))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -208,9 +203,9 @@ HOOKS = {
     "before the step": (_lightning, "loss_scale"),
     "the end of a batch": (_lightning, "should_log"),
     "the end of a batch, the weights": (UnseenSteps, "message"),
-    "the end of an epoch": (SpeedLimit, "_measure_clouds"),
+    "the end of an epoch": (Measurement, "measure_clouds"),
     "the end of the fit": (SpeedLimit, "_draw"),
-    "teardown": (SpeedLimit, "_detach"),
+    "teardown": (TrajectoryMeter, "close"),
 }
 NOT_NEEDED = ("the start, the description", "the start, the weights", "the end of the fit")  # to measure
 
@@ -230,23 +225,28 @@ def test_a_fault_in_any_hook_ends_no_fit(
     monkeypatch.setattr(*HOOKS[where], fault)
     assert torch.equal(run(tmp_path, {}, callback), without)
     assert reached
+    assert callback._trainer is None
+    assert not [*tmp_path.rglob(".fit.lock")]  # the folder is free for others
     if where in NOT_NEEDED:
         assert last_row(callback)["step"] == 2 * STEPS
         assert last_row(callback)["path_length"] > 0.0
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning_speedlimit")
-@pytest.mark.parametrize("where", ["_detach", "_measure", "_write"])
-def test_a_fault_does_not_hide_the_users_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+@pytest.mark.parametrize("where", [(TrajectoryMeter, "close"), (SpeedLimit, "_measure")], ids=str)
+def test_a_fault_does_not_hide_the_users_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any) -> None:
     class Failing(Untaped):
         def training_step(self, batch: Batch, batch_idx: int) -> Any:
             if batch_idx == 2:
                 raise KeyError("the user's own")
             return super().training_step(batch, batch_idx)
 
-    monkeypatch.setattr(SpeedLimit, where, raising)
+    callback = quiet()
+    monkeypatch.setattr(*where, raising)
     with pytest.raises(KeyError, match="the user's own"):
-        run(tmp_path, {"module": Failing}, quiet())
+        run(tmp_path, {"module": Failing}, callback)
+    assert callback._trainer is None
+    assert not [*tmp_path.rglob(".fit.lock")]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,8 @@ def test_a_monitor_is_still_found_beside_one_that_raises(tmp_path: Path) -> None
     others = [odd(pl.Callback, monitor=property(raising))(), stop]
     fitted = trainer(tmp_path, callback, *others, max_epochs=2)
     fitted.fit(Untaped(), loader(batches(STEPS)))
-    assert callback._announce
+    assert callback._values is not None
+    assert callback._values.announces
     assert float(stop.best_score) == pytest.approx(last_row(callback)["path_length"], rel=1e-6)
 
 

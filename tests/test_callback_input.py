@@ -9,18 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from callback_cases import (
-    EXACT,
-    Batch,
-    Regressor,
-    batches,
-    last_row,
-    loader,
-    plain,
-    quiet,
-    sgd,
-    trainer,
-)
+from callback_cases import EXACT, Batch, Regressor, batches, by_hand, last_row, loader, plain, quiet, sgd, trainer
 from torch import Tensor
 
 from lightning_speedlimit import SpeedLimit
@@ -185,13 +174,7 @@ def test_of_two_optimizers_the_one_with_hooks_is_measured(tmp_path: Path) -> Non
             return [Bare(list(self.second.parameters())), hooked]
 
         def training_step(self, batch: Batch, batch_idx: int) -> Any:
-            loss = super().training_step(batch, batch_idx)
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-            self.manual_backward(loss)
-            for optimizer in self.optimizers():
-                optimizer.step()
-            return loss.detach()
+            return by_hand(self, super().training_step(batch, batch_idx))
 
     model, callback = Mixed(), quiet()
     with pytest.warns(UserWarning, match="can't measure Bare"):

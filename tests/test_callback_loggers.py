@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import Batch, Regressor, Resumable, batches, last_row, loader, quiet, trainer
+from callback_cases import Batch, Regressor, Resumable, batches, by_hand, last_row, loader, quiet, trainer
 from logger_files import Metrics, of_csv, of_mlflow, of_tensorboard, of_wandb
 from packaging.version import Version
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -45,13 +45,7 @@ class Both(Logging):
         return [self.tape.follow(torch.optim.SGD(part.parameters(), lr=0.05)) for part in (self.first, self.second)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():
-            optimizer.step()
-        return loss
+        return by_hand(self, super().training_step(batch, batch_idx))
 
 
 def displacements(model: Regressor) -> list[float]:

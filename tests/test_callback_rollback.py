@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from callback_cases import EXACT, Regressor, Step, batches, last_row, loader, quiet, repeatable, trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 
-from lightning_speedlimit import RunRecord
+from lightning_speedlimit import RunRecord, _measuring
 
 PER_EPOCH, EPOCHS = 8, 4
 STEPS = PER_EPOCH * EPOCHS
@@ -280,6 +281,35 @@ def test_where_nothing_tells_of_the_steps_before_it_measures_anew_and_says_so(tm
     assert last_row(callback)["step"] == len(steps) == STEPS - 6
     total = torch.stack([s.update for s in steps]).sum(0)
     assert last_row(callback)["displacement"] == pytest.approx(float(total.norm()), rel=EXACT)
+    ends = []
+    for weights in (steps[0].before, steps[-1].after):
+        torch.nn.utils.vector_to_parameters(weights, model.parameters())
+        ends.append(sum(float(model.loss(batch)) for batch in batches(PER_EPOCH)[6:]) / 2)
+    assert last_row(callback)["loss_drop"] == pytest.approx(ends[0] - ends[1], rel=EXACT)
+
+
+def test_what_could_not_be_measured_from_the_start_is_not_from_a_checkpoint_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said that nothing is measured."""
+    monkeypatch.setattr(_measuring, "Measurement", Mock(side_effect=MemoryError))
+    callback = quiet()
+    with pytest.warns(UserWarning, match="SpeedLimit measures nothing: MemoryError"):
+        fit_loudly(tmp_path, callback, Able(monkeypatch), Trial(6, tmp_path / "trial.ckpt"))
+    assert callback.record is None
+    fit(tmp_path, callback)
+    assert last_row(callback)["step"] == STEPS
+
+
+class Able(pl.Callback):
+    """From the fourth batch on, what failed would work again."""
+
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        self.patched = patched
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:
+            self.patched.undo()
 
 
 def fit_loudly(folder: Path, *callbacks: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import EXACT, Batch, Regressor, batches, flat, last_row, loader, plain, quiet, sgd, trainer
+from callback_cases import EXACT, Batch, Regressor, batches, by_hand, flat, last_row, loader, plain, quiet, sgd, trainer
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
@@ -284,7 +284,8 @@ def test_nothing_is_said_where_nothing_is_amiss(tmp_path: Path, kind: str) -> No
             model, loader(batches(8)), loader(batches(1))
         )
     assert ours(said) == []
-    assert callback._unseen is None or kind == "lr 0"
+    assert callback._measured is not None
+    assert callback._measured.unseen is None or kind == "lr 0"
 
 
 def test_weights_are_looked_at_once_and_at_the_ends_of_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,13 +350,7 @@ class Growing(Regressor):
         return [self.tape.follow(SGD(self.second.parameters(), lr=0.05))]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        self.zero_grad()
-        self.manual_backward(loss)
-        found = self.optimizers()
-        for optimizer in found if isinstance(found, list) else [found]:
-            optimizer.step()
-        return loss.detach()
+        return by_hand(self, super().training_step(batch, batch_idx))
 
 
 @pytest.mark.mode(
@@ -393,6 +388,18 @@ def test_an_optimizer_that_is_taken_away(tmp_path: Path) -> None:
         trainer(tmp_path, change, callback).fit(model, loader(batches(10)))
     wanted = plain([s for s in model.tape.steps if s.batch >= 4], model.tape.losses[4:])
     assert last_row(callback)["path_length"] == pytest.approx(wanted["path_length"], rel=EXACT)
+
+
+def test_an_optimizer_in_its_place_that_cannot_be_measured(tmp_path: Path) -> None:
+    """Rows of the one before are none of its."""
+    model, callback = Growing(), quiet()
+    change = Change(lambda module, known: [ScheduleFreeWrapper(known[0])], at=4)
+    with pytest.warns(UserWarning, match="can't measure ScheduleFreeWrapper"):
+        trainer(tmp_path, change, callback).fit(model, loader(batches(10)))
+    assert len(model.tape.steps) == 10
+    assert callback.record is not None
+    assert callback.record.run["since_step"] == 4
+    assert len(callback.record) == 0
 
 
 def test_an_optimizer_that_is_added_in_the_last_batch(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ import json
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytorch_lightning as pl
 import torch
@@ -103,12 +105,23 @@ class Talkative(SpeedLimit):
 
 
 class Unable(SpeedLimit):
-    """Can't measure in the second process."""
+    """Begins to measure so often in the second process, and then can't; the optimizers are replaced midway."""
 
-    def _attach(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.global_rank == 1:
-            raise MemoryError("on the second process alone")
-        super()._attach(trainer, pl_module)
+    def __init__(self, beginnings: int) -> None:
+        super().__init__(print_summary=False)
+        self.left = beginnings
+
+    def _measure_anew(self, trainer: Any, *args: Any) -> None:
+        self.left -= 1
+        unable = trainer.global_rank == 1 and self.left < 0
+        fault = mock.patch("lightning_speedlimit._measuring.Measurement", side_effect=MemoryError("on one alone"))
+        with fault if unable else nullcontext():
+            super()._measure_anew(trainer, *args)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == LOG_EVERY + 1:
+            trainer.optimizers = [pl_module.configure_optimizers()]
+        super().on_train_batch_start(trainer, pl_module, *args)
 
 
 def speed_limit(**options: Any) -> SpeedLimit:
@@ -207,11 +220,12 @@ def launched(rank: int, folder: str, port: int) -> None:
     two("clouds", speed_limit(clouds="neurons", per_layer=True))
     two("talkative", Talkative(print_summary=False))
     two("without", False)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        two("unable", Unable(print_summary=False))
-    text = [str(w.message) for w in said if "SpeedLimit" in str(w.message)]
-    (root / "unable" / f"said-{rank}.json").write_text(json.dumps(text))
+    for beginnings in range(2):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            two(f"unable {beginnings}", Unable(beginnings))
+        text = [str(w.message) for w in said if "SpeedLimit" in str(w.message)]
+        (root / f"unable {beginnings}" / f"said-{rank}.json").write_text(json.dumps(text))
     two("stopped", model=Module(stops_at=(8, 6)), min_epochs=2, max_epochs=4)
     two("resumed", ckpt_path=root / "plain" / "epoch=0.ckpt")
     try_sharded(root / "fully sharded", "data_parallel_size")

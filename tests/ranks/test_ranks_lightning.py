@@ -112,13 +112,19 @@ def test_the_count_can_fail(root: Path) -> None:
     assert seen["sent"] - without["sent"] == 2 * len(ROWS)
 
 
-def test_where_one_process_cannot_measure_none_does_and_none_waits(root: Path) -> None:
-    said = [json.loads((root / "unable" / f"said-{rank}.json").read_text()) for rank in range(2)]
-    assert said == [["SpeedLimit measures nothing: another process can't"], []]  # the first process speaks for both
+@pytest.mark.parametrize("when", [0, 1], ids=["at the start", "when optimizers are replaced"])
+def test_where_one_process_cannot_measure_none_does_and_none_waits(root: Path, when: int) -> None:
+    folder = root / f"unable {when}"
+    said = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
+    assert said[1] == []  # the first process speaks for both
+    assert said[0][-1] == "SpeedLimit measures nothing: another process can't"
+    assert len(said[0]) == 1 + when
+    assert witness(folder, 0)["rows"] == []
+    assert witness(folder, 1)["rows"] == [LOG_EVERY] * when
     for rank in range(2):
-        assert witness(root / "unable", rank)["rows"] == []
-        assert math.isnan(witness(root / "unable", rank)["metrics"]["speed_limit/path_length"])
-        assert math.isfinite(witness(root / "unable", rank)["metrics"]["train_loss"])
+        metrics = witness(folder, rank)["metrics"]
+        assert math.isfinite(metrics["speed_limit/path_length"]) == bool(when)
+        assert math.isfinite(metrics["train_loss"])
 
 
 @pytest.mark.mode("DDP, processes that ask to stop at different steps", "measured", "those steps have no row")
