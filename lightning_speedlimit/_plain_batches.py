@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -57,12 +58,12 @@ def encoded(batch: Any, device: torch.device) -> Any:
 
 
 def _encoded_array(batch: Any) -> dict[str, Any]:
-    array = np.asarray(batch)
-    if type(batch) not in (np.ndarray, array.dtype.type) or array.dtype.hasobject or array.dtype.names is not None:
+    array, file = np.asarray(batch), io.BytesIO()
+    if type(batch) not in (np.ndarray, array.dtype.type) or array.dtype.hasobject:
         raise NotPlain(f"{type(batch).__module__}.{type(batch).__qualname__} of {array.dtype}")
-    content = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8) if array.nbytes else torch.empty(0)
-    scalar = not isinstance(batch, np.ndarray)
-    return {"array": content, "dtype": array.dtype.str, "shape": list(array.shape), "scalar": scalar}
+    np.save(file, array, allow_pickle=False)
+    content = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+    return {"array": content, "scalar": not isinstance(batch, np.ndarray)}
 
 
 def decoded(state: dict[str, Any], device: torch.device) -> Any:
@@ -74,8 +75,7 @@ def decoded(state: dict[str, Any], device: torch.device) -> Any:
     if "tuple" in state:
         return tuple(decoded(value, device) for value in state["tuple"])
     if "array" in state:
-        content = np.frombuffer(state["array"].numpy().tobytes(), dtype=np.dtype(state["dtype"]))
-        array = content.reshape(state["shape"]).copy()
+        array = np.load(io.BytesIO(state["array"].numpy().tobytes()), allow_pickle=False)
         return array[()] if state["scalar"] else array
     if "tensor" in state:
         return state["tensor"].to(device if state["moves"] else "cpu")

@@ -139,6 +139,7 @@ def test_what_is_not_is_named(state: Any) -> None:
         np.float32(0.1),
         np.bool_(True),
         np.longdouble(1) / 3,
+        np.ones(2, dtype=[("a", "f4"), ("b", "U2")]),
     ],
     ids=str,
 )
@@ -156,8 +157,8 @@ def test_arrays_come_back_as_they_were(array: Any) -> None:
 
 @pytest.mark.parametrize(
     "array",
-    [np.array([object()]), np.zeros(2, dtype=[("a", "f4")]), np.ma.array([1.0, 2.0], mask=[0, 1])],
-    ids=["objects", "records", "masked"],
+    [np.array([object()]), np.zeros(2, dtype=[("a", object)]), np.ma.array([1.0, 2.0], mask=[0, 1])],
+    ids=["objects", "records of objects", "masked"],
 )
 def test_arrays_of_other_kinds_are_not_taken(array: Any) -> None:
     with pytest.raises(NotPlain, match=r"numpy"):
