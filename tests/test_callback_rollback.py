@@ -1,5 +1,6 @@
 """A state that is loaded in the middle of a fit takes the measurement back with the weights."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,12 @@ class Rated(Regressor):
     """Its loader, learning rate and batch size are its own, as the tuners want them."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(lambda parameters: torch.optim.AdamW(parameters, lr=self.lr), **options)
+        super().__init__(**options)
         self.lr, self.batch_size = 0.02, 4
         self.tried: list[int] = []
+
+    def configure_optimizers(self) -> Any:
+        return self.tape.follow(torch.optim.AdamW(self.parameters(), lr=self.lr))
 
     @contextmanager
     def trial(self) -> Iterator[None]:
@@ -160,6 +164,7 @@ def test_whatever_is_measured_is_taken_back(tmp_path: Path, settings: dict[str, 
     fit(tmp_path / "plain", plain_run, model=Rated(width=width))
     fit(tmp_path, callback, LearningRates(1), model=Rated(width=width))
     same(callback.record, plain_run.record)
+    assert math.isfinite(last_row(callback)["loss_drop"])  # no probe was given up
 
 
 def test_trial_steps_with_accumulated_gradients(tmp_path: Path) -> None:

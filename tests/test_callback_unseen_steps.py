@@ -4,10 +4,12 @@ The optimizers have the structure of those of other packages, which are not inst
 """
 
 import copy
+import math
 import warnings
 from pathlib import Path
 from types import MethodType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -16,6 +18,7 @@ from callback_cases import EXACT, Batch, Regressor, batches, by_hand, flat, last
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from lightning_speedlimit import _measuring
 from lightning_speedlimit._unseen_steps import UnseenSteps
 
 STEPS = 6
@@ -400,6 +403,23 @@ def test_an_optimizer_in_its_place_that_cannot_be_measured(tmp_path: Path) -> No
     assert callback.record is not None
     assert callback.record.run["since_step"] == 4
     assert len(callback.record) == 0
+
+
+def test_a_fault_when_optimizers_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried once."""
+    fault = Mock(side_effect=MemoryError)
+
+    def replace(module: Any, known: Any) -> Any:
+        monkeypatch.setattr(_measuring, "Measurement", fault)
+        return module.grown()
+
+    callback = quiet()
+    with pytest.warns(UserWarning, match="the measurement stopped at step 4: MemoryError"):
+        trainer(tmp_path, Change(replace, at=4), callback).fit(Growing(), loader(batches(10)))
+    assert fault.call_count == 1
+    assert math.isnan(last_row(callback)["path_length"])
+    assert callback.record is not None
+    assert "MemoryError" in callback.record.reasons["path_length"]
 
 
 def test_an_optimizer_that_is_added_in_the_last_batch(tmp_path: Path) -> None:
