@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import random
 import sys
 import types
@@ -14,20 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from lightning_speedlimit import _lightning
-from lightning_speedlimit._reach import GENERATORS, Unreachable, reach
+from lightning_speedlimit._reach import GENERATORS, NotIsolated, reach
 from lightning_speedlimit._snapshot import Snapshot
 
-__all__ = ["Isolation", "NotIsolated", "Unreachable", "kept"]
+__all__ = ["Isolation", "NotIsolated", "deep_copy"]
 
 MOST_BYTES = 2**30  # of what a module holds besides its parameters and buffers
-
-
-class NotIsolated(RuntimeError):
-    """A copy of the module would not be one, or changed what it was copied from."""
 
 
 class Isolation:
@@ -50,7 +44,7 @@ class Isolation:
         weights = [*module.parameters(), *module.buffers()]
         known = {id(t) for t in weights}
         size = sum(x.nbytes for x in own if isinstance(x, (Tensor, np.ndarray)) and id(x) not in known)
-        if size > MOST_BYTES + sum(t.nbytes for t in weights if not is_lazy(t)):
+        if size > MOST_BYTES + sum(t.nbytes for t in weights):
             raise NotIsolated(f"the module holds {size / 2**30:.1f} GiB besides its parameters: keep data out of it")
         self._generators = [x for x in own if isinstance(x, GENERATORS)]
         self._checked = False
@@ -58,10 +52,12 @@ class Isolation:
     @contextmanager
     def open(self) -> Iterator[None]:
         changed: list[str] = []
-        with _generators_kept(), _eager():
+        generators = Snapshot(_global_generators())
+        with _eager():
             try:
                 yield
             finally:
+                generators.restore()
                 changed = self._before.changed()
                 if changed:
                     self._before.restore()
@@ -81,21 +77,21 @@ class Isolation:
             NotIsolated: it shares something with the module that may change; a parameter given is not the module's.
         """
         memo: dict[int, Any] = {}
-        stand_in = _lightning.TrainerStandIn(self._trainer, lambda value: _deep_copy(value, memo))
+        stand_in = _lightning.TrainerStandIn(self._trainer, lambda value: deep_copy(value, memo))
         memo[id(self._trainer)] = stand_in
-        twin = _deep_copy(self._module, memo)
-        _own_methods(twin, memo)
+        twin = deep_copy(self._module, memo)
+        _copy_bound_callables(twin, memo)
         stand_in.take(twin, memo)
+        if not self._checked:  # the others are made alike
+            self._check_apart(twin)
+            self._checked = True
         try:
             with torch.no_grad():
                 for parameter, value in weights:
                     if id(parameter) not in memo:
                         raise NotIsolated("a parameter that is trained is not held by the module")
                     memo[id(parameter)].copy_(value)
-            if not self._checked:  # the others are made alike
-                self._check_apart(twin)
-                self._checked = True
-            _seed(seed, [memo[id(g)] for g in self._generators if id(g) in memo])
+            _seed(seed, [*_global_generators(), *(memo[id(g)] for g in self._generators if id(g) in memo)])
             yield twin
         finally:
             _free(twin)
@@ -113,27 +109,21 @@ class Isolation:
             )
 
 
-def _own_methods(twin: torch.nn.Module, memo: dict[int, Any]) -> None:
-    """`copy.deepcopy` hands on a bound partial as it is; LightningCLI binds one that holds the optimizer."""
+def _copy_bound_callables(twin: torch.nn.Module, memo: dict[int, Any]) -> None:
+    """Of a bound method `copy.deepcopy` copies the object alone: LightningCLI binds a partial with the optimizer."""
     for module in twin.modules():
-        for name, method in list(vars(module).items()):
-            shared = method.__func__ if isinstance(method, types.MethodType) else None
-            if isinstance(shared, functools.partial):
-                arguments, keywords = _deep_copy((shared.args, shared.keywords), memo)
-                own = functools.partial(shared.func, *arguments, **keywords)
-                vars(module)[name] = types.MethodType(own, method.__self__)
+        for name, method in vars(module).items():
+            if isinstance(method, types.MethodType):
+                vars(module)[name] = types.MethodType(deep_copy(method.__func__, memo), method.__self__)
 
 
 def _free(twin: torch.nn.Module) -> None:
     """Gives the memory back at once, where the copy refers to itself too."""
-    for module in twin.modules():
-        for name, method in list(vars(module).items()):
-            if isinstance(method, types.MethodType):
-                del vars(module)[name]
-    for tensor in (*twin.parameters(), *twin.buffers()):
-        if not is_lazy(tensor):
-            tensor.data = tensor.data.new_empty(0)
-    twin.__dict__.pop("_trainer", None)
+    tensors = [*twin.parameters(), *twin.buffers()]
+    for module in list(twin.modules()):
+        vars(module).clear()
+    for tensor in tensors:
+        tensor.data = tensor.data.new_empty(0)
 
 
 class _Detached(TorchFunctionMode):
@@ -148,23 +138,15 @@ class _Detached(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _deep_copy(value: Any, memo: dict[int, Any] | None = None) -> Any:
+def deep_copy(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """A copy, also of what is part of a graph, of which nothing is shared but code."""
     with torch.no_grad(), _Detached():
         return copy.deepcopy(value, memo)
 
 
-def kept(batch: Any) -> Any:
-    """A copy of a batch, of which nothing is shared."""
-    return _deep_copy(batch)
-
-
-def _seed(seed: int, own: Iterable[Any]) -> None:
+def _seed(seed: int, generators: Iterable[Any]) -> None:
     """Dropout draws the same masks at θ_0 and later: the difference is then the weights' alone."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    for generator in _device_generators():
-        generator.manual_seed(seed)
-    for generator in own:
+    for generator in generators:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
         elif isinstance(generator, np.random.BitGenerator):
@@ -173,23 +155,10 @@ def _seed(seed: int, own: Iterable[Any]) -> None:
             generator.seed(seed)
 
 
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """The global generators of torch (all devices), numpy and Python, as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [(generator, generator.get_state()) for generator in _device_generators()]
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        for generator, state in devices:
-            generator.set_state(state)
-
-
-def _device_generators() -> list[torch.Generator]:
-    """torch's own, of the devices that are in use: one that is not is not initialised for it."""
-    found = [torch.default_generator, *torch.cuda.default_generators, *torch.xpu.default_generators]
+def _global_generators() -> list[Any]:
+    """Python's, numpy's and torch's, of the devices that are in use: one that is not is not initialised for it."""
+    found = [random.seed.__self__, np.random.mtrand._rand, torch.default_generator]  # type: ignore[attr-defined]
+    found += [*torch.cuda.default_generators, *torch.xpu.default_generators]
     return [*found, torch.mps._get_default_mps_generator()] if torch.backends.mps.is_available() else found
 
 

@@ -188,11 +188,6 @@ def plain_optimizer(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def muted_logger(trainer: Any) -> Any:
-    """A logger of the trainer's own namespace that takes everything and keeps nothing."""
-    return importlib.import_module(f"{_package(trainer).__name__}.loggers.logger").DummyLogger()
-
-
 class TrainerStandIn:
     """In the place of the Trainer, for a copy of the module: what it gives is a copy, what is set on it stays on it.
 
@@ -200,7 +195,7 @@ class TrainerStandIn:
     """
 
     def __init__(self, trainer: Any, copied: Callable[[Any], Any]) -> None:
-        muted = muted_logger(trainer)
+        muted = importlib.import_module(f"{_package(trainer).__name__}.loggers.logger").DummyLogger()
         vars(self).update(_trainer=trainer, _copied=copied, logger=muted, loggers=[muted])
 
     @property  # type: ignore[misc]

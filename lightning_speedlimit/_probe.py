@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from lightning_speedlimit import _isolation, _plain_batches
+from lightning_speedlimit import _guard, _isolation, _plain_batches
 
 
 class Probe:
@@ -40,7 +40,7 @@ class Probe:
         if self.why is not None:
             return
         try:
-            self.batches.append(_isolation.kept(batch))
+            self.batches.append(_isolation.deep_copy(batch))
         except Exception as error:  # whatever copying an object of a class of the user's own may raise
             self.give_up(f"a batch can't be copied ({_told(error)})")
 
@@ -56,7 +56,7 @@ class Probe:
         Returns:
             Whether θ_0 is needed no more.
         """
-        if self.why is None and self.complete and not any(is_lazy(p) for p in module.parameters()):
+        if self.why is None and self.complete and not any(map(is_lazy, (*module.parameters(), *module.buffers()))):
             self.first = self._losses(trainer, module, start)
         return self.first is not None or self.why is not None
 
@@ -75,7 +75,7 @@ class Probe:
             with isolation.open():
                 for index, batch in enumerate(self.batches):
                     with isolation.copy(weights, index) as twin:  # a seed of its own for each
-                        found.append(_loss(trainer, twin, _isolation.kept(batch), index))
+                        found.append(_loss(trainer, twin, _isolation.deep_copy(batch), index))
             return torch.stack(found)
         except Exception as error:  # whatever a training_step may raise on a copy and without gradients
             self.give_up(_told(error))
@@ -105,8 +105,7 @@ class Probe:
 
 
 def _told(error: Exception) -> str:
-    own = isinstance(error, (_isolation.NotIsolated, _isolation.Unreachable))
-    return str(error) if own else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, _isolation.NotIsolated) else _guard.told(error)
 
 
 def _loss(trainer: Any, module: Any, batch: Any, index: int) -> Tensor:
@@ -131,7 +130,6 @@ class StartWeights:
         found = {f"optimizers.{i}": p for i, p in enumerate(held)} | dict(module.named_parameters())
         self._names = {id(p): name for name, p in found.items()}
         self._found = {name: p for name, p in found.items() if self._names[id(p)] == name}
-        self._waiting = dict(self._found)
         self._values: dict[str, Tensor] = {}
 
     def take(self) -> None:
@@ -139,9 +137,9 @@ class StartWeights:
 
         (Lazy layers are there after their first forward pass.)
         """
-        for name, parameter in list(self._waiting.items()):
-            if not isinstance(parameter, UninitializedParameter):
-                self._values[name] = self._waiting.pop(name).detach().clone()
+        for name, parameter in self._found.items():
+            if name not in self._values and not isinstance(parameter, UninitializedParameter):
+                self._values[name] = parameter.detach().clone()
 
     def of(self, parameter: Tensor) -> Tensor | None:
         """θ_0 of one of them; None where it is not known."""
@@ -156,9 +154,7 @@ class StartWeights:
 
     def restored(self, state: dict[str, Tensor] | None) -> StartWeights | None:
         """With what was saved; None where nothing was, or of others: what the module holds now is not θ_0."""
-        if state is None or not state.keys() <= set(self._names.values()):
+        if state is None or not state.keys() <= self._found.keys():
             return None
-        homes = {name: p.device for name, p in self._waiting.items()} | {n: v.device for n, v in self._values.items()}
-        self._values |= {name: value.to(homes[name]) for name, value in state.items()}
-        self._waiting = {name: p for name, p in self._waiting.items() if name not in state}
+        self._values |= {name: value.to(self._found[name].device) for name, value in state.items()}
         return self

@@ -34,8 +34,8 @@ _WRAPPERS = (tuple, frozenset, types.MethodType, types.CellType, partial, proper
 _NAMES = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME")
 
 
-class Unreachable(RuntimeError):
-    """Something that can be neither copied nor put back."""
+class NotIsolated(RuntimeError):
+    """A copy of a module would not be one, or changed what it was copied from."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def reach(roots: Iterable[Any], leave: Collection[int] = ()) -> Reach:
         leave: ids of objects that are not entered.
 
     Raises:
-        Unreachable: too many objects; an iterator (a file, too) in the code's globals, which can't be wound back.
+        NotIsolated: too many objects; an iterator (a file, too) in the code's globals, which can't be wound back.
     """
     seen = set(leave)
     own = _followed(roots, seen, _parts, lambda item: True)
@@ -81,7 +81,7 @@ def _followed(
         seen.add(id(item))
         found.append(item)  # and so it lives, and no other object gets its id
         if len(seen) > MOST_OBJECTS:
-            raise Unreachable(f"it refers to more than {MOST_OBJECTS:,} objects: keep data sets out of the module")
+            raise NotIsolated(f"it refers to more than {MOST_OBJECTS:,} objects: keep data sets out of the module")
         waiting += parts(item)
     return found
 
@@ -89,7 +89,7 @@ def _followed(
 def _is_followed(item: Any) -> bool:
     """Whether an object that code refers to is the user's data or code."""
     if isinstance(item, Iterator):
-        raise Unreachable(f"its code uses a {type(item).__name__} outside of it, which can't be wound back")
+        raise NotIsolated(f"its code uses a {type(item).__name__} outside of it, which can't be wound back")
     return isinstance(item, (*_MUTABLE, *_SHARED, *_WRAPPERS)) or is_users(type(item))
 
 
@@ -103,10 +103,9 @@ def _parts(item: Any) -> list[Any]:
         return item.ravel().tolist() if item.dtype.hasobject else []
     if isinstance(item, np.random.Generator):
         return [item.bit_generator]
-    names = (
-        None if isinstance(item, types.MethodType) else getattr(item, "__dict__", None)
-    )  # a method has its function's
-    return [*gc.get_referents(item), *([names] if isinstance(names, dict) else [])]
+    names = getattr(item, "__dict__", None)
+    own = isinstance(names, dict) and not isinstance(item, types.MethodType)  # a method has its function's
+    return [*gc.get_referents(item), *([names] if own else [])]
 
 
 def _parts_and_code(item: Any) -> list[Any]:
@@ -134,7 +133,7 @@ def named_by(function: types.FunctionType) -> list[tuple[list[str], dict[str, An
     names, attributes = _globals_of(function.__code__)
     space = function.__globals__
     modules = [m for m in map(space.get, names) if isinstance(m, types.ModuleType) and _users_module(m.__name__)]
-    return [(sorted(names), space), *((sorted(attributes & vars(m).keys()), vars(m)) for m in modules)]
+    return [(sorted(names), space), *((sorted(attributes), vars(m)) for m in modules)]
 
 
 @functools.lru_cache(maxsize=4096)

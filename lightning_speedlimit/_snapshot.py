@@ -7,8 +7,7 @@ import pickle
 import random
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_speedlimit._reach import GENERATORS, is_users, named_by, reach
+from lightning_speedlimit._reach import GENERATORS, NotIsolated, is_users, named_by, reach
 
 _ABSENT = object()
 
@@ -45,7 +44,7 @@ class Snapshot:
     def restore(self) -> None:
         for kept in self._kept:
             if not kept.same():
-                kept.restore()
+                kept.put(kept.before)
         with torch.no_grad():
             for tensor, value in self._tensors:
                 if not _alike(tensor, value):
@@ -54,27 +53,29 @@ class Snapshot:
                     tensor.detach().copy_(value)
 
 
-@dataclass(frozen=True)
 class _Kept:
-    name: str
-    same: Callable[[], bool]
-    restore: Callable[[], Any]
+    """What an object held: the same objects, and the same bytes."""
+
+    def __init__(self, name: str, now: Callable[[], list[Any]], put: Callable[[list[Any]], Any]) -> None:
+        self.name, self.now, self.put, self.before = name, now, put, now()
+
+    def same(self) -> bool:
+        now = self.now()
+        pairs = zip(now, self.before, strict=False)
+        return len(now) == len(self.before) and all(a is b or (type(a) is bytes and a == b) for a, b in pairs)
 
 
 def _kept(item: Any) -> list[_Kept]:
     """What can change about an object itself; what it refers to is kept for itself."""
+    name = type(item).__name__
     if isinstance(item, dict):
         return [_of_dict(item)]
     if isinstance(item, (list, deque)):
-        entries = list(item)
-        return [_Kept(type(item).__name__, lambda: _all_are(item, entries), lambda: _refill(item, entries))]
+        return [_Kept(name, lambda: list(item), lambda before: _refill(item, item.extend, before))]
     if isinstance(item, set):
-        members = set(item)
-        ids = {id(x) for x in members}
-        return [_Kept("set", lambda: {id(x) for x in item} == ids, lambda: _refill(item, members))]
+        return [_Kept(name, lambda: sorted(item, key=id), lambda before: _refill(item, item.update, before))]
     if isinstance(item, bytearray):
-        content = bytes(item)
-        return [_Kept("bytearray", lambda: item == content, lambda: item.__setitem__(slice(None), content))]
+        return [_Kept(name, lambda: [bytes(item)], lambda before: item.__setitem__(slice(None), before[0]))]
     if isinstance(item, np.ndarray):
         return [_of_array(item)]
     if isinstance(item, types.CellType):
@@ -89,122 +90,103 @@ def _kept(item: Any) -> list[_Kept]:
     return [_of_attributes(item, slots)] if slots else []
 
 
-def _all_are(now: Iterable[Any], before: Collection[Any]) -> bool:
-    now = list(now)
-    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
-
-
-def _refill(collection: Any, entries: Any) -> None:
-    """The entries that a collection held, in itself: others may hold it too."""
+def _refill(collection: Any, add: Callable[[list[Any]], None], entries: list[Any]) -> None:
     collection.clear()
-    if isinstance(collection, (list, deque)):
-        collection.extend(entries)
-    else:
-        collection.update(entries)
+    add(entries)
 
 
 def _of_dict(space: dict[Any, Any]) -> _Kept:
-    keys, values = list(space), list(space.values())
-
-    def restore() -> None:
+    def put(before: list[Any]) -> None:
         kind = OrderedDict if isinstance(space, OrderedDict) else dict  # not what a class of one's own makes of it
         kind.clear(space)
-        for key, value in zip(keys, values, strict=True):
+        for key, value in _pairs(before):
             kind.__setitem__(space, key, value)
 
-    return _Kept("dict", lambda: _all_are(space, keys) and _all_are(space.values(), values), restore)
+    return _Kept("dict", lambda: [*space, *space.values()], put)
+
+
+def _pairs(entries: list[Any]) -> Iterator[tuple[Any, Any]]:
+    half = len(entries) // 2
+    return zip(entries[:half], entries[half:], strict=True)
 
 
 def _of_name(space: dict[str, Any], name: str) -> _Kept:
-    before = space.get(name, _ABSENT)
-
-    def restore() -> None:
-        if before is _ABSENT:
-            space.pop(name, None)
+    def put(before: list[Any]) -> None:
+        if before[0] is _ABSENT:
+            del space[name]
         else:
-            space[name] = before
+            space[name] = before[0]
 
-    return _Kept(f"global {name}", lambda: space.get(name, _ABSENT) is before, restore)
+    return _Kept(f"global {name}", lambda: [space.get(name, _ABSENT)], put)
 
 
 def _of_class(cls: type) -> _Kept:
-    before = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
+    def now() -> list[Any]:
+        names = [name for name in vars(cls) if not name.startswith("__")]
+        return [*names, *(vars(cls)[name] for name in names)]
 
-    def restore() -> None:
-        for name in [n for n in vars(cls) if not n.startswith("__") and n not in before]:
+    def put(before: list[Any]) -> None:
+        wanted, found = dict(_pairs(before)), dict(_pairs(now()))
+        for name in found.keys() - wanted.keys():
             delattr(cls, name)
-        for name, value in before.items():
-            if vars(cls).get(name, _ABSENT) is not value:
+        for name, value in wanted.items():
+            if found.get(name, _ABSENT) is not value:
                 setattr(cls, name, value)
 
-    def same() -> bool:
-        now = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
-        return now.keys() == before.keys() and all(now[name] is value for name, value in before.items())
-
-    return _Kept(f"class {cls.__name__}", same, restore)
+    return _Kept(f"class {cls.__name__}", now, put)
 
 
 def _of_attributes(item: Any, names: list[str]) -> _Kept:
-    def now() -> dict[str, Any]:
-        found = {}
-        for name in names:
-            try:
-                found[name] = getattr(item, name)
-            except (AttributeError, ValueError):  # a slot, a cell, that holds nothing
-                found[name] = _ABSENT
-        return found
+    def get(name: str) -> Any:
+        try:
+            return getattr(item, name)
+        except (AttributeError, ValueError):  # a slot, a cell, that holds nothing
+            return _ABSENT
 
-    def restore() -> None:
-        for name, value in before.items():
+    def put(before: list[Any]) -> None:
+        for name, value in zip(names, before, strict=True):
             if value is not _ABSENT:
                 object.__setattr__(item, name, value)
-            elif now()[name] is not _ABSENT:
+            elif get(name) is not _ABSENT:
                 object.__delattr__(item, name)
 
-    before = now()
-    return _Kept(type(item).__name__, lambda: all(v is before[n] for n, v in now().items()), restore)
+    return _Kept(type(item).__name__, lambda: [get(name) for name in names], put)
 
 
-def _of_array(array: np.ndarray) -> _Kept:
-    if array.dtype.hasobject:
-        objects = array.ravel().tolist()
-        return _Kept("ndarray", lambda: _all_are(array.ravel().tolist(), objects), lambda: _fill(array, objects))
-    before = array.copy()
-    content = before.tobytes()
-    return _Kept("ndarray", lambda: array.tobytes() == content, lambda: np.copyto(array, before))
+def _of_array(array: Any) -> _Kept:
+    def put(before: list[Any]) -> None:
+        if array.dtype.hasobject:
+            array.flat = before
+        else:
+            np.copyto(array, np.frombuffer(before[0], array.dtype).reshape(array.shape))
 
-
-def _fill(array: np.ndarray, objects: list[Any]) -> None:
-    for index, value in zip(np.ndindex(array.shape), objects, strict=True):
-        array[index] = value
+    return _Kept("ndarray", lambda: array.ravel().tolist() if array.dtype.hasobject else [array.tobytes()], put)
 
 
 def _of_generator(item: Any) -> list[_Kept]:
-    name = f"{type(item).__module__}.{type(item).__name__}"
-    if isinstance(item, torch.Generator):
-        state = item.get_state()
-        return [_Kept(name, lambda: torch.equal(item.get_state(), state), lambda: item.set_state(state))]
-    if isinstance(item, random.Random):
-        drawn = item.getstate()
-        return [_Kept(name, lambda: item.getstate() == drawn, lambda: item.setstate(drawn))]
     if isinstance(item, np.random.Generator):
         return []  # its bit generator is kept
-    if isinstance(item, np.random.RandomState):
-        place = item.get_state(legacy=False)
-        return [
-            _Kept(name, lambda: _bytes(item.get_state(legacy=False)) == _bytes(place), lambda: item.set_state(place))
-        ]
-    bits = item.state
-    return [_Kept(name, lambda: _bytes(item.state) == _bytes(bits), lambda: setattr(item, "state", bits))]
+    get, put = _state_of(item)
+    name = f"{type(item).__module__}.{type(item).__name__}"
+    return [_Kept(name, lambda: [pickle.dumps(get())], lambda before: put(pickle.loads(before[0])))]
 
 
-def _bytes(state: Any) -> bytes:
-    return pickle.dumps(state)
+def _state_of(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """How its state is read and set."""
+    if isinstance(generator, torch.Generator):
+        return lambda: generator.get_state().numpy(), lambda state: generator.set_state(torch.from_numpy(state))
+    if isinstance(generator, random.Random):
+        return generator.getstate, generator.setstate
+    if isinstance(generator, np.random.RandomState):
+        return lambda: generator.get_state(legacy=False), generator.set_state
+    return lambda: generator.state, lambda state: setattr(generator, "state", state)
 
 
 def _tensor(tensor: Tensor) -> list[tuple[Tensor, Tensor]]:
     if is_lazy(tensor) or tensor.is_meta:
         return []
+    if tensor.layout != torch.strided:
+        raise NotIsolated(f"a tensor of {tensor.layout} can't be compared with what it was")
     return [(tensor, tensor.detach().clone())]
 
 
@@ -223,8 +205,6 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 def _other_bits(a: Tensor, b: Tensor) -> Tensor:
     """0-d: whether two tensors of one shape differ in a bit (NaN is itself, 0 is not −0)."""
-    if a.layout != torch.strided:
-        a, b = a.to_dense(), b.to_dense()
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     if a.is_floating_point():

@@ -11,14 +11,16 @@ import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial, update_wrapper
 from pathlib import Path
+from types import MethodType
 from typing import Any, ClassVar, NamedTuple
 
+import callback_cases
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torchmetrics
-from callback_cases import batches
 from torch import Tensor, nn
 
 SEEN: list[int] = []
@@ -339,6 +341,26 @@ class Hooked(Case):
         return self.features["last"].square().mean()
 
 
+class Bound(Case):
+    """LightningCLI binds a partial to the module, which holds the optimizer."""
+
+    def prepare(self) -> None:
+        optimizer = super().configure_optimizers()
+        bound: Any = partial(Bound.handed, optimizer=optimizer)
+        self.configure_optimizers = MethodType(update_wrapper(bound, Bound.handed), self)  # type: ignore[method-assign]
+
+    def handed(self, optimizer: Any) -> Any:
+        return optimizer
+
+    def touch(self, batch: Any, batch_idx: int) -> Any:
+        (group,) = self.configure_optimizers().param_groups
+        group["momentum"] *= 0.97
+        return sum(p.square().sum() for p in group["params"]) * group["momentum"]
+
+    def trace(self) -> Any:
+        return self.trainer.optimizers[0].param_groups[0]["momentum"]
+
+
 def counted(graph: Any, given: Any) -> Any:
     GRAPHS.append(1)
     return graph.forward
@@ -477,6 +499,21 @@ def _count() -> None:
     CALLS += 1
 
 
+class ModuleCount(Case):
+    """In a module that is imported, under a name that is new there."""
+
+    def prepare(self) -> None:
+        vars(callback_cases).pop("CALLS", None)
+
+    def touch(self, batch: Any, batch_idx: int) -> Any:
+        if self.losses:  # the probe comes first
+            callback_cases.CALLS = getattr(callback_cases, "CALLS", 0) + 1  # type: ignore[attr-defined]
+        return 0.01 * getattr(callback_cases, "CALLS", 0)
+
+    def trace(self) -> Any:
+        return callback_cases.CALLS  # type: ignore[attr-defined]
+
+
 class GlobalIterator(Case):
     def prepare(self) -> None:
         global LINES
@@ -555,6 +592,25 @@ class Singleton(Case):
         return self.single.steps
 
 
+class Alone(nn.Linear):
+    """Is not copied, and its weights are seen from elsewhere."""
+
+    def __deepcopy__(self, memo: Any) -> "Alone":
+        return self
+
+
+class Shared(Case):
+    def prepare(self) -> None:
+        self.frozen = Alone(4, 1).requires_grad_(False)
+        self.flat = self.frozen.weight.view(-1)
+
+    def touch(self, batch: Any, batch_idx: int) -> Any:
+        return (self.net(batch[0]) - self.frozen(batch[0])).square().mean()
+
+    def trace(self) -> Any:
+        return self.flat.data_ptr() == self.frozen.weight.data_ptr()
+
+
 class Locked(Case):
     def prepare(self) -> None:
         self.lock, self.calls = threading.Lock(), 0
@@ -614,11 +670,11 @@ class Address(Case):
 
 ISOLATED: list[type[Case]] = [
     Teacher, HiddenTeacher, Queue, Clamped, Nested, Arrays, Generators, Globals, Iterators, Counts, InPlace, Stops,
-    Rates, Asks, Child, Outputs, Loops, Lazy, Hooked, Compiled,
+    Rates, Asks, Child, Outputs, Loops, Lazy, Hooked, Bound, Compiled,
 ]  # fmt: skip
 GIVEN_UP: list[type[Case]] = [
-    Closure, Through, Weakly, BoundBuiltin, GlobalList, GlobalGenerator, GlobalCount, GlobalIterator, GlobalModule,
-    ClassCount, Default, Singleton, Locked, Yields, Address, Closes, Takes,
+    Closure, Through, Weakly, BoundBuiltin, GlobalList, GlobalGenerator, GlobalCount, ModuleCount, GlobalIterator,
+    GlobalModule, ClassCount, Default, Singleton, Shared, Locked, Yields, Address, Closes, Takes,
 ]  # fmt: skip
 
 
@@ -690,7 +746,7 @@ class Reads(Case):
 
 
 def data(kind: str = "tuple") -> list[Any]:
-    return [KINDS[kind](x, y) for x, y in batches(5, dtype=torch.float32)]
+    return [KINDS[kind](x, y) for x, y in callback_cases.batches(5, dtype=torch.float32)]
 
 
 class Stream:

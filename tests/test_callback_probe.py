@@ -3,6 +3,8 @@
 import gc
 import math
 import random
+import re
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from callback_cases import EXACT, Batch, Regressor, batches, last_row, loader, quiet, sgd, trainer
+from probe_cases import Case, Stream, data
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -79,22 +82,6 @@ def test_dropout_draws_the_same_masks_at_both_ends(tmp_path: Path) -> None:
     callback = quiet(probe_batches=3)
     trainer(tmp_path, callback).fit(Dropping(sgd(lr=0.0)), loader(batches(6)))
     assert last_row(callback)["loss_drop"] == 0.0
-
-
-def test_a_pair_of_probes_after_a_clamp_does_not_count_it_twice(tmp_path: Path) -> None:
-    """The probe looks for moves before it puts θ_0 in place; the next step looks again."""
-
-    class Shift(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx == 0:
-                with torch.no_grad():
-                    for parameter in module.parameters():
-                        parameter.add_(0.25)
-
-    model, callback = Probed(), quiet(probe_batches=2)
-    trainer(tmp_path, callback, Shift()).fit(model, loader(batches(6)))
-    total = torch.stack([s.update for s in model.tape.steps]).sum(0)
-    assert last_row(callback)["displacement"] == pytest.approx(float(total.norm()), rel=EXACT)
 
 
 @pytest.mark.parametrize("kind", ["batch alone", "anything"])
@@ -210,6 +197,22 @@ def test_lazy_weights_are_those_of_the_training(tmp_path: Path, size: int) -> No
     assert last_row(callback)["loss_drop"] == pytest.approx(float(fall.mean()), rel=EXACT)
 
 
+class Normed(Case):
+    """Has buffers that are not there before the first forward pass."""
+
+    def prepare(self) -> None:
+        self.norm = nn.LazyBatchNorm1d(affine=False)
+
+    def touch(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.norm(batch[0]).square().mean()
+
+
+def test_lazy_buffers_are_waited_for(tmp_path: Path) -> None:
+    callback = quiet(probe_batches=1)
+    trainer(tmp_path, callback).fit(Normed(), Stream(data))
+    assert math.isfinite(last_row(callback)["loss_drop"])
+
+
 class Noisy(Regressor):
     """Noise from a generator of its own, of each kind."""
 
@@ -229,34 +232,49 @@ def test_generators_draw_the_same_numbers_at_both_ends(tmp_path: Path) -> None:
     assert last_row(callback)["loss_drop"] == 0.0
 
 
-@pytest.mark.parametrize("limit", ["objects", "bytes"])
-def test_a_module_that_holds_data_is_not_copied(tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if limit == "objects":
-        monkeypatch.setattr("lightning_speedlimit._reach.MOST_OBJECTS", 500)
-    else:
-        monkeypatch.setattr("lightning_speedlimit._isolation.MOST_BYTES", 1000)
-    model, callback = Probed(), quiet(probe_batches=2)
-    model.kept = [[i] for i in range(600)] if limit == "objects" else torch.zeros(2000)
-    wanted = "more than 500 objects" if limit == "objects" else "besides its parameters"
-    with pytest.warns(UserWarning, match=rf"gives up probe_batches=2.*{wanted}.*out of"):
-        trainer(tmp_path, callback).fit(model, loader(batches(4)))
-    assert math.isnan(last_row(callback)["loss_drop"])
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ([[i] for i in range(3000)], r"more than 3,000 objects: .*out of the module"),
+        (np.zeros(51_000, np.int8), r"besides its parameters: .*out of it"),
+        (torch.zeros(51_000, dtype=torch.int8), r"besides its parameters: .*out of it"),
+        (torch.zeros(45_000, dtype=torch.int8), None),
+        (torch.eye(2).to_sparse(), r"a tensor of torch\.sparse_coo can't be compared"),
+    ],
+    ids=["objects", "array", "tensor", "small", "sparse"],
+)
+def test_a_module_that_holds_data_is_not_copied(
+    tmp_path: Path, held: Any, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many bytes as it has weights, and some more, are no data."""
+    monkeypatch.setattr("lightning_speedlimit._reach.MOST_OBJECTS", 3000)
+    monkeypatch.setattr("lightning_speedlimit._isolation.MOST_BYTES", 10_000)
+    model, callback = Case(), quiet(probe_batches=2)
+    model.register_buffer("table", torch.zeros(10_000))
+    model.held = held
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, callback).fit(model, Stream(data))
+    told = [str(w.message) for w in caught if "gives up" in str(w.message)]
+    assert len(told) == (said is not None)
+    assert said is None or re.search(rf"gives up probe_batches=2: .*{said}", told[0])
+    assert math.isnan(last_row(callback)["loss_drop"]) == (said is not None)
 
 
 def test_copies_are_freed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without waiting for the garbage collector, though the module refers to itself, and to the trainer."""
     made: list[weakref.ref[Tensor]] = []
-    deep_copy = _isolation._deep_copy
+    deep_copy = _isolation.deep_copy
 
     def watched(value: Any, *memo: Any) -> Any:
         found = deep_copy(value, *memo)
         if isinstance(found, nn.Module):
-            made.extend(weakref.ref(p) for p in found.parameters())
+            made.extend(weakref.ref(t) for t in (*found.parameters(), found.kept))
         return found
 
-    monkeypatch.setattr(_isolation, "_deep_copy", watched)
+    monkeypatch.setattr(_isolation, "deep_copy", watched)
     model, callback = Probed(), quiet(probe_batches=2)
-    model.myself = [model]
+    model.myself, model.kept = [model], torch.zeros(3)
     gc.collect()
     gc.disable()
     try:
@@ -264,7 +282,7 @@ def test_copies_are_freed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         kept = sum(found.numel() for found in (ref() for ref in made) if found is not None)
     finally:
         gc.enable()
-    assert len(made) > 4 * 8
+    assert len(made) > 5 * 8
     assert kept == 0
     assert last_row(callback)["loss_drop_se"] > 0
 
