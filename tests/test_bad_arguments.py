@@ -151,6 +151,7 @@ BAD: dict[str, Any] = {
     "a list": [],
     "a list of words": ["a", "b"],
     "a ragged list": [[1.0], [1.0, 2.0]],
+    "a list with a huge int": [0.5, 10**400],
     "a dict": {"a": 1},
     "an empty tensor": torch.zeros(0),
     "a scalar tensor": torch.tensor(1.0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -127,12 +126,11 @@ def speed_limit(
     free = drop
     if temperature > 0:
         change = gaussian if chosen == "gaussian" else nearest
-        if entropy == "auto" and chosen == "neighbours" and not why:
-            p = min(p for p in normality if not math.isnan(p))
+        if entropy == "auto" and chosen == "neighbours" and not nearest.reason:
             warnings.warn(
-                f"the replicas are not normal (p = {p:.1g}): their entropy change is that of nearest neighbours, "
-                f'{nearest.value:.3g}, not {gaussian.value:.3g} of normal clouds; entropy="neighbours" says the same '
-                "without this warning",
+                f"the replicas are not normal (p = {min(normality):.1g}): their entropy change is that of nearest "
+                f"neighbours, {nearest.value:.3g}, not {gaussian.value:.3g} of normal clouds; "
+                'entropy="neighbours" says the same without this warning',
                 stacklevel=2,
             )
         free = drop + replace(change, reason=why or change.reason).times(temperature)

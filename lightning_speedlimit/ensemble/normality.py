@@ -26,10 +26,15 @@ def normality_p_value(x: Tensor) -> float:
 
     Source: Henze & Zirkler 1990, Comm. Stat. Theory Meth. 19; Mardia 1974, Sankhyā B 36 (moments for few replicas).
     """
-    x = x[:_REPLICAS]
+    least = min(_p_values(x[:_REPLICAS]))
+    return least if math.isnan(least) else min(1.0, 3 * least)
+
+
+def _p_values(x: Tensor) -> tuple[float, float, float]:
+    """By Henze and Zirkler, by skewness, by kurtosis."""
     why, white, _ = whitened(x)
     if why:
-        return math.nan
+        return math.nan, math.nan, math.nan
     n, d = x.shape
     z = white * math.sqrt(n / (n - 1))  # covariance of the plain mean, as in the sources
     squared = z.square().sum(1)
@@ -40,12 +45,11 @@ def normality_p_value(x: Tensor) -> float:
         gram = z[start : start + rows] @ z.T
         cubes += float((gram**3).sum())
         near += float(torch.exp(-beta2 / 2 * (squared[start : start + rows, None] + squared - 2 * gram)).sum())
-    least = min(
+    return (
         _henze_zirkler(near, squared, beta2, n, d),
         _skewness(cubes / n**2, n, d),
         _kurtosis(float(squared.square().mean()), n, d),
     )
-    return min(1.0, 3 * least)
 
 
 def _henze_zirkler(near: float, squared: Tensor, beta2: float, n: int, d: int) -> float:

@@ -168,5 +168,5 @@ def entropy_production_polynomial(
     (twice, twice_without), (once, once_without) = found
     # Less what noise alone makes of the square.
     slope = jackknife(once - twice, once_without - twice_without)
-    rest = 2.0 * max(0.0, slope.value**2 - slope.standard_error**2) / float(once)
+    rest = 2.0 * max(0.0, slope.value**2 - slope.standard_error**2) / (float(once) or 1.0)
     return replace(jackknife(2.0 * once - twice, 2.0 * once_without - twice_without), systematic=rest).estimate()

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 from stated_errors import CLOUDS, clouds
 
 from lightning_speedlimit.ensemble import DistributionLimit, speed_limit
@@ -26,6 +28,31 @@ def test_two_errors_cover_the_distributions_distance(d: int, replicas: int) -> N
     assert found["covered"] >= 14
     assert found["covered without"] < 14, "the guard: there is a bias to take off"
     assert found["stated"] < found["of the clouds"] - found["truth"], "the error is less than what was taken off"
+
+
+@pytest.mark.parametrize(("replicas", "d", "cuts"), [(60, 1, 4), (60, 6, 4), (61, 6, 4), (60, 20, 4), (1100, 2, 1)])
+def test_what_is_taken_off_is_what_halves_are_farther_apart_by(replicas: int, d: int, cuts: int) -> None:
+    """(W_½ − W)/(2^{2/d} − 1), by scipy's assignment of the same halves; ½ or d/20 of it is in the error."""
+    random = np.random.default_rng(replicas + d)
+    x, y = random.standard_normal((replicas, d)), 3 + random.standard_normal((replicas, d))
+
+    def between(part: np.ndarray) -> float:
+        costs = cdist(x[part], y[part], "sqeuclidean")
+        return float(costs[linear_sum_assignment(costs)].mean())
+
+    generator, halves, whole = torch.Generator().manual_seed(0), [], between(np.arange(replicas))
+    for _ in range(cuts):
+        order = torch.randperm(replicas, generator=generator).numpy()
+        one, other = np.split(order, [-(-replicas // 2)])
+        halves.append((len(one) * between(one) + len(other) * between(other)) / replicas)
+    off = (np.mean(halves) - whole) / (2 ** (1.0 if d == 1 else 2 / d) - 1)
+    clouds = torch.from_numpy(x), torch.from_numpy(y)
+    transport = wasserstein2_squared(*clouds)
+    found = extrapolated(
+        sampled_distance(*clouds, transport), *clouds, transport, Sampled.undefined("none", clouds[0][:, 0]), 1e-3
+    )
+    assert found.value == pytest.approx(whole - off, rel=1e-9)
+    assert found.systematic == pytest.approx(off * {20: 1.0}.get(d, 0.5), rel=1e-6)
 
 
 def test_ratios_hold_what_is_left_of_the_bias() -> None:

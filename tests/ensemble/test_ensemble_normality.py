@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
 
 from lightning_speedlimit.ensemble import DistributionLimit, speed_limit
-from lightning_speedlimit.ensemble.normality import normality_p_value
+from lightning_speedlimit.ensemble.normality import _p_values, normality_p_value
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -141,13 +140,21 @@ def test_too_few_replicas_have_no_test() -> None:
     assert math.isnan(normality_p_value(torch.zeros(30, 2, dtype=torch.float64)))
 
 
-def passed(draw: Callable[[torch.Generator], Tensor], draws: int) -> int:
+@pytest.mark.parametrize(("replicas", "d"), [(60, 2), (30, 1)])
+def test_each_tests_p_is_uniform_where_the_cloud_is_normal(replicas: int, d: int) -> None:
+    """By drawing clouds: four standard deviations of 600 draws, and what the asymptotic laws leave, 0.05 at most."""
     generator = torch.Generator().manual_seed(0)
-    return sum(normality_p_value(draw(generator)) < 0.01 for _ in range(draws))
+    clouds = torch.randn(600, replicas, d, dtype=torch.float64, generator=generator)
+    p = np.array([_p_values(cloud) for cloud in clouds])
+    for level in (0.1, 0.5, 0.9):
+        error = 4 * math.sqrt(level * (1 - level) / 600) + 0.05 * 2 * min(level, 1 - level)
+        np.testing.assert_allclose((p < level).mean(0), level, rtol=0, atol=error)
+    assert normality_p_value(clouds[0]) == min(1.0, 3 * p[0].min())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("replicas", "d"), [(12, 1), (60, 1), (60, 6), (400, 3), (60, 40)])
 def test_few_normal_clouds_are_taken_for_others(replicas: int, d: int) -> None:
     """At most 2 of 100: of 1000 draws at most 20 + 2.6 √(1000 · 0.02 · 0.98) = 31."""
-    assert passed(lambda g: torch.randn(replicas, d, dtype=torch.float64, generator=g), 1000) <= 31
+    clouds = torch.randn(1000, replicas, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert sum(normality_p_value(cloud) < 0.01 for cloud in clouds) <= 31

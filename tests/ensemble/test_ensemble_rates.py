@@ -10,12 +10,13 @@ from ensemble_cases import CHAIN_RATES, HeavyTails, Linear, QuarticRelaxation, W
 from scipy.linalg import logm
 from stated_errors import rates
 
-from lightning_speedlimit.ensemble import currents as currents_room
 from lightning_speedlimit.ensemble import (
+    Estimate,
     entropy_production_bound,
     entropy_production_linear,
     entropy_production_polynomial,
 )
+from lightning_speedlimit.ensemble import currents as currents_room
 from lightning_speedlimit.ensemble.currents import CurrentMoments
 from lightning_speedlimit.ensemble.matrices import logarithm
 from lightning_speedlimit.ensemble.trajectories import Pairs, jackknife
@@ -295,29 +296,33 @@ def test_the_polynomial_rate_extrapolates_the_lag() -> None:
     assert bound.uncertainty_relation.value < 0.95 * PLANE.rate
 
 
-def turning(lag: float) -> float:
-    """2r(lag) − r(2 lag) of the plane: J = x₁y₂ − x₂y₁ has mean 2sρ sin θ and variance 4s²ρ² sin²θ + 2s²(1 − ρ²)."""
-
-    def ratio(time: float) -> float:
-        kept = math.exp(-2 * time)
-        turned = 2 * kept * math.sin(time) ** 2
-        return 2 * turned / (turned + 1 - kept) / time
-
-    return 2 * ratio(lag) - ratio(2 * lag)
+def ratio(time: float) -> float:
+    """r(time) of the plane: J = x₁y₂ − x₂y₁ has mean 2sρ sin θ and variance 4s²ρ² sin²θ + 2s²(1 − ρ²)."""
+    kept = math.exp(-2 * time)
+    turned = 2 * kept * math.sin(time) ** 2
+    return 2 * turned / (turned + 1 - kept) / time
 
 
 @pytest.mark.parametrize(("lag", "rest"), [(0.05, 0.026), (0.2, 0.226), (0.3, 0.37)])
 def test_the_polynomial_rates_error_holds_the_rest_of_second_order(lag: float, rest: float) -> None:
-    assert PLANE.rate - turning(lag) == pytest.approx(rest, rel=0.1)
+    once, twice = ratio(lag), ratio(2 * lag)
+    assert PLANE.rate - (2 * once - twice) == pytest.approx(rest, rel=0.1)
     found = [entropy_production_polynomial(*PLANE.sample(lag, 51, 100, seed=s), degree=1) for s in range(20)]
     values = np.array([e.value for e in found])
     stated = np.array([e.standard_error for e in found])
-    assert values.mean() == pytest.approx(turning(lag), abs=4 * values.std() / math.sqrt(20))
+    assert values.mean() == pytest.approx(2 * once - twice, abs=4 * values.std() / math.sqrt(20))
     # 20 draws at 0.9: fewer than 14 once in 400.
     assert (abs(values - PLANE.rate) < 2 * stated).sum() >= 14
     if lag > 0.1:
         assert (abs(values - PLANE.rate) < 2 * values.std()).sum() < 14, "the guard: their scatter does not cover"
-        assert stated.mean() < 2 * rest
+        # And it is that of both parts; the scatter is known to 1/√40, and a fifth of the squares at most.
+        assert stated.mean() == pytest.approx(math.hypot(values.std(), 2 * (once - twice) ** 2 / once), rel=0.15)
+
+
+def test_replicas_at_rest_produce_nothing() -> None:
+    data = np.arange(6.0), np.ones((6, 30, 2))
+    assert entropy_production_polynomial(*data) == Estimate(0.0, 0.0)
+    assert entropy_production_bound(*data).rate == Estimate(0.0, 0.0)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ tests of it lower that number.
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +119,24 @@ def test_the_sparse_route_with_too_few_candidates(monkeypatch: pytest.MonkeyPatc
 
 
 # ---- which solver -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("particles", "coordinates", "device", "found"),
+    [
+        (4096, 64, "cpu", False),
+        (4097, 9, "cpu", True),
+        (4097, 8, "cpu", False),
+        (512, 64, "meta", False),  # any device that is no CPU
+        (513, 9, "meta", True),
+        (4097, 8, "meta", False),
+    ],
+)
+def test_sinkhorn_is_for_many_particles_in_many_dimensions(
+    particles: int, coordinates: int, device: str, found: bool
+) -> None:
+    costs = SimpleNamespace(lower=torch.empty(particles, 1, device=device), coordinates=coordinates)
+    assert wasserstein2._by_sinkhorn(costs) == found
 
 
 SOLVERS = {
