@@ -146,7 +146,7 @@ def test_each_tests_p_is_uniform_where_the_cloud_is_normal(replicas: int, d: int
     generator = torch.Generator().manual_seed(0)
     clouds = torch.randn(600, replicas, d, dtype=torch.float64, generator=generator)
     p = np.array([_p_values(cloud) for cloud in clouds])
-    for level in (0.1, 0.5, 0.9):
+    for level in (0.02, 0.1, 0.5):  # what large p are is of no use
         error = 4 * math.sqrt(level * (1 - level) / 600) + 0.05 * 2 * min(level, 1 - level)
         np.testing.assert_allclose((p < level).mean(0), level, rtol=0, atol=error)
     assert normality_p_value(clouds[0]) == min(1.0, 3 * p[0].min())
