@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import UNIT, dense
 
-DEFAULT = 1 << 20
+DEFAULT = 1 << 19
 WHOLE = 256  # coordinates of a parameter up to which all are measured
 LEAST = 64  # at least one coordinate of so many is measured, unless another number than the default was asked for
 _PIECE = 1 << 20  # coordinates that are looked at together: the draw needs little memory whatever the model

@@ -287,13 +287,13 @@ def test_one_coordinate_more_than_the_budget_is_drawn() -> None:
     assert "action_se" in values
 
 
-def test_the_default_is_a_mebi_of_coordinates() -> None:
-    parameter = nn.Parameter(torch.zeros(2**20 + 4096))
+def test_the_default_is_half_a_million_coordinates() -> None:
+    parameter = nn.Parameter(torch.zeros(2**19 + 4096))
     optimizer = optim.SGD([parameter], lr=0.1)
     meter = TrajectoryMeter(optimizer)
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    assert 0.95 * 2**20 < meter.description()["measured_coordinates"] <= 2**20
+    assert 0.95 * 2**19 < meter.description()["measured_coordinates"] <= 2**19
     meter.close()
 
 
