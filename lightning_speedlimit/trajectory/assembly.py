@@ -67,6 +67,7 @@ def assembled(
         learning_rate=float(host["rate"]) if "rate" in host else float(joint.rate),
         path_length=factor * stepwise.path_length if processes else None,
         layer_paths=dict(zip(joint.layers, (factor * host["paths"]).tolist(), strict=False)) if "paths" in host else {},
+        overlaps=any(part.table.motion.overlap is not None for part in parts),
         per_rate=per_rate,
         coordinates=measured,
         moves=moves,

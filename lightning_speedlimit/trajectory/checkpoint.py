@@ -76,7 +76,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "shares": list(coordinates.shares),
         "after": motion.after.rows.cpu().clone(),
         "vectors": {name: getattr(motion, name).cpu().clone() for name in _VECTORS},
-        "gradient": None if coordinates.exact else motion.gradient.rows.cpu().clone(),  # for its norm's error
+        "gradient": _last_gradient(motion),
         "origin": None if motion.origin is None else motion.origin.cpu().clone(),
         "averages": None if motion.mobility.averages is None else motion.mobility.averages.cpu().clone(),
         "pairs": {n: (p.high.cpu().clone(), p.low.cpu().clone(), p.count) for n, p in pairs.items() if p is not None},
@@ -86,6 +86,15 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "rates": [float(rate) for rate in motion.rates],
         "noise_weight": {index: float(weight) for index, weight in motion.noise_weight.items()},
     }
+
+
+def _last_gradient(motion: Motion) -> dict[str, Any] | None:
+    """−f of the last step, for its norm's error and for the next one's overlap with it."""
+    overlap = motion.overlap
+    if overlap is None:
+        return None if motion.coordinates.exact else {"rows": motion.gradient.rows.cpu().clone(), "known": True}
+    last = motion.gradient if motion.closed else overlap.before
+    return {"rows": last.rows.cpu().clone(), "known": overlap.is_known}
 
 
 def _load_follower(follower: Follower, state: dict[str, Any]) -> None:
@@ -119,7 +128,10 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
     for name in _VECTORS:
         getattr(motion, name).copy_(entry["vectors"][name])
     if entry["gradient"] is not None:
-        motion.gradient.rows.copy_(entry["gradient"])
+        motion.gradient.rows.copy_(entry["gradient"]["rows"])
+        motion.closed = True
+        if motion.overlap is not None:
+            motion.overlap.load(known=entry["gradient"]["known"])
     origin, averages = (
         None if saved is None else saved.to(coordinates.device, copy=True)
         for saved in (entry["origin"], entry["averages"])

@@ -64,6 +64,9 @@ class Estimates:
             unmet = ("work_anti_ito", "work_stratonovich", "signal_fraction")
             values |= dict.fromkeys(unmet, NAN)
             self._say(unmet, "no step has met the next gradient yet")
+        if values["gradient_signal"] == 0.0 and values["gradient_noise"] == 0.0:
+            values |= dict.fromkeys(GRADIENTS, NAN)
+            self._say(GRADIENTS, "no gradient has met the one before it" if run.overlaps else _BY_WORKS)
         if run.loss is None:
             self._say(("loss_drop", "loss", "conversion"), run.no_loss or "no loss was recorded")
         elif math.isnan(run.loss.value):
@@ -169,6 +172,7 @@ class Estimates:
                 self._say((name,), "a gradient, a loss or a weight was not finite, or beyond the range of its products")
 
 
+_BY_WORKS = "of SGD without momentum the works tell the signal and the noise of gradients"
 _SHIFT = 1e-3  # of one standard error: linear to 1e-6 of it at most, and rounding to 1e-13 of the value
 NOTICED = 1e-6  # of the path length: moves below are rounding
 _TINY = 2.0**-166  # float32's smallest normal number over the scale of its products
@@ -184,6 +188,7 @@ WORKS = (
     "efficiency_lower",
     "efficiency_action",
 )
+GRADIENTS = ("gradient_signal", "gradient_noise")
 WITH_ERRORS = (
     "displacement",
     "net_displacement",
@@ -194,6 +199,7 @@ WITH_ERRORS = (
     "kinematic_efficiency",
     "speed_limit_time",
     *WORKS,
+    *GRADIENTS,
     "entropy_production",
     "grad_norm",
     "grad_norm_clipped",
@@ -205,8 +211,8 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
     """The numbers of a run by their definitions, whether they mean something there or not.
 
     D, ℓ, A; straightness D²/ℓ², steadiness ℓ²/(τA), their product, τ_SL = D²/A; the estimates of Q;
-    conversion = loss_drop/work_ito, signal = anti_ito/ito; η = Σ (Δθ_i)²/m_i / Q, its lower end with the diffusion
-    taken out, and with Q = work_action, ≤ 1.
+    Σ g_k·g_{k−1} and Σ (‖g_k‖² − g_k·g_{k−1}); conversion = loss_drop/work_ito, signal = anti_ito/ito;
+    η = Σ (Δθ_i)²/m_i / Q, its lower end with the diffusion taken out, and with Q = work_action, ≤ 1.
     """
     loss, elapsed = run.loss, run.elapsed
     squared, net = run.sum("displacement_squared"), run.sum("net_squared")
@@ -224,32 +230,37 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
         "work_action": work_action,
     }
     produced = drop if estimator == "loss_drop" else works[f"work_{estimator}"]
-    return works | {
-        "displacement": math.sqrt(squared) if squared >= 0 else NAN,
-        "net_displacement": math.sqrt(net) if net >= 0 else NAN,
-        "path_length": path,
-        "action": action,
-        "elapsed": elapsed,
-        "straightness": ratio(squared, path * path),
-        "steadiness": ratio(path * path, elapsed * action),
-        "kinematic_efficiency": ratio(squared, elapsed * action),
-        "speed_limit_time": ratio(squared, action),
-        "grad_norm": run.gradient_norm,
-        "grad_norm_clipped": run.clipped_norm,
-        "step_norm": run.step_norm,
-        "learning_rate": run.learning_rate,
-        "moved_outside": run.moved,
-        "loss_drop": drop,
-        "loss_drop_se": NAN if loss is None else loss.standard_error,
-        "loss": NAN if loss is None else loss.last,
-        "loss_se": NAN if loss is None else loss.last_error,
-        "conversion": ratio(drop, ito),
-        "signal_fraction": ratio(anti, met),
-        "entropy_production": produced,
-        "efficiency": ratio(numerator, produced),
-        "efficiency_lower": ratio(numerator - added(s.noise for s in groups), produced),
-        "efficiency_action": ratio(numerator, work_action),
-    }
+    gradients = {name: run.sum(name) for name in GRADIENTS}
+    return (
+        works
+        | gradients
+        | {
+            "displacement": math.sqrt(squared) if squared >= 0 else NAN,
+            "net_displacement": math.sqrt(net) if net >= 0 else NAN,
+            "path_length": path,
+            "action": action,
+            "elapsed": elapsed,
+            "straightness": ratio(squared, path * path),
+            "steadiness": ratio(path * path, elapsed * action),
+            "kinematic_efficiency": ratio(squared, elapsed * action),
+            "speed_limit_time": ratio(squared, action),
+            "grad_norm": run.gradient_norm,
+            "grad_norm_clipped": run.clipped_norm,
+            "step_norm": run.step_norm,
+            "learning_rate": run.learning_rate,
+            "moved_outside": run.moved,
+            "loss_drop": drop,
+            "loss_drop_se": NAN if loss is None else loss.standard_error,
+            "loss": NAN if loss is None else loss.last,
+            "loss_se": NAN if loss is None else loss.last_error,
+            "conversion": ratio(drop, ito),
+            "signal_fraction": ratio(anti, met),
+            "entropy_production": produced,
+            "efficiency": ratio(numerator, produced),
+            "efficiency_lower": ratio(numerator - added(s.noise for s in groups), produced),
+            "efficiency_action": ratio(numerator, work_action),
+        }
+    )
 
 
 LAYER_VALUES = (

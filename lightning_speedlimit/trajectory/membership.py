@@ -106,7 +106,7 @@ class Membership:
         settings = self._settings
         motion = Motion(
             self._optimizer, coordinates, members, per_rate=settings.per_rate, snapshots=settings.snapshots,
-            layers=settings.layers,
+            layers=settings.layers, overlaps=settings.overlaps,
         )  # fmt: skip
         for run in motion.runs.current([]) if settings.response else ():
             if "square_avg" in run.names and 0.0 < _momentum(run.group) < 1.0:

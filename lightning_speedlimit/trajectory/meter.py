@@ -75,9 +75,10 @@ class TrajectoryMeter:
             `compute_layers`), in the same order: each call is one all_reduce. None: this process alone.
         seed: of the generators that draw the measured coordinates and steps.
 
-    Memory, in vectors of the measured coordinates: 5 (θ before and after the step, θ_0, u, g), + 2 for the accumulated
-    mobility, + 2 for decoupled weight decay, + 1 for Adadelta, for response mobility and for a second state entry each,
-    + 1 for θ_0 as it was, from the first move outside of `step` on.
+    Memory, in vectors of the measured coordinates: 5 (θ before and after the step, θ_0, u, g), + 1 for the gradient
+    before (not for SGD without momentum), + 2 for the accumulated mobility, + 2 for decoupled weight decay, + 1 for
+    Adadelta, for response mobility and for a second state entry each, + 1 for θ_0 as it was, from the first move
+    outside of `step` on.
 
     Raises:
         TypeError: an argument that is no optimizer, or none whose step hooks fire; a process_group that is none.
@@ -126,6 +127,7 @@ class TrajectoryMeter:
             place=self._places,
             layer_of=layer_of,
             layers=self._joint.layers,
+            overlaps=not all(map(mobility.is_plain_sgd, self.optimizers)),
             processes=processes,
         )
         self._followers = [Follower(o, settings, others[id(o)], self._has_gradient) for o in self.optimizers]
@@ -223,8 +225,8 @@ class TrajectoryMeter:
         Ends the joint step. Keys: efficiency, efficiency_lower, efficiency_action, kinematic_efficiency,
         straightness, steadiness, conversion, signal_fraction (no unit); displacement, net_displacement, path_length,
         step_norm, moved_outside (parameter unit); action (parameter²/clock); loss_drop, entropy_production, work_… ,
-        loss (loss unit); grad_norm, grad_norm_clipped (loss/parameter); elapsed, speed_limit_time (clock);
-        learning_rate; …_se.
+        loss (loss unit); gradient_signal, gradient_noise ((loss/parameter)²); grad_norm, grad_norm_clipped
+        (loss/parameter); elapsed, speed_limit_time (clock); learning_rate; …_se.
         """
         return self.measure(sketch=False)[0]
 

@@ -273,3 +273,8 @@ def decays(optimizer: Optimizer, group: Group) -> Literal["coupled", "decoupled"
     known = formula(optimizer, group) is not None and registered(optimizer) is None
     known = known or type(optimizer).__module__.startswith("torch.optim")
     return "coupled" if known else "unknown"
+
+
+def is_plain_sgd(optimizer: Optimizer) -> bool:
+    """SGD without momentum: each update is along its own gradient alone."""
+    return type(optimizer) is torch.optim.SGD and not any(group["momentum"] for group in optimizer.param_groups)

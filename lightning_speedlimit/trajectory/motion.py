@@ -6,7 +6,8 @@
     close     u = θ_{k+1} − θ_k;  ‖u‖², f·u, Σ u²/μ of each row;  m += μ where u ≠ 0
 
 Nothing is read from the device, and there is no loop over parameters but where the lists are built. Vectors that stay:
-θ after the step and before it, θ_0, u, g; two more for m, two for decoupled decay, and one where moves went into θ_0.
+θ after the step and before it, θ_0, u, g; one more for the gradient before where its overlap counts, two for m, two for
+decoupled decay, and one where moves went into θ_0.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.decay import remove_decay
 from lightning_speedlimit.trajectory.mobility import Scalar
+from lightning_speedlimit.trajectory.overlap import Overlap
 from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
@@ -51,12 +53,12 @@ class Motion:
     Args:
         members: of each of the coordinates' parameters, in their order.
         per_rate: the action's clock is the learning rate. snapshots: of the sums, before each measured step's own.
-        layers: names of all layers of the run, to which the members' are added.
+        layers: names of all layers of the run, to which the members' are added. overlaps: of neighbouring gradients.
     """
 
     def __init__(
         self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], *, per_rate: bool, snapshots: bool,
-        layers: list[str],
+        layers: list[str], overlaps: bool,
     ) -> None:  # fmt: skip
         self.optimizer, self.coordinates, self.members = optimizer, coordinates, members
         self.per_rate = per_rate
@@ -66,6 +68,8 @@ class Motion:
             None  # Σ u without decoupled decay, where there is one; of sampled steps Σ lr w θ_k
         )
         self.mobility = AccumulatedMobility(optimizer, coordinates, self.before, self.start)
+        self.overlap = Overlap(coordinates) if overlaps else None
+        self.closed = False  # the gradient is the last step's
         self.total = sum_dtype(coordinates.device)
         self.sums = RowSums(coordinates)
         # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
@@ -81,6 +85,7 @@ class Motion:
         self.runs = Runs(optimizer, coordinates, members)
         self.scratch = coordinates.scratch(), coordinates.scratch()
         self._stretches: dict[tuple[int, int], _Stretch] = {}
+        self._turned: dict[tuple[int, int], _Stretch] = {}  # with the other vector for the gradient
         self._met = False
         self.snapshots = snapshots
         self.snapshot: Tensor | None = None
@@ -102,6 +107,10 @@ class Motion:
 
     def observe(self, scale: Scalar | None) -> None:
         """g ← the gradients; scale: what they are multiplied by (a loss scaler's)."""
+        if self.overlap is not None and self.closed:
+            self.gradient, self.overlap.before = self.overlap.before, self.gradient
+            self._stretches, self._turned = self._turned, self._stretches
+        self.closed = False
         gradients = self.gradients()
         self.missing = [i for i, g in enumerate(gradients) if g is None]
         self.coordinates.gather(gradients, self.gradient)
@@ -142,6 +151,8 @@ class Motion:
             for rows in self.coordinates.all_stretches:
                 here = self._at(rows)
                 self.coordinates.dot(here.gradient, here.update, here.room, here.anti)
+                if self.overlap is not None:
+                    self.overlap.meet(self.gradient, rows, here.room)
 
     # -- after the step --------------------------------------------------------------------------------------
 
@@ -155,6 +166,9 @@ class Motion:
         self.coordinates.gather(self.coordinates.parameters, self.after)
         self._version = self._written()
         self._add_met(valid, measured=measured)
+        self.closed = True
+        if self.overlap is not None:
+            self.overlap.keep(self.gradient, valid)
         if not measured:
             self._count_unmeasured()
             return
@@ -183,6 +197,8 @@ class Motion:
         met, anti = masked(self.last, valid), masked(self.anti, valid)
         self.sums.add("work_met", met)
         self.sums.add("work_anti_ito", anti)
+        if self.overlap is not None:
+            self.overlap.add(self.sums, valid)
         noise = anti - met
         groups = self.groups()
         for index, rows in groups:

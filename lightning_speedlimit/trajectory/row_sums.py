@@ -20,6 +20,8 @@ SUMS = (
     "noise",  # Σ lr_k (f_k − f_{k+1})·u_k over those steps, with this sign
     "l2_drop",  # ½w Σ (‖θ_{k+1}‖² − ‖θ_k‖²)
     "work_action",  # Σ u²/μ
+    "gradient_signal",  # Σ g_k·g_{k−1} over the steps whose gradient before is known
+    "gradient_noise",  # Σ (‖g_k‖² − g_k·g_{k−1}) over those steps
 )
 NEGATIVE = ("work_met", "work_anti_ito", "l2_drop")  # products with −f
 

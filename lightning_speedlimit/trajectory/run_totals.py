@@ -91,6 +91,7 @@ class RunTotals:
     whole_norm: bool = False  # the gradients' norms are of all coordinates, whatever was drawn
     path_length: float | None = None
     layer_paths: Mapping[str, float] = field(default_factory=dict)  # ℓ of each layer's own motion
+    overlaps: bool = False  # of neighbouring gradients are summed up
     per_rate: bool = False  # the action is counted on the clock "lr"
     coordinates: float = 0.0  # that are measured
     moves: float = 0.0  # steps before which weights were moved elsewhere

@@ -27,6 +27,7 @@ class Settings:
     place: Callable[[Tensor], int]  # the position of a parameter in the whole run's parameter vector
     layer_of: Callable[[Tensor], str] | None  # the name under which a parameter's sums are kept apart
     layers: list[str]  # the names that are known
+    overlaps: bool  # of neighbouring gradients count: the works tell signal and noise of plain SGD alone
     processes: int  # that hold shards of the parameters; 0: this one has them whole
 
     @property

@@ -82,15 +82,15 @@ def copies_kept(meter: TrajectoryMeter, optimizer: Optimizer, weight: nn.Paramet
 
 MEMORY = [
     ("SGD", SGD, {}, {}, 7),
-    ("SGD momentum", SGD, {"momentum": 0.9, "weight_decay": 0.1}, {}, 7),
-    ("Adam", Adam, {}, {}, 7),
-    ("AdamW", AdamW, {"weight_decay": 0.1}, {}, 9),
-    ("AdamW without decay", AdamW, {"weight_decay": 0.0}, {}, 7),
-    ("AdamW sampled", AdamW, {"weight_decay": 0.1}, {"measure_every_n_steps": 2}, 9),
-    ("RMSprop", RMSprop, {}, {}, 7),
-    ("RMSprop centered", RMSprop, {"centered": True}, {}, 8),
-    ("RMSprop response", RMSprop, {"momentum": 0.9}, {"momentum_mobility": "response"}, 8),
-    ("Adadelta", Adadelta, {}, {}, 8),
+    ("SGD momentum", SGD, {"momentum": 0.9, "weight_decay": 0.1}, {}, 8),
+    ("Adam", Adam, {}, {}, 8),
+    ("AdamW", AdamW, {"weight_decay": 0.1}, {}, 10),
+    ("AdamW without decay", AdamW, {"weight_decay": 0.0}, {}, 8),
+    ("AdamW sampled", AdamW, {"weight_decay": 0.1}, {"measure_every_n_steps": 2}, 10),
+    ("RMSprop", RMSprop, {}, {}, 8),
+    ("RMSprop centered", RMSprop, {"centered": True}, {}, 9),
+    ("RMSprop response", RMSprop, {"momentum": 0.9}, {"momentum_mobility": "response"}, 9),
+    ("Adadelta", Adadelta, {}, {}, 9),
 ]
 
 

@@ -1,0 +1,206 @@
+"""What a change of batch size or learning rate would buy, from the columns of a record between two rows.
+
+To second order in the step and for independent batches, with W = Σ f_k·u_k, a = Σ f_{k+1}·u_k and the drop d of the
+mean loss between the rows:
+
+    slope S = 2d − a        curvature C = 2(d − a)        noise N = W − S
+    noise_share = N/W       step_headroom = S/C
+    critical_batch_size = B · N/S                                    SGD without momentum
+                        = B · Σ (‖g_k‖² − g_k·g_{k−1}) / Σ g_k·g_{k−1}    any other
+
+B is the batch of a step. Steps to a loss go as 1 + B_c/B, samples as B + B_c.
+
+Source: McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162 (their B_simple); THEORY §9.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Columns = Mapping[str, npt.NDArray[Any]]
+
+TUNING = ("critical_batch_size", "step_headroom", "noise_share")
+_NAN = math.nan
+_BLOCKS = 8  # rows whose spread tells the noise of steps, at least, where there are so many
+_TOLD = 2.0  # standard errors that a difference must have to be divided by
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A value, its standard error, and why it is NaN."""
+
+    value: float
+    standard_error: float
+    reason: str = ""
+
+    @classmethod
+    def undefined(cls, reason: str) -> Tuned:
+        return cls(_NAN, _NAN, reason)
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A sum over the steps of a stretch: what each unit of it is made of, and the error of the loss drop within it.
+
+    parts: column → how much of it. drops: how much of d.
+    """
+
+    parts: Mapping[str, float]
+    drops: float = 0.0
+
+
+_WORK = _Sum({"work_ito": 1.0})
+_SLOPE = _Sum({"work_anti_ito": -1.0}, 2.0)
+_CURVATURE = _Sum({"work_anti_ito": -2.0}, 2.0)
+_NOISE = _Sum({"work_ito": 1.0, "work_anti_ito": 1.0}, -2.0)
+_SIGNAL, _SCATTER = _Sum({"gradient_signal": 1.0}), _Sum({"gradient_noise": 1.0})
+
+
+class Tuning:
+    """Of the steps between two rows of a record.
+
+    Args:
+        columns: of the record, by name. run: what was run.
+        start: the row after which the stretch begins; None: from the first step on. stop: its last row.
+    """
+
+    def __init__(self, columns: Columns, run: Mapping[str, Any], start: int | None = None, stop: int = -1) -> None:
+        rows = len(columns["step"])
+        self._columns, self._run = columns, run
+        self._stop = stop % rows if rows else -1
+        self._start = -1 if start is None else start % rows
+        if rows and self._start >= self._stop:
+            raise ValueError(f"a stretch got rows {start} to {stop}, wanted one that ends after it begins")
+        first = max(-1, min(self._start, self._stop - _BLOCKS))
+        self._blocks = range(first + 1, self._stop + 1)
+
+    @property
+    def values(self) -> dict[str, Tuned]:
+        return {"critical_batch_size": self.critical_batch_size, "step_headroom": self.step_headroom} | {
+            "noise_share": self.noise_share
+        }
+
+    @property
+    def noise_share(self) -> Tuned:
+        """N/W: the share of the work that the updates did on the noise of their own batches."""
+        if not self._of(_WORK) > 0.0:
+            return Tuned.undefined(self._why("no work was done") if self._stop >= 0 else "nothing was recorded")
+        return self._ratio(_NOISE, _WORK, "the work")
+
+    @property
+    def step_headroom(self) -> Tuned:
+        """S/C: the multiple of the step at which the loss would have fallen most; ½: no gain at all (bouncing)."""
+        return self._ratio(_SLOPE, _CURVATURE, "the curvature along the updates")
+
+    @property
+    def critical_batch_size(self) -> Tuned:
+        """B·N/S, of plain SGD; else by neighbouring gradients. In the unit of `batch`."""
+        batch = self.batch
+        if math.isnan(batch):
+            return Tuned.undefined("the batch size is not known: SpeedLimit(samples_per_batch=...) says it")
+        found = self.critical_batches
+        return Tuned(batch * found.value, batch * found.standard_error, found.reason)
+
+    @property
+    def critical_batches(self) -> Tuned:
+        """The same in batches, B_c/B."""
+        if self._by_gradients:
+            return self._ratio(_SCATTER, _SIGNAL, "the overlap of neighbouring gradients")
+        if not is_plain_sgd(self._run):
+            return Tuned.undefined("the overlap of neighbouring gradients was not recorded")
+        return self._ratio(_NOISE, _SLOPE, "the slope along the updates")
+
+    @property
+    def batch(self) -> float:
+        """B: samples of a step, or tokens where these were counted; NaN where neither was."""
+        steps = self._total("step")
+        for name in ("tokens", "samples"):
+            if name in self._columns and math.isfinite(total := self._total(name)):
+                return total / steps
+        return _NAN
+
+    @property
+    def _by_gradients(self) -> bool:
+        return "gradient_signal" in self._columns and math.isfinite(self._total("gradient_signal"))
+
+    # --- sums and their errors
+
+    def _ratio(self, above: _Sum, below: _Sum, name: str) -> Tuned:
+        """x/y with √Var of dx/y − x dy/y²; NaN where y is not two errors above 0."""
+        x, y = self._of(above), self._of(below)
+        if not (math.isfinite(x) and math.isfinite(y)):
+            return Tuned.undefined(self._why("a value that it is made of is NaN"))
+        error = self._error(below)
+        if math.isnan(error):
+            return Tuned.undefined(f"fewer than three rows: how far {name} is known can't be told")
+        if y <= _TOLD * error:
+            return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g})")
+        names = above.parts.keys() | below.parts.keys()
+        slope = x / y
+        change = _Sum(
+            {n: (above.parts.get(n, 0.0) - slope * below.parts.get(n, 0.0)) / y for n in names},
+            (above.drops - slope * below.drops) / y,
+        )
+        return Tuned(slope, self._error(change))
+
+    def _of(self, what: _Sum) -> float:
+        total = sum(share * self._total(name) for name, share in what.parts.items())
+        return total + what.drops * self._total("loss_drop") if what.drops else total
+
+    def _error(self, what: _Sum) -> float:
+        """√(K·v + (drops · the error of d)²), v the variance of a step, from the differences of neighbouring rows.
+
+        A trend of the sums is hardly in these differences; what noise neighbouring steps share is.
+        """
+        steps = self._each("step")
+        if len(steps) < 3:
+            return _NAN
+        rates = sum(share * self._each(name) for name, share in what.parts.items()) / steps
+        apart = np.diff(rates) ** 2 / (1 / steps[1:] + 1 / steps[:-1])
+        return math.hypot(math.sqrt(self._total("step") * float(apart.mean())), what.drops * self._error_of_drop)
+
+    def _each(self, name: str) -> npt.NDArray[np.float64]:
+        """What each row of the blocks added."""
+        column = np.asarray(self._columns.get(name, ()), dtype=np.float64)
+        if not len(column):
+            return np.full(len(self._blocks), _NAN)
+        before = column[self._blocks.start - 1] if self._blocks.start else 0.0
+        return np.diff(column[self._blocks.start : self._blocks.stop], prepend=before)
+
+    def _total(self, name: str) -> float:
+        column = self._columns.get(name, ())
+        if not len(column) or self._stop < 0:
+            return _NAN
+        return float(column[self._stop]) - (float(column[self._start]) if self._start >= 0 else 0.0)
+
+    @property
+    def _error_of_drop(self) -> float:
+        """Of the loss drop between two rows: both ends are estimated. 0 where the losses have no known error."""
+        if self._start < 0:
+            return self._at("loss_drop_se", self._stop)
+        name = "loss_drop_se" if self._run.get("probe_batches") else "loss_se"
+        return math.hypot(self._at(name, self._start), self._at(name, self._stop))
+
+    def _at(self, name: str, row: int) -> float:
+        column = self._columns.get(name, ())
+        return float(np.nan_to_num(column[row])) if len(column) else 0.0
+
+    def _why(self, otherwise: str) -> str:
+        known = [n for n in ("work_ito", "work_anti_ito", "loss_drop") if math.isnan(self._total(n))]
+        return f"{', '.join(known)} {'is' if len(known) == 1 else 'are'} NaN" if known else otherwise
+
+
+def is_plain_sgd(run: Mapping[str, Any]) -> bool:
+    """All optimizers are SGD without momentum."""
+    optimizers = run.get("optimizers") or ()
+    groups = [group for optimizer in optimizers for group in optimizer.get("groups", ())]
+    return bool(groups) and all(
+        optimizer.get("class") == "SGD" and not any(group.get("momentum") for group in optimizer.get("groups", ()))
+        for optimizer in optimizers
+    )
