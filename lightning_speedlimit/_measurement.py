@@ -128,6 +128,7 @@ class Measurement:
         record.run["measured_coordinates"] = meter.measured_coordinates
         record.run["optimized_coordinates"] = meter.optimized_coordinates
         record.append(meter.steps, {**values, SECONDS: seconds}, self._reasons(meter))
+        values |= record.tune()
         self.measured_at = meter.steps  # not before: Ctrl-C may come within the row, which is then written anew
         if found is not None and (record.wants_sketch() or sketch):
             record.add_sketch(meter.steps, found.numpy())

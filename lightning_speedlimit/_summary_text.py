@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ._plain_text import one_line
+from ._tuning import TUNING
 
 if TYPE_CHECKING:
     from .summary import Summary
@@ -25,6 +26,7 @@ OUTSIDE_MOVES = (
 
 # Values that are there only where clouds were measured.
 CLOUDS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")
+COSTS = ("samples", "tokens", "epochs", "seconds")
 _MOST_REASONS = 100
 _CHANGED_PLACES = 0.01  # identity_excess above which neurons are said to have changed places
 
@@ -69,11 +71,18 @@ def measured_share(run: Mapping[str, Any]) -> str | None:
 
 
 def table(summary: Summary) -> str:
-    """Headline, raw quantities, then a line for everything undefined or to beware of."""
-    blocks = ["Speed limit of a training run", "-" * WIDTH, _lines(headline(summary))]
+    """Cost, gain, what to change; then the physics; then a line for everything undefined or to beware of."""
+    blocks = ["Speed limit of a training run", "-" * WIDTH]
     if _is_empty(summary):
-        return "\n".join([*blocks[:2], "Nothing was measured: the record holds no values.", *_notes(summary)])
-    blocks += ["", "What it rests on", _lines(quantities(summary))]
+        return "\n".join([*blocks, "Nothing was measured: the record holds no values.", *_notes(summary)])
+    parts = {
+        "What it cost": cost(summary),
+        "What it bought": gain(summary),
+        "What to change": changes(summary),
+        "How close to the speed limit": headline(summary),
+        "What that rests on": quantities(summary),
+    }
+    blocks += ["\n\n".join(f"{title}\n{_lines(rows)}" for title, rows in parts.items())]
     notes = _notes(summary)
     return "\n".join([*blocks, *(["", *notes] if notes else [])])
 
@@ -102,12 +111,51 @@ def _estimator(summary: Summary) -> str:
     return one_line(summary.run.get("entropy_production") or "loss_drop", 60)
 
 
+def cost(s: Summary) -> list[Row]:
+    """Name, value, meaning: what was paid."""
+    axes = [
+        ("samples", s.samples, "seen, all processes together"),
+        ("tokens", s.tokens, "seen, all processes together"),
+        ("epochs", s.epochs, "passes over the training data"),
+        ("seconds", s.seconds, "wall-clock time, validation included"),
+    ]
+    known = [(name, _amount(value), meaning) for name, value, meaning in axes if math.isfinite(value)]
+    return [("steps", str(s.steps), "optimizer steps taken so far"), *known]
+
+
+def _amount(x: float) -> str:
+    return f"{x:,.0f}" if 1e3 <= x < 1e9 else number(x)
+
+
+def gain(s: Summary) -> list[Row]:
+    return [
+        ("loss", with_error(s.loss, s.loss_se), "at the last row"),
+        ("loss drop", _told(s, "loss_drop"), "loss at the start - loss at the end"),
+    ]
+
+
+def changes(s: Summary) -> list[Row]:
+    """Name, value, meaning: what noise and curvature leave to gain, over the whole run."""
+    unit = "tokens" if math.isfinite(s.tokens) else "samples"
+    return [
+        ("noise share", _told(s, "noise_share"), "share of the work spent on the noise of single batches"),
+        (
+            "critical batch",
+            _told(s, "critical_batch_size"),
+            f"{unit}; in a smaller batch noise outweighs the gradient, in a larger one it does not",
+        ),
+        (
+            "step headroom",
+            _told(s, "step_headroom"),
+            "steps this many times as long would have lowered the loss most; 0.5: bouncing",
+        ),
+    ]
+
+
 def headline(s: Summary) -> list[Row]:
     """Name, value, meaning: the efficiencies and what they are made of."""
     cost = "for this loss drop" if _estimator(s) == "loss_drop" else f"at this work ({_estimator(s)})"
     return [
-        ("steps", str(s.steps), "optimizer steps taken so far"),
-        ("loss", number(s.loss), "at the last row"),
         (
             "efficiency",
             _told(s, "efficiency"),
@@ -177,7 +225,6 @@ def quantities(s: Summary) -> list[Row]:
         *_cloud_rows("  identity excess", s.identity_excess, "displacement^2 / W2^2 - 1; 0: none swapped"),
         ("path length", _told(s, "path_length"), "sum of the lengths of all updates"),
         ("action", _told(s, "action"), "sum of squared update lengths / clock increment"),
-        ("loss drop", _told(s, "loss_drop"), "loss at the start - loss at the end"),
         (
             "entropy production",
             _told(s, "entropy_production"),
@@ -265,9 +312,9 @@ def _is_value(s: Summary, name: str) -> bool:
 def _may_be_absent(name: str) -> bool:
     """A standard error is there only where its value is estimated, W₂ only where clouds are measured.
 
-    `net_displacement` is not there in records of plain numbers.
+    Records of plain numbers have no `net_displacement`, samples and critical batch.
     """
-    return name.endswith("_se") or name in (*CLOUDS, "net_displacement")
+    return name.endswith("_se") or name in (*CLOUDS, *COSTS, *TUNING, "net_displacement")
 
 
 # --- one sentence

@@ -16,7 +16,7 @@ Source: McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162 (their B_simple
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,9 @@ Columns = Mapping[str, npt.NDArray[Any]]
 TUNING = ("critical_batch_size", "step_headroom", "noise_share")
 _NAN = math.nan
 _BLOCKS = 8  # rows whose spread tells the noise of steps, at least, where there are so many
+_FEWEST = 4  # rows
 _TOLD = 2.0  # standard errors that a difference must have to be divided by
+_KNOWN = {"critical_batch_size": (0.0, 0.3), "step_headroom": (0.0, 0.3), "noise_share": (0.1, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,12 @@ class Tuning:
         first = max(-1, min(self._start, self._stop - _BLOCKS))
         self._blocks = range(first + 1, self._stop + 1)
 
+    def only(self, names: Iterable[str]) -> dict[str, Tuned]:
+        return {name: getattr(self, name) for name in names}
+
     @property
     def values(self) -> dict[str, Tuned]:
-        return {"critical_batch_size": self.critical_batch_size, "step_headroom": self.step_headroom} | {
-            "noise_share": self.noise_share
-        }
+        return self.only(TUNING)
 
     @property
     def noise_share(self) -> Tuned:
@@ -138,7 +141,7 @@ class Tuning:
             return Tuned.undefined(self._why("a value that it is made of is NaN"))
         error = self._error(below)
         if math.isnan(error):
-            return Tuned.undefined(f"fewer than three rows: how far {name} is known can't be told")
+            return Tuned.undefined(f"fewer than four rows: how far {name} is known can't be told")
         if y <= _TOLD * error:
             return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g})")
         names = above.parts.keys() | below.parts.keys()
@@ -154,15 +157,15 @@ class Tuning:
         return total + what.drops * self._total("loss_drop") if what.drops else total
 
     def _error(self, what: _Sum) -> float:
-        """√(K·v + (drops · the error of d)²), v the variance of a step, from the differences of neighbouring rows.
+        """√(K·v + (drops · the error of d)²), v the variance of a step, from the second differences of the rows.
 
-        A trend of the sums is hardly in these differences; what noise neighbouring steps share is.
+        A trend of the rates is hardly in these; what noise the steps of a row share is.
         """
         steps = self._each("step")
-        if len(steps) < 3:
+        if len(steps) < _FEWEST:
             return _NAN
         rates = sum(share * self._each(name) for name, share in what.parts.items()) / steps
-        apart = np.diff(rates) ** 2 / (1 / steps[1:] + 1 / steps[:-1])
+        apart = np.diff(rates, 2) ** 2 / (1 / steps[2:] + 4 / steps[1:-1] + 1 / steps[:-2])
         return math.hypot(math.sqrt(self._total("step") * float(apart.mean())), what.drops * self._error_of_drop)
 
     def _each(self, name: str) -> npt.NDArray[np.float64]:
@@ -194,6 +197,28 @@ class Tuning:
     def _why(self, otherwise: str) -> str:
         known = [n for n in ("work_ito", "work_anti_ito", "loss_drop") if math.isnan(self._total(n))]
         return f"{', '.join(known)} {'is' if len(known) == 1 else 'are'} NaN" if known else otherwise
+
+
+def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:
+    """Of the last row's steps, or as many rows before as it takes: the last 2, 4, 8, …, all.
+
+    So many that the standard error is at most 0.1 of a noise share, and 0.3 of the value of the others.
+    """
+    rows, found, wanting = len(columns["step"]), dict[str, Tuned](), dict(_KNOWN)
+    length = 1
+    while wanting:
+        tuning = Tuning(columns, run, None if length >= rows else rows - 1 - length)
+        for name, tuned in tuning.only(wanting).items():
+            absolute, relative = _KNOWN[name]
+            if tuned.standard_error <= absolute + relative * abs(tuned.value):
+                found[name] = tuned
+                del wanting[name]
+            elif length >= rows:
+                told = tuned.reason or f"even of all steps it is but {tuned.value:.2g} +/- {tuned.standard_error:.1g}"
+                found[name] = Tuned.undefined(told)
+                del wanting[name]
+        length *= 2
+    return found
 
 
 def is_plain_sgd(run: Mapping[str, Any]) -> bool:

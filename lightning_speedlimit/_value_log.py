@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 PREFIX = "speed_limit/"
 LOGGED = (
+    "noise_share",
+    "critical_batch_size",
+    "step_headroom",
     "efficiency",
     "efficiency_lower",
     "efficiency_action",
@@ -36,6 +39,7 @@ LOGGED = (
     "elapsed",
     "speed_limit_time",
 )
+IN_BAR = ("noise_share", "critical_batch_size")
 
 
 class ValueLog:
@@ -94,7 +98,7 @@ class ValueLog:
                     on_step=on_step,
                     on_epoch=not on_step,
                     logger=logger and self._has_logger,
-                    prog_bar=self._settings.prog_bar and name == "efficiency",
+                    prog_bar=self._settings.prog_bar and name in IN_BAR,
                     batch_size=1,
                 )
             except Exception as error:  # the module logs that name itself in another way, or has a `log` of its own

@@ -20,9 +20,10 @@ from ._record_sketches import MAX_SKETCHES, SKETCH_SIZE, SketchShelf
 from ._record_windows import Trajectory, Windows
 from ._record_writing import write_folder
 from ._regimes import Regime, regimes
+from ._tuning import TUNING, Tuned, Tuning, latest
 from .summary import Summary
 
-__all__ = ["MAX_SKETCHES", "SKETCH_SIZE", "RecordError", "Regime", "RunRecord", "Summary", "Windows"]
+__all__ = ["MAX_SKETCHES", "SKETCH_SIZE", "RecordError", "Regime", "RunRecord", "Summary", "Tuned", "Windows"]
 
 _FIRST_CAPACITY = 64
 
@@ -120,8 +121,21 @@ class RunRecord:
         """
         values, sketch = meter.measure(sketch=True)
         self.append(meter.steps, {**values, "seconds": self._seconds + time.monotonic() - self._began}, meter.reasons)
+        self.tune()
         if sketch is not None:
             self.add_sketch(meter.steps, sketch.numpy())
+
+    def tune(self) -> dict[str, float]:
+        """Completes the last row with what `tuning` says of the latest steps that tell it, and returns that.
+
+        Those are the last row's, or the last 2, 4, 8, …, rows': as many as it takes for a standard error of at most 0.1
+        of noise_share and 30 % of the others. NaN where all of them do not.
+        """
+        found = latest(self._views(), self.run)
+        values = {name: tuned.value for name, tuned in found.items()}
+        values |= {f"{name}_se": tuned.standard_error for name, tuned in found.items()}
+        self.amend(values, {name: tuned.reason for name, tuned in found.items() if tuned.reason})
+        return values
 
     def amend(self, values: Mapping[str, float], reasons: Mapping[str, str] | None = None) -> None:
         """Adds columns to the last row, or replaces them; the row's other values stay, and their reasons.
@@ -215,12 +229,48 @@ class RunRecord:
 
     # --- what it says
 
+    def tuning(self, after: int = 0, to: int | None = None) -> dict[str, Tuned]:
+        """critical_batch_size B_c, step_headroom S/C and noise_share N/W of the steps after one row, up to another.
+
+        With W = Σ f_k·u_k, a = Σ f_{k+1}·u_k and the loss drop d: S = 2d − a, C = 2(d − a), N = W − S; B_c = B·N/S
+        for SGD without momentum, else B·Σ(‖g_k‖² − g_k·g_{k−1})/Σ g_k·g_{k−1}. B_c is in samples (tokens where these
+        are counted), the others have no unit. Each has its standard error: the noise of steps, by second differences of
+        the rows, and that of the losses; what drawing coordinates adds is not in it.
+
+        Args:
+            after: the step of a row, or 0 for the start. to: the step of a later row; None: the last.
+
+        Returns:
+            name → `Tuned` with value, standard_error and reason; NaN where there are fewer than four rows, where
+            what is divided by can't be told from 0, and B_c where the batch size is not known.
+
+        Raises:
+            ValueError: no row is of that step; `to` is not after `after`.
+
+        Source: McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162 (B_simple, steps ∝ 1 + B_c/B); the works of
+        the stretch to second order in the step.
+        """
+        steps = self._step[: self._rows]
+        rows = {int(step): row for row, step in enumerate(steps)}
+        last = (int(steps[-1]) if len(steps) else 0) if to is None else to
+        for name, step in (("after", after), ("to", last)):
+            if step not in rows and not (step == 0 and (name == "after" or not len(steps))):
+                raise ValueError(f"tuning got {name}={step}, wanted the step of a row: see columns['step']")
+        return Tuning(self._views(), self.run, rows.get(after) if after else None, rows.get(last, -1)).values
+
+    def _views(self) -> dict[str, npt.NDArray[Any]]:
+        return {"step": self._step[: self._rows]} | {n: column[: self._rows] for n, column in self._values.items()}
+
     def summary(self) -> Summary:
-        """The last row as a `Summary`; NaN where nothing was recorded."""
+        """The last row as a `Summary`, with `tuning` of the whole run; NaN where nothing was recorded."""
         last = self._rows - 1
         values = {name: float(column[last]) for name, column in self._values.items()} if self._rows else {}
         step = int(self._step[last]) if self._rows else 0
-        return Summary.from_row(step, values, reasons=self._reasons, run=self.run)
+        whole, reasons = self.tuning(), {n: why for n, why in self._reasons.items() if n not in TUNING}
+        for name, tuned in whole.items():
+            values |= {name: tuned.value, f"{name}_se": tuned.standard_error}
+            reasons |= {name: tuned.reason} if tuned.reason and self._rows else {}
+        return Summary.from_row(step, values, reasons=reasons, run=self.run)
 
     def windows(self, first_step: npt.ArrayLike, last_step: npt.ArrayLike) -> Windows:
         """η(s, t) = D²/[(τ_t − τ_s)(A_t − A_s)] ÷ conversion, for any windows between steps that have a sketch.

@@ -24,12 +24,33 @@ class Summary:
 
     steps: int = 0
     """Step of the last row, steps."""
+    samples: float = _NAN
+    """Samples that these steps saw, all processes together."""
+    tokens: float = _NAN
+    """The same in tokens, where batches are of tokens."""
+    epochs: float = _NAN
+    """The same in passes over the training data."""
+    seconds: float = _NAN
+    """Wall-clock time since the start, validation included, s."""
     loss: float = _NAN
     """Loss at the last row, loss: L_K."""
     loss_se: float = _NAN
     """Standard error of `loss`, loss; with a probe that between its batches."""
     learning_rate: float = _NAN
     """Learning rate of the last step; it has the optimizer's own unit."""
+
+    noise_share: float = _NAN
+    """N/W, 1: the share of the work that updates did on the noise of their own batches, N = W − (2d − a) with
+    W = work_ito, a = work_anti_ito, d = loss_drop of the run."""
+    critical_batch_size: float = _NAN
+    """B_c = tr Σ/‖F‖², samples (tokens, where these are counted): the batch whose noise is as large as the gradient.
+    B·N/(2d − a) for SGD without momentum, else by the overlap of neighbouring gradients. Over the whole run."""
+    step_headroom: float = _NAN
+    """(2d − a)/2(d − a), 1: the multiple of the steps at which the loss would have fallen most; ½: bouncing."""
+    noise_share_se: float = _NAN
+    """Standard errors of these three, in their units."""
+    critical_batch_size_se: float = _NAN
+    step_headroom_se: float = _NAN
 
     efficiency: float = _NAN
     """η = Σ (Δθ_i)²/m_i / Q, 1: shortest time between two distributions of weights divided by the time taken,

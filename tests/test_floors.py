@@ -55,6 +55,7 @@ ALIASES = {
     "_record_sketches": "record",
     "_record_windows": "record",
     "_regimes": "record",
+    "_tuning": "record",
     "_arguments": "callback",
     "_attaching": "callback",
     "_batch_losses": "callback",

@@ -131,7 +131,7 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
         motion.gradient.rows.copy_(entry["gradient"]["rows"])
         motion.closed = True
         if motion.overlap is not None:
-            motion.overlap.load(known=entry["gradient"]["known"])
+            motion.overlap.is_known = entry["gradient"]["known"]
     origin, averages = (
         None if saved is None else saved.to(coordinates.device, copy=True)
         for saved in (entry["origin"], entry["averages"])

@@ -168,7 +168,7 @@ class Motion:
         self._add_met(valid, measured=measured)
         self.closed = True
         if self.overlap is not None:
-            self.overlap.keep(self.gradient, valid)
+            self.overlap.keep(self.gradient, valid, measured=measured)
         if not measured:
             self._count_unmeasured()
             return

@@ -19,8 +19,8 @@ class Overlap:
     def __init__(self, coordinates: Coordinates) -> None:
         self._coordinates = coordinates
         self.before = coordinates.vector()  # g_{k−1}, with the sign and the L2 term of −f
-        self.known: Tensor | None = None  # on the device, False as long as that is no step's gradient; None: it is one
-        self._begun = False
+        self.known: Tensor | None = None  # on the device, where that alone knows whether there is a g_{k−1} to meet
+        self._is_known = False  # where there is no such tensor
         self._signal, self._squares = coordinates.row(), coordinates.row()
 
     def meet(self, gradient: Vector, rows: slice, room: Tensor) -> None:
@@ -31,28 +31,30 @@ class Overlap:
 
     def add(self, sums: RowSums, valid: Tensor | None) -> None:
         """The products go into the sums; valid: False where g_k is of no step."""
-        if valid is not None and self.known is not None:
-            valid = valid & self.known
-        valid = self.known if valid is None else valid
-        sums.add("gradient_signal", masked(self._signal, valid))
-        sums.add("gradient_noise", masked(self._squares - self._signal, valid))
+        known = self.known
+        if valid is not None:
+            known = valid & (self._is_known if known is None else known)
+        sums.add("gradient_signal", masked(self._signal, known))
+        sums.add("gradient_noise", masked(self._squares - self._signal, known))
 
-    def keep(self, gradient: Vector, valid: Tensor | None) -> None:
-        """g_k will be the next one's g_{k−1}, unless it is of no step: then the one before it is."""
-        begun, self._begun = self._begun, True
+    def keep(self, gradient: Vector, valid: Tensor | None, *, measured: bool) -> None:
+        """g_k will be the next one's g_{k−1}, unless it is of no step: then the one before it is.
+
+        measured: of sampled steps, the gradients after the others meet none.
+        """
         if valid is None:
-            self.known = None
+            self.known, self._is_known = None, measured
             return
         torch.where(valid, gradient.rows, self.before.rows, out=gradient.rows)
-        known = torch.full_like(valid, begun) if self.known is None else self.known
-        self.known = valid | known
-
-    def load(self, *, known: bool) -> None:
-        """After `before` was taken over; known: it is a step's gradient."""
-        self._begun = known
-        self.known = None if known else torch.zeros((), dtype=torch.bool, device=self._coordinates.device)
+        known = torch.full_like(valid, self._is_known) if self.known is None else self.known
+        self.known = torch.where(valid, torch.full_like(valid, measured), known)
 
     @property
     def is_known(self) -> bool:
-        """`before`, or what will be it, is a step's gradient. Syncs."""
-        return self._begun and (self.known is None or bool(self.known))
+        """The next gradient has one before it to meet. Syncs."""
+        return self._is_known if self.known is None else bool(self.known)
+
+    @is_known.setter
+    def is_known(self, known: bool) -> None:
+        self._is_known = known
+        self.known = None if known else torch.zeros((), dtype=torch.bool, device=self._coordinates.device)

@@ -24,6 +24,7 @@ from trajectory_cases import Recipe
 from trajectory_reference import Run, flat, measure
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.estimates import GRADIENTS
 
 STEPS, DRAWS, BUDGET = 40, 60, 2**13
 FALL = 0.7  # of the recorded losses, which lie on a line: how they are extrapolated has its own tests
@@ -238,7 +239,7 @@ def test_a_fifth_of_the_coordinates_tells_the_rest(kind: str) -> None:
 def test_every_value_of_a_draw_states_its_error(kind: str) -> None:
     run = watched(kind)
     wanted = {
-        f"{name}_se" for name in (*SAMPLED, "net_displacement", "grad_norm_clipped", "entropy_production")
+        f"{name}_se" for name in (*SAMPLED, *GRADIENTS, "net_displacement", "grad_norm_clipped", "entropy_production")
     } | OF_THE_LOSS
     assert {name for name in run.exact if name.endswith("_se")} == OF_THE_LOSS
     for drawn in run.drawn:

@@ -1,0 +1,213 @@
+"""Critical batch size, step headroom, noise share: by definition, by closed forms, and how far off they say to be."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from lightning_speedlimit import RunRecord, TrajectoryMeter
+from lightning_speedlimit._tuning import Tuning, is_plain_sgd, latest
+
+Values = npt.NDArray[np.float64]
+SCATTER = {"work": 0.05, "gradient": 0.5}
+PLAIN = {"optimizers": [{"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0.0}]}]}
+ADAM = {"optimizers": [{"class": "Adam", "groups": [{"lr": 1e-3}]}]}
+
+
+def columns(draw: np.random.Generator, rows: int = 20, every: int = 10, **means: float) -> dict[str, Values]:
+    """Steps whose works and overlaps scatter around their means, added up to rows; losses known to 0.01."""
+    known = {"work_ito": 0.3, "work_anti_ito": 0.1, "drop": 0.12, "gradient_signal": 0.5, "gradient_noise": 2.0} | means
+    found = {"step": np.arange(1, rows + 1) * every, "samples": np.arange(1.0, rows + 1) * every * 32.0}
+    for name in ("work_ito", "work_anti_ito", "gradient_signal", "gradient_noise"):
+        found[name] = draw.normal(known[name], SCATTER[name.split("_")[0]], rows * every).cumsum()[every - 1 :: every]
+    loss = draw.normal(0.0, 0.01, rows + 1)
+    found["loss_drop"] = loss[0] - loss[1:] + known["drop"] * found["step"]
+    found |= {"loss_se": np.full(rows, 0.01), "loss_drop_se": np.full(rows, 0.01 * math.sqrt(2))}
+    return found
+
+
+def without_overlap(data: dict[str, Values]) -> dict[str, Values]:
+    return {name: column for name, column in data.items() if not name.startswith("gradient")}
+
+
+TRUTH = {"noise_share": 1 - 0.14 / 0.3, "step_headroom": 0.14 / 0.04}
+
+
+def test_values_are_by_definition() -> None:
+    data = columns(np.random.default_rng(0))
+    work, anti, drop = (data[n][14] - data[n][4] for n in ("work_ito", "work_anti_ito", "loss_drop"))
+    found = Tuning(without_overlap(data), PLAIN, 4, 14).values
+    slope = 2 * drop - anti
+    assert found["noise_share"].value == pytest.approx((work - slope) / work)
+    assert found["step_headroom"].value == pytest.approx(slope / (2 * (drop - anti)))
+    assert found["critical_batch_size"].value == pytest.approx(32 * (work - slope) / slope)
+    signal, noise = (data[n][14] - data[n][4] for n in ("gradient_signal", "gradient_noise"))
+    del data["samples"]
+    data["tokens"] = 7.0 * data["step"]
+    assert Tuning(data, ADAM, 4, 14).critical_batch_size.value == pytest.approx(7 * noise / signal)
+
+
+@pytest.mark.parametrize("run", [PLAIN, ADAM], ids=["works", "overlap"])
+def test_two_standard_errors_hold_the_truth(run: dict[str, Any]) -> None:
+    """0.954, less what a variance from 38 second differences and a ratio's skewness cost: 0.88 to 0.995 of 400."""
+    draw, held = np.random.default_rng(1), dict.fromkeys(("noise_share", "step_headroom", "critical_batch_size"), 0)
+    truth = TRUTH | {"critical_batch_size": 32 * (0.16 / 0.14 if run is PLAIN else 4.0)}
+    for _ in range(400):
+        data = columns(draw, rows=40, every=20)
+        for name, found in Tuning(data if run is ADAM else without_overlap(data), run).values.items():
+            held[name] += abs(found.value - truth[name]) <= 2 * found.standard_error
+    assert all(352 <= count <= 398 for count in held.values()), held
+
+
+def test_rows_of_unequal_length_weigh_as_their_steps() -> None:
+    """The error of Σ x over independent steps is √K σ, however they are cut into rows."""
+    draw, cuts = np.random.default_rng(2), np.cumsum([3, 40, 7, 100, 1, 60, 200, 5, 9, 75])
+    stated = []
+    for _ in range(300):
+        steps = draw.normal(0.3, 0.3, cuts[-1])
+        data = {"step": cuts, "work_ito": steps.cumsum()[cuts - 1], "work_anti_ito": np.zeros(10)}
+        data["loss_drop"] = 0.05 * cuts
+        stated.append(Tuning(data, PLAIN).noise_share)
+    # 1 − S/W with S = 2d exact: its error is S/W² √K σ.
+    slope, work = 0.1 * cuts[-1], 0.3 * cuts[-1]
+    wanted = slope / work**2 * math.sqrt(cuts[-1]) * 0.3
+    assert np.mean([t.standard_error**2 for t in stated]) ** 0.5 == pytest.approx(wanted, rel=0.1)
+    assert np.std([t.value for t in stated]) == pytest.approx(wanted, rel=0.15)
+
+
+def test_few_rows_borrow_from_the_rows_before() -> None:
+    data = columns(np.random.default_rng(3))
+    one = Tuning(data, ADAM, 15, 16).critical_batch_size
+    rates = np.diff(data["gradient_noise"][8:17]) - one.value / 32 * np.diff(data["gradient_signal"][8:17])
+    signal = data["gradient_signal"][16] - data["gradient_signal"][15]
+    variance = np.mean(np.diff(rates, 2) ** 2) / 6
+    assert one.standard_error == pytest.approx(32 * math.sqrt(variance) / signal)
+
+
+def undefined(data: dict[str, Values], run: dict[str, Any], **changes: Any) -> dict[str, str]:
+    found = Tuning(data | changes, run).values
+    assert all(math.isnan(t.value) == bool(t.reason) == math.isnan(t.standard_error) for t in found.values())
+    return {name: t.reason for name, t in found.items()}
+
+
+def test_what_cannot_be_told_says_why() -> None:
+    data = columns(np.random.default_rng(4))
+    works = without_overlap(data)
+    assert set(undefined(data, ADAM).values()) == {""}
+    assert "overlap of neighbouring gradients was not recorded" in undefined(works, ADAM)["critical_batch_size"]
+    assert "batch size is not known" in undefined(data, ADAM, samples=data["step"] * math.nan)["critical_batch_size"]
+    assert "loss_drop is NaN" in undefined(works, PLAIN, loss_drop=data["step"] * math.nan)["noise_share"]
+    assert "can't be told from 0" in undefined(works, PLAIN, loss_drop=0 * data["step"])["critical_batch_size"]
+    straight = undefined(works, PLAIN, loss_drop=data["work_anti_ito"])
+    assert "curvature along the updates can't be told from 0" in straight["step_headroom"]
+    assert "no work was done" in undefined(works, PLAIN, work_ito=-data["work_ito"])["noise_share"]
+    three = {n: c[:3] for n, c in data.items()}
+    assert "fewer than four rows" in undefined(three, ADAM)["step_headroom"]
+    nothing = {n: c[:0] for n, c in data.items()}
+    assert set(undefined(nothing, ADAM)) == {"critical_batch_size", "step_headroom", "noise_share"}
+
+
+def test_a_stretch_ends_after_it_begins() -> None:
+    data = columns(np.random.default_rng(5))
+    with pytest.raises(ValueError, match="a stretch got rows 4 to 4"):
+        Tuning(data, ADAM, 4, 4)
+
+
+def test_the_latest_are_of_as_many_rows_as_it_takes() -> None:
+    data = columns(np.random.default_rng(6), rows=64, every=2, work_anti_ito=0.06)
+    found = latest(data, ADAM)
+    lengths = [1, 2, 4, 8, 16, 32]
+    for name, limit in (("critical_batch_size", 0.3), ("step_headroom", 0.3), ("noise_share", None)):
+        tuned = [getattr(Tuning(data, ADAM, 63 - length), name) for length in lengths]
+        enough = [t.standard_error <= (0.1 if limit is None else limit * t.value) for t in tuned]
+        assert found[name] == tuned[enough.index(True)]
+    assert not enough[0], "one row is too few here"
+
+
+def test_even_all_rows_may_be_too_few() -> None:
+    found = latest(columns(np.random.default_rng(7), rows=5, every=1, drop=0.06, work_ito=0.2), ADAM)
+    assert math.isnan(found["noise_share"].value)
+    assert "even of all steps" in found["noise_share"].reason
+
+
+@pytest.mark.parametrize(
+    ("run", "plain"),
+    [
+        (PLAIN, True),
+        (ADAM, False),
+        ({"optimizers": [{"class": "SGD", "groups": [{"momentum": 0.9}]}]}, False),
+        ({"optimizers": [*PLAIN["optimizers"], *ADAM["optimizers"]]}, False),
+        ({"optimizers": []}, False),
+        ({}, False),
+    ],
+)
+def test_plain_sgd_is_told_from_what_was_run(run: dict[str, Any], plain: bool) -> None:
+    assert is_plain_sgd(run) == plain
+
+
+# --- closed form: a linear slope F with noise of known covariance
+
+
+def noisy_slope(optimizer: str, steps: int = 4000) -> RunRecord:
+    """L = F·θ; g = F + ε, ε of variance 4 in each of 30 coordinates: at batch 16 tr Σ = 16 · 30 · 4, ‖F‖² = 30."""
+    torch.manual_seed(0)
+    theta = nn.Parameter(torch.zeros(30, dtype=torch.float64))
+    stepper: Optimizer = SGD([theta], lr=0.01) if optimizer == "sgd" else Adam([theta], lr=0.01)
+    meter = TrajectoryMeter(stepper)
+    record = RunRecord(meter.description())
+    for k in range(1, steps + 1):
+        meter.record_loss(theta.detach().sum())
+        theta.grad = torch.ones_like(theta) + 2.0 * torch.randn_like(theta)
+        stepper.step()
+        if k % 100 == 0:
+            record.append(k, {**meter.compute(), "samples": 16.0 * k})
+    meter.close()
+    return record
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_slope_with_known_noise(optimizer: str) -> None:
+    found = noisy_slope(optimizer).tuning()
+    size = found["critical_batch_size"]
+    assert size.standard_error < 0.05 * size.value
+    assert size.value == pytest.approx(16 * 30 * 4 / 30, abs=3 * size.standard_error)
+    assert "curvature" in found["step_headroom"].reason
+    if optimizer == "sgd":
+        assert found["noise_share"].value == pytest.approx(0.8, abs=3 * found["noise_share"].standard_error)
+
+
+def test_headroom_of_a_parabola() -> None:
+    """½h θ² falls most by a step of rate 1/h: (1/h − lr/2)/(lr/2)·½ … = 1/(lr h) at each step, lr h = 0.03."""
+    theta = 0.97 ** np.arange(41.0)
+    data = {"step": np.arange(1, 41), "loss_drop": 0.5 * (1 - theta[1:] ** 2)}
+    data["work_anti_ito"] = (0.03 * theta[1:] * theta[:-1]).cumsum()
+    data["work_ito"] = (0.03 * theta[:-1] ** 2).cumsum()
+    found = Tuning(data, PLAIN).values
+    assert found["step_headroom"].value == pytest.approx(1 / 0.03, rel=1e-9)
+    assert found["noise_share"].value == pytest.approx(0.0, abs=1e-12)
+
+
+# --- in a record
+
+
+def test_rows_and_summary_carry_them() -> None:
+    record = noisy_slope("adam", steps=1000)
+    row = record.tune()
+    assert row["critical_batch_size"] == latest(record.columns, record.run)["critical_batch_size"].value
+    assert record.columns["critical_batch_size_se"][-1] == row["critical_batch_size_se"]
+    assert "curvature" in record.reasons["step_headroom"]
+    summary, whole = record.summary(), record.tuning()
+    assert summary.critical_batch_size == whole["critical_batch_size"].value != row["critical_batch_size"]
+    assert summary.critical_batch_size_se == whole["critical_batch_size"].standard_error
+    assert f"critical batch        {summary.critical_batch_size:.1f}" in str(summary)
+
+
+@pytest.mark.parametrize(("after", "to"), [(150, None), (0, 150), (-100, None)])
+def test_a_stretch_is_between_rows(after: int, to: int | None) -> None:
+    with pytest.raises(ValueError, match=r"tuning got .*, wanted the step of a row"):
+        noisy_slope("sgd", steps=400).tuning(after, to)
