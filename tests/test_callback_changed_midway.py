@@ -2,7 +2,6 @@
 and the callback's are those of plain sums over the tape, or NaN with the reason."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -15,10 +14,12 @@ import torch
 from callback_cases import (
     EXACT,
     Batch,
+    ByHand,
     Regressor,
     Step,
     batches,
     flat,
+    heard,
     last_row,
     loader,
     of,
@@ -193,8 +194,7 @@ def test_a_fault_ends_the_measurement_and_not_the_epoch(tmp_path: Path, every: i
     models, steps, callback = [], [], quiet()
     for callbacks in ([], [callback]):
         model = Regressor(lambda p: Broken(p, lr=0.05, momentum=0.5))
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+        with heard("measurement stopped") as found:
             fitted = trainer(tmp_path, *callbacks, log_every_n_steps=every)
             fitted.fit(model, loader(batches(8)))
         models.append(model)
@@ -202,7 +202,6 @@ def test_a_fault_ends_the_measurement_and_not_the_epoch(tmp_path: Path, every: i
     assert steps == [8, 8]
     assert models[0].tape.losses == models[1].tape.losses
     assert torch.equal(*(flat(list(m.parameters())) for m in models))
-    found = [str(w.message) for w in said if "measurement stopped" in str(w.message)]
     assert len(found) == 1
     assert "StopIteration: no more mobilities" in found[0]
     assert callback.record is not None
@@ -244,15 +243,14 @@ def test_a_first_step_that_is_skipped(tmp_path: Path, kind: Any) -> None:
 
 def resumed(folder: Path, callback: SpeedLimit) -> tuple[Regressor, list[str], Any]:
     """Six steps of an epoch of twelve have been done by another callback; the warnings that name ours."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with heard() as said:
         first = trainer(folder, quiet(loss_window=3), max_epochs=1)
         first.fit(Regressor(), loader(batches(6)))
         first.save_checkpoint(folder / "saved.ckpt")
         model = Regressor()
         second = trainer(folder, callback, max_epochs=2)
         second.fit(model, loader(batches(6)), ckpt_path=folder / "saved.ckpt")
-    return model, [str(w.message) for w in said if "SpeedLimit" in str(w.message)], second
+    return model, said, second
 
 
 @pytest.mark.parametrize("other", [{"clock": "lr"}, {"measure_every_n_steps": 3}], ids=str)
@@ -419,22 +417,14 @@ def test_clipping_where_the_reason_says_to(tmp_path: Path) -> None:
 # --- 10. Several optimizers on the clock "lr" -----------------------------------------------------------------
 
 
-class Scheduled(Regressor):
+class Scheduled(ByHand, Regressor):
     """Two optimizers, one joint step a batch, and after it their schedulers, as manual optimization has it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
-        self.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():  # type: ignore[union-attr]
-            optimizer.step()
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
             scheduler.step()
-        return loss.detach()
+        return loss
 
     def configure_optimizers(self) -> Any:
         layers = (self.first, self.second)

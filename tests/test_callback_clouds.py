@@ -26,6 +26,7 @@ from callback_cases import (
     Resumable,
     batches,
     flat,
+    heard,
     last_row,
     loader,
     of,
@@ -941,11 +942,9 @@ def test_no_state_of_torch_is_touched() -> None:
 def test_half_precision_is_said_once(tmp_path: Path, precision: str) -> None:
     dtype = torch.float16 if precision == "16-true" else torch.bfloat16
     model, callback, kept = Regressor(sgd(lr=0.2), dtype=dtype), clouds(), Snapshots()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with heard("rounding of") as about:
         fitted = trainer(tmp_path, callback, kept, precision=precision, max_epochs=3)
         fitted.fit(model, loader(batches(4, dtype=dtype)))
-    about = [str(w.message) for w in said if "rounding of" in str(w.message)]
     assert len(about) == 1
     assert f"compares the neurons as they are trained, in {dtype}" in about[0]
     assert callback.record is not None
@@ -984,10 +983,8 @@ def poisoned(tmp_path: Path, callback: SpeedLimit) -> Any:
 
 def test_weights_that_are_not_finite_are_said_once_by_layer(tmp_path: Path) -> None:
     callback = clouds()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with heard("could not compare") as about:
         fitted = poisoned(tmp_path, callback)
-    about = [str(w.message) for w in said if "could not compare" in str(w.message)]
     assert len(about) == 1
     assert "the neurons of first (its weights are not finite)" in about[0]
     assert callback.record is not None
