@@ -879,22 +879,6 @@ def test_no_logger_barebones_and_fast_dev_run(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("jsonargparse")
-    from pytorch_lightning.cli import LightningCLI
-    from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
-
-    monkeypatch.chdir(tmp_path)
-    callbacks = "--trainer.callbacks"
-    arguments = [f"{callbacks}=lightning_speedlimit.SpeedLimit", f"{callbacks}.clouds=neurons"]
-    arguments += [f"{callbacks}.print_summary=false", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
-    arguments += ["--trainer.limit_val_batches=0", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
-    cli = LightningCLI(BoringModel, BoringDataModule, args=["fit", *arguments], save_config_callback=None)
-    (callback,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "SpeedLimit"]
-    assert callback.clouds == "neurons"
-    assert last_row(callback)["wasserstein2"] > 0
-
-
 # --- the training is left alone
 
 
@@ -1106,20 +1090,6 @@ def test_a_monitor_in_a_resumed_run_finds_what_was_known(tmp_path: Path) -> None
     assert whole.record is not None
     assert resumed.record is not None
     np.testing.assert_array_equal(resumed.record.clouds["wasserstein2"], whole.record.clouds["wasserstein2"])
-
-
-def test_resuming_from_a_checkpoint_without_clouds(tmp_path: Path) -> None:
-    """It holds no initial weights: the neurons can't be compared with them, and that is said."""
-    fit(tmp_path, quiet(), at=13)
-    resumed = clouds()
-    with pytest.warns(UserWarning, match="resumed without the initial weights"):
-        fit(tmp_path, resumed, ckpt=tmp_path / "step=13.ckpt")
-    assert resumed.record is not None
-    assert len(resumed.record.clouds["step"]) == 0
-    for name in TOTALS:
-        assert math.isnan(last_row(resumed)[name])
-        assert "resumed without the initial weights" in resumed.record.reasons[name]
-    assert math.isfinite(last_row(resumed)["displacement"])
 
 
 def test_resuming_without_clouds(tmp_path: Path) -> None:
