@@ -129,7 +129,7 @@ def whole(case: Case) -> Training:
 
 
 @cases
-@pytest.mark.parametrize("stop", [0, 1, 5, 13])
+@pytest.mark.parametrize("stop", [0, 1, 13])
 def test_a_restored_measurement_goes_on(case: Case, whole: Training, stop: int) -> None:
     training = Training(case)
     training.steps(0, stop)
