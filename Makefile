@@ -40,10 +40,10 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p lightning_speedlimit
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "slow and not gpu" tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" tests
 
 # What needs a GPU: the tests, and the figures of what measuring costs there, in a file that carries the card's name.
 # Meant to take 4 minutes; longer and less noisy: make test-gpu GPU_ROUNDS=12
@@ -75,7 +75,7 @@ test-matrix: $(STAMP)
 # none; pytest --modes docs/modes.json adds it elsewhere.
 modes: $(STAMP)
 	rm -f docs/modes.json
-	$(BIN)/python -m pytest -n 2 -m mode --modes docs/modes.json tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m mode --modes docs/modes.json tests
 	$(BIN)/python docs/make_modes.py
 
 # The site, in docs/_build/html: a warning is an error, and the gallery's scripts are run.

@@ -49,6 +49,20 @@ def least(draws: int) -> int:
     return math.floor(PROMISED * draws - 3 * math.sqrt(PROMISED * (1 - PROMISED) * draws))
 
 
+def told(values: list[Any], truth: float, stated: dict[str, Callable[[list[float]], Any]]) -> dict[str, Any]:
+    """What estimates say of the truth; `stated`: the name of their errors' middle, and which middle it is."""
+    found = [e.value for e in values]
+    return {
+        "truth": truth,
+        "found": float(np.mean(found)),
+        "scatter": float(np.std(found)),
+        **{name: float(middle([e.standard_error for e in values])) for name, middle in stated.items()},
+        "covered": sum(abs(e.value - truth) < 2 * e.standard_error for e in values),
+        "draws": len(values),
+        "least": least(len(values)),
+    }
+
+
 def clouds(d: int, replicas: int, temperature: float, time: float, draws: int, seed: int = 0) -> dict[str, Any]:
     """W₂² from N(1, ¼) in every mode, by e^{−t} and noise of variance T(1 − e^{−2t})."""
     random = np.random.default_rng(seed)
@@ -91,14 +105,7 @@ def rates(lag: float, degree: int, draws: int, seed: int = 0) -> dict[str, Any]:
     return {
         "lag": lag,
         "degree": degree,
-        "truth": 2.0,
-        "found": float(np.mean([e.value for e in values])),
-        "scatter": float(np.std([e.value for e in values])),
-        "stated": float(np.mean([e.standard_error for e in values])),
-        "covered": sum(abs(e.value - 2.0) < 2 * e.standard_error for e in values),
-        "draws": draws,
-        "least": least(draws),
-    }
+    } | told(values, 2.0, {"stated": np.mean})
 
 
 def drops(steps: int, rate: float, draws: int, seed: int = 0) -> dict[str, Any]:
@@ -112,14 +119,7 @@ def drops(steps: int, rate: float, draws: int, seed: int = 0) -> dict[str, Any]:
     return {
         "steps": steps,
         "rate": rate,
-        "truth": truth,
-        "found": float(np.mean([e.value for e in values])),
-        "scatter": float(np.std([e.value for e in values])),
-        "stated, median": float(np.median([e.standard_error for e in values])),
-        "covered": sum(abs(e.value - truth) < 2 * e.standard_error for e in values),
-        "draws": draws,
-        "least": least(draws),
-    }
+    } | told(values, truth, {"stated, median": np.median})
 
 
 def shown(row: dict[str, Any]) -> str:

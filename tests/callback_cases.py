@@ -4,7 +4,9 @@ The tape knows nothing of the package: θ before and after each step, the raw gr
 the gradients as the optimizer used them, learning rates and losses. `plain` adds them up once more.
 """
 
+import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -177,14 +179,29 @@ class Regressor(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
-def by_hand(module: Any, loss: Tensor) -> Tensor:
-    """The rest of a `training_step` under manual optimization: each optimizer steps, on the same gradients."""
-    module.zero_grad()
-    module.manual_backward(loss)
-    found = module.optimizers()
-    for optimizer in found if isinstance(found, list) else [found]:
-        optimizer.step()
-    return loss.detach()
+class ByHand(pl.LightningModule):
+    """Before a module's class: manual optimization, in which each optimizer steps, on the same gradients."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.zero_grad()
+        self.manual_backward(loss)
+        found = self.optimizers()
+        for optimizer in found if isinstance(found, list) else [found]:
+            optimizer.step()
+        return loss.detach()
+
+
+@contextlib.contextmanager
+def heard(part: str = "SpeedLimit") -> Iterator[list[str]]:
+    """Afterwards: the warnings that have this in them, each as often as it came."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield found
+    found += [str(w.message) for w in said if part in str(w.message)]
 
 
 def quiet(**options: Any) -> SpeedLimit:

@@ -12,7 +12,7 @@ pytest_plugins = ["modes_plugin"]
 torch.set_num_threads(1)
 
 # No deadline: the machines are shared, and a slow example is no wrong one.
-settings.register_profile("deterministic", deadline=None, derandomize=True)
+settings.register_profile("deterministic", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("deterministic")
 
 

@@ -9,9 +9,10 @@ weight decay.
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,31 @@ def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     raw.clear()
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
-    parameters = list(parameters)
-    raw.update((id(p), p.grad.clone()) for p in parameters)
-    return clip(parameters, *args, **kwargs)
+@contextlib.contextmanager
+def witnessed(output: str) -> Iterator[None]:
+    """Afterwards the file says what was done within."""
+    clip = torch.nn.utils.clip_grad_norm_
+    for known in (raw, tapes, optimizers):
+        known.clear()  # type: ignore[attr-defined]
+
+    def clip_grad_norm_(parameters: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
+        parameters = list(parameters)
+        raw.update((id(p), p.grad.clone()) for p in parameters)
+        return clip(parameters, *args, **kwargs)
+
+    hooks = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+    torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
+    try:
+        yield
+    finally:
+        torch.nn.utils.clip_grad_norm_ = clip
+        for hook in hooks:
+            hook.remove()
+    tape_of = [tapes[id(optimizer)] for optimizer in optimizers]
+    np.savez(output, **{f"{name}_{n}": np.stack(rows) for n, tape in enumerate(tape_of) for name, rows in tape.items()})
 
 
 if __name__ == "__main__":
     _, output, *sys.argv = sys.argv
-    clip, torch.nn.utils.clip_grad_norm_ = torch.nn.utils.clip_grad_norm_, clip_grad_norm_
-    register_optimizer_step_pre_hook(before)
-    register_optimizer_step_post_hook(after)
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    tape_of = [tapes[id(optimizer)] for optimizer in optimizers]
-    np.savez(output, **{f"{name}_{n}": np.stack(rows) for n, tape in enumerate(tape_of) for name, rows in tape.items()})
+    with witnessed(output):
+        runpy.run_path(sys.argv[0], run_name="__main__")

@@ -2,8 +2,6 @@
 and the callback's are those of plain sums over the tape, or NaN with the reason."""
 
 import math
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,25 +13,23 @@ import torch
 from callback_cases import (
     EXACT,
     Batch,
+    ByHand,
     Regressor,
     Step,
     batches,
     flat,
+    heard,
     last_row,
     loader,
-    of,
     plain,
     quiet,
     sgd,
     trainer,
 )
-from pytorch_lightning.plugins.precision import MixedPrecision
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_speedlimit import SpeedLimit
-from lightning_speedlimit.trajectory import mobility, register_mobility
 
 WORKS = ("work_ito", "work_anti_ito", "work_stratonovich", "work_action", "conversion", "signal_fraction")
 EFFICIENCIES = ("efficiency", "efficiency_lower", "efficiency_action")
@@ -51,7 +47,7 @@ def identical(got: dict[str, float], wanted: dict[str, float]) -> None:
         assert got[name] == value or (math.isnan(got[name]) and math.isnan(value)), name
 
 
-# --- 1. The optimizer's groups are replaced -------------------------------------------------------------------
+# --- The optimizer's groups are replaced -------------------------------------------------------------------
 
 
 class Reload(pl.Callback):
@@ -86,44 +82,6 @@ def test_the_optimizers_own_state_is_loaded(tmp_path: Path, options: dict[str, A
     if not options:
         for name, value in plain(model.tape.steps, model.tape.losses).items():
             assert rows[0][name] == pytest.approx(value, rel=EXACT), name
-
-
-class Freeze(pl.Callback):
-    """Takes a layer out of the optimizer, as some finetuning does; its last gradients stay."""
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 3:
-            module.first.requires_grad_(False)
-            trainer.optimizers[0].param_groups[0]["params"] = list(module.second.parameters())
-
-
-def test_a_layer_that_leaves_the_optimizer(tmp_path: Path) -> None:
-    thetas, forces = [], []
-
-    class Leaving(Regressor):
-        def on_before_optimizer_step(self, optimizer: Any) -> None:
-            used = {id(p) for p in of(optimizer)}
-            raw = [p.grad if id(p) in used else torch.zeros_like(p) for p in self.parameters()]
-            forces.append(-flat(raw))  # type: ignore[arg-type]
-            thetas.append(flat(list(self.parameters())))
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.05)
-
-    model, callback = Leaving(), quiet()
-    fitted = trainer(tmp_path, callback, Freeze())
-    fitted.fit(model, loader(batches(9)))
-    fitted.save_checkpoint(tmp_path / "after.ckpt")
-    thetas.append(flat(list(model.parameters())))
-    updates = [b - a for a, b in pairwise(thetas)]
-    got = last_row(callback)
-    assert fitted.global_step == got["elapsed"] == 9
-    work = math.fsum(float(f @ u) for f, u in zip(forces, updates, strict=True))
-    anti = math.fsum(float(f @ u) for f, u in zip(forces[1:], updates, strict=False))
-    assert got["work_ito"] == pytest.approx(work, rel=EXACT)
-    assert got["work_anti_ito"] == pytest.approx(anti, rel=EXACT, abs=EXACT * work)
-    assert got["displacement"] == pytest.approx(float((thetas[-1] - thetas[0]).norm()), rel=EXACT)
-    assert got["grad_norm"] == pytest.approx(float(forces[-1].norm()), rel=EXACT)
 
 
 class Replace(pl.Callback):
@@ -164,101 +122,18 @@ def test_replaced_optimizers_are_measured_anew(tmp_path: Path, probe: int) -> No
     assert got["loss_drop"] == pytest.approx((math.fsum(first) - math.fsum(last)) / probe, rel=EXACT)
 
 
-# --- 2. A fault of the measurement ----------------------------------------------------------------------------
+# --- Resumed with other settings ---------------------------------------------------------------------------
 
 
-class Broken(torch.optim.SGD):
-    calls = 0
-
-
-@pytest.fixture
-def _broken() -> Iterator[None]:
-    """Ends an iteration from the fourth step on: Lightning would take that for the end of the epoch."""
-
-    def answer(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> float:
-        Broken.calls += 1
-        if Broken.calls > 12:  # four parameters
-            raise StopIteration("no more mobilities")
-        return float(group["lr"])
-
-    Broken.calls = 0
-    register_mobility(Broken, answer)
-    yield
-    mobility._REGISTERED.pop(Broken, None)
-
-
-@pytest.mark.usefixtures("_broken")
-@pytest.mark.parametrize("every", [1, 50], ids=["log steps", "no log step"])
-def test_a_fault_ends_the_measurement_and_not_the_epoch(tmp_path: Path, every: int) -> None:
-    models, steps, callback = [], [], quiet()
-    for callbacks in ([], [callback]):
-        model = Regressor(lambda p: Broken(p, lr=0.05, momentum=0.5))
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            fitted = trainer(tmp_path, *callbacks, log_every_n_steps=every)
-            fitted.fit(model, loader(batches(8)))
-        models.append(model)
-        steps.append(fitted.global_step)
-    assert steps == [8, 8]
-    assert models[0].tape.losses == models[1].tape.losses
-    assert torch.equal(*(flat(list(m.parameters())) for m in models))
-    found = [str(w.message) for w in said if "measurement stopped" in str(w.message)]
-    assert len(found) == 1
-    assert "StopIteration: no more mobilities" in found[0]
-    assert callback.record is not None
-    columns = callback.record.columns
-    if every == 1:
-        assert all(columns["displacement"][:3] > 0)  # what was measured before stays
-    for name in (*WORKS, *EFFICIENCIES, "displacement", "kinematic_efficiency", "action"):
-        assert math.isnan(columns[name][-1]), name
-        assert "measurement stopped at step 3" in reasons(callback)[name], name
-
-
-# --- 3. A loss scaler skips the first step --------------------------------------------------------------------
-
-
-class Overflowing(Regressor):
-    def on_after_backward(self) -> None:
-        if self.tape.batch == 0:
-            next(self.parameters()).grad[0, 0] = math.inf  # type: ignore[index]
-
-
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_a_first_step_that_is_skipped(tmp_path: Path, kind: Any) -> None:
-    rows = []
-    for fused in (True, False):
-        model, callback = Overflowing(lambda p, f=fused: kind(p, lr=0.01, fused=f), dtype=torch.float32), quiet()
-        precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
-        trainer(tmp_path, callback, plugins=[precision]).fit(model, loader(batches(10, dtype=torch.float32)))
-        rows.append(last_row(callback))
-        assert math.isfinite(rows[-1]["efficiency_action"])
-        assert rows[-1]["elapsed"] == 9
-    for name in ("efficiency_action", "kinematic_efficiency", "displacement", "work_action"):
-        # float16 gradients pass through float32 states: rounded alike but for the order of operations; an ulp of a
-        # weight (6e-8) that comes out otherwise may turn a rounding of half precision (5e-4) in a later step
-        assert rows[0][name] == pytest.approx(rows[1][name], rel=5e-3), name
-
-
-# --- 5. Resumed with other settings ---------------------------------------------------------------------------
-
-
-def resumed(folder: Path, callback: SpeedLimit) -> tuple[Regressor, list[str], Any]:
-    """Six steps of an epoch of twelve have been done by another callback; the warnings that name ours."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        first = trainer(folder, quiet(loss_window=3), max_epochs=1)
+def test_resuming_with_other_settings_starts_anew(tmp_path: Path) -> None:
+    """Six steps of an epoch of twelve have been done by another callback."""
+    model, callback = Regressor(), quiet(clock="lr")
+    with heard() as said:
+        first = trainer(tmp_path, quiet(loss_window=3), max_epochs=1)
         first.fit(Regressor(), loader(batches(6)))
-        first.save_checkpoint(folder / "saved.ckpt")
-        model = Regressor()
-        second = trainer(folder, callback, max_epochs=2)
-        second.fit(model, loader(batches(6)), ckpt_path=folder / "saved.ckpt")
-    return model, [str(w.message) for w in said if "SpeedLimit" in str(w.message)], second
-
-
-@pytest.mark.parametrize("other", [{"clock": "lr"}, {"measure_every_n_steps": 3}], ids=str)
-def test_resuming_with_other_settings_starts_anew(tmp_path: Path, other: dict[str, Any]) -> None:
-    callback = quiet(**other)
-    model, said, second = resumed(tmp_path, callback)
+        first.save_checkpoint(tmp_path / "saved.ckpt")
+        second = trainer(tmp_path, callback, max_epochs=2)
+        second.fit(model, loader(batches(6)), ckpt_path=tmp_path / "saved.ckpt")
     assert second.global_step == 12
     assert len(said) == 1
     assert "starts anew at step 6" in said[0]
@@ -266,28 +141,11 @@ def test_resuming_with_other_settings_starts_anew(tmp_path: Path, other: dict[st
     assert callback.record is not None
     assert callback.record.run["since_step"] == 6
     got = last_row(callback)
-    if "clock" in other:
-        for name, value in plain(model.tape.steps, model.tape.losses, clock="lr").items():
-            assert got[name] == pytest.approx(value, rel=EXACT, nan_ok=True), name
-    assert got["displacement"] == pytest.approx(
-        float((model.tape.steps[-1].after - model.tape.steps[0].before).norm()), rel=EXACT
-    )
+    for name, value in plain(model.tape.steps, model.tape.losses, clock="lr").items():
+        assert got[name] == pytest.approx(value, rel=EXACT, nan_ok=True), name
 
 
-def test_resuming_with_another_loss_window_goes_on(tmp_path: Path) -> None:
-    """With the window that was saved: its losses were kept for it."""
-    rows = []
-    for window in (3, 20):
-        callback = quiet(loss_window=window)
-        _, said, _ = resumed(tmp_path / str(window), callback)
-        assert said == []
-        rows.append(last_row(callback))
-    assert rows[0]["elapsed"] == 12
-    assert math.isfinite(rows[0]["loss_drop"])
-    identical(rows[1], rows[0])
-
-
-# --- 6. A step within a step ----------------------------------------------------------------------------------
+# --- A step within a step ----------------------------------------------------------------------------------
 
 
 class Inherited(torch.optim.AdamW):
@@ -319,7 +177,7 @@ def test_a_step_that_calls_its_parents_counts_once(tmp_path: Path) -> None:
     )
 
 
-# --- 9. Clipping of one's own ---------------------------------------------------------------------------------
+# --- Clipping of one's own ---------------------------------------------------------------------------------
 
 
 class Manual(Regressor):
@@ -416,25 +274,17 @@ def test_clipping_where_the_reason_says_to(tmp_path: Path) -> None:
         assert got[name] == pytest.approx(wanted[name], rel=EXACT, abs=EXACT * wanted["work_ito"]), name
 
 
-# --- 10. Several optimizers on the clock "lr" -----------------------------------------------------------------
+# --- Several optimizers on the clock "lr" -----------------------------------------------------------------
 
 
-class Scheduled(Regressor):
+class Scheduled(ByHand, Regressor):
     """Two optimizers, one joint step a batch, and after it their schedulers, as manual optimization has it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
-        self.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():  # type: ignore[union-attr]
-            optimizer.step()
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
             scheduler.step()
-        return loss.detach()
+        return loss
 
     def configure_optimizers(self) -> Any:
         layers = (self.first, self.second)
@@ -459,7 +309,7 @@ def test_elapsed_is_the_sum_of_the_rates_that_were_used(tmp_path: Path) -> None:
     assert got["kinematic_efficiency"] == pytest.approx(float(moved @ moved) / (math.fsum(rates) * action), rel=EXACT)
 
 
-# --- 13. A probe leaves no trace ------------------------------------------------------------------------------
+# --- A probe leaves no trace ------------------------------------------------------------------------------
 
 
 class Collecting(Regressor):

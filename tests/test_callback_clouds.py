@@ -26,6 +26,7 @@ from callback_cases import (
     Resumable,
     batches,
     flat,
+    heard,
     last_row,
     loader,
     of,
@@ -878,22 +879,6 @@ def test_no_logger_barebones_and_fast_dev_run(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("jsonargparse")
-    from pytorch_lightning.cli import LightningCLI
-    from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
-
-    monkeypatch.chdir(tmp_path)
-    callbacks = "--trainer.callbacks"
-    arguments = [f"{callbacks}=lightning_speedlimit.SpeedLimit", f"{callbacks}.clouds=neurons"]
-    arguments += [f"{callbacks}.print_summary=false", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
-    arguments += ["--trainer.limit_val_batches=0", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
-    cli = LightningCLI(BoringModel, BoringDataModule, args=["fit", *arguments], save_config_callback=None)
-    (callback,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "SpeedLimit"]
-    assert callback.clouds == "neurons"
-    assert last_row(callback)["wasserstein2"] > 0
-
-
 # --- the training is left alone
 
 
@@ -941,11 +926,9 @@ def test_no_state_of_torch_is_touched() -> None:
 def test_half_precision_is_said_once(tmp_path: Path, precision: str) -> None:
     dtype = torch.float16 if precision == "16-true" else torch.bfloat16
     model, callback, kept = Regressor(sgd(lr=0.2), dtype=dtype), clouds(), Snapshots()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with heard("rounding of") as about:
         fitted = trainer(tmp_path, callback, kept, precision=precision, max_epochs=3)
         fitted.fit(model, loader(batches(4, dtype=dtype)))
-    about = [str(w.message) for w in said if "rounding of" in str(w.message)]
     assert len(about) == 1
     assert f"compares the neurons as they are trained, in {dtype}" in about[0]
     assert callback.record is not None
@@ -984,10 +967,8 @@ def poisoned(tmp_path: Path, callback: SpeedLimit) -> Any:
 
 def test_weights_that_are_not_finite_are_said_once_by_layer(tmp_path: Path) -> None:
     callback = clouds()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with heard("could not compare") as about:
         fitted = poisoned(tmp_path, callback)
-    about = [str(w.message) for w in said if "could not compare" in str(w.message)]
     assert len(about) == 1
     assert "the neurons of first (its weights are not finite)" in about[0]
     assert callback.record is not None
@@ -1109,20 +1090,6 @@ def test_a_monitor_in_a_resumed_run_finds_what_was_known(tmp_path: Path) -> None
     assert whole.record is not None
     assert resumed.record is not None
     np.testing.assert_array_equal(resumed.record.clouds["wasserstein2"], whole.record.clouds["wasserstein2"])
-
-
-def test_resuming_from_a_checkpoint_without_clouds(tmp_path: Path) -> None:
-    """It holds no initial weights: the neurons can't be compared with them, and that is said."""
-    fit(tmp_path, quiet(), at=13)
-    resumed = clouds()
-    with pytest.warns(UserWarning, match="resumed without the initial weights"):
-        fit(tmp_path, resumed, ckpt=tmp_path / "step=13.ckpt")
-    assert resumed.record is not None
-    assert len(resumed.record.clouds["step"]) == 0
-    for name in TOTALS:
-        assert math.isnan(last_row(resumed)[name])
-        assert "resumed without the initial weights" in resumed.record.reasons[name]
-    assert math.isfinite(last_row(resumed)["displacement"])
 
 
 def test_resuming_without_clouds(tmp_path: Path) -> None:

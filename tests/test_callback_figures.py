@@ -6,14 +6,13 @@ Pictures are compared with those of the record that the fit left; what they show
 import io
 import random
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from callback_cases import Regressor, batches, flat, loader, quiet, trainer
+from callback_cases import Regressor, batches, flat, heard, loader, quiet, trainer
 from logger_files import images_of_tensorboard, images_of_wandb, of_csv, of_tensorboard
 from matplotlib.image import imread
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -202,16 +201,11 @@ def test_they_are_drawn_once_and_after_the_last_step(tmp_path: Path, drawings: l
 # --- when something is in the way
 
 
-def said(found: list[Any]) -> list[str]:
-    return [str(w.message) for w in found if "SpeedLimit" in str(w.message)]
-
-
 def test_without_matplotlib_the_cure_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
+    with heard() as said:
         callback = fit(tmp_path)
-    (message,) = said(found)
+    (message,) = said
     assert "draws no figures" in message
     assert "pip install 'lightning-speedlimit[report]'" in message
     assert len(callback.record) == 12
@@ -236,10 +230,9 @@ class Refusing(Logger):
 
 
 def test_a_logger_that_refuses_is_named_once_and_files_take_its_place(tmp_path: Path, one: set[str]) -> None:
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
+    with heard() as said:
         callback = fit(tmp_path, logger=Refusing())
-    assert said(found) == ["SpeedLimit could not give its figures to Refusing: OSError: no space left"]
+    assert said == ["SpeedLimit could not give its figures to Refusing: OSError: no space left"]
     same_pictures(files_in(callback._folder / "figures"), callback, one)
 
 
@@ -248,10 +241,9 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
     (tmp_path / "speed_limit").mkdir()
     (tmp_path / "speed_limit" / "figures").write_text("a file")
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
+    with heard() as said:
         callback = fit(tmp_path)
-    (message,) = said(found)
+    (message,) = said
     assert message.startswith(f"SpeedLimit could not write its figures in {tmp_path / 'speed_limit' / 'figures'}")
     assert len(callback.record) == 12
 
@@ -261,10 +253,9 @@ def test_a_fault_in_the_drawing_reaches_nobody(tmp_path: Path, monkeypatch: pyte
         raise ZeroDivisionError("a fault")
 
     monkeypatch.setitem(figures.OF_ONE_RUN, "windows", broken)
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
+    with heard() as said:
         callback = fit(tmp_path)
-    assert said(found) == ["SpeedLimit could not draw its figures: ZeroDivisionError: a fault"]
+    assert said == ["SpeedLimit could not draw its figures: ZeroDivisionError: a fault"]
     assert np.isfinite(callback.record.summary().efficiency)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import Batch, Regressor, batches, by_hand, flat, last_row, loader, quiet, sgd, trainer
+from callback_cases import Batch, ByHand, Regressor, batches, flat, heard, last_row, loader, quiet, sgd, trainer
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
@@ -93,18 +93,11 @@ class Untaped(Regressor):
         return self._optimizer(list(self.parameters()))
 
 
-class Manual(Untaped):
+class Manual(ByHand, Untaped):
     """Two optimizers on the same parameters."""
-
-    def __init__(self, optimizer: Any = None) -> None:
-        super().__init__(optimizer)
-        self.automatic_optimization = False
 
     def configure_optimizers(self) -> Any:
         return [SGD(self.parameters(), lr=0.05), torch.optim.Adam(self.parameters(), lr=0.01)]
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        return by_hand(self, super().training_step(batch, batch_idx))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -147,13 +140,12 @@ def run(folder: Path, case: dict[str, Any], *callbacks: Any, data: list[Batch] |
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_odd_objects_end_no_fit(tmp_path: Path, case: dict[str, Any]) -> None:
     callback = quiet()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with heard("") as said:
         weights = run(tmp_path, case, callback)
     assert torch.equal(weights, run(tmp_path, case))
-    assert not [w for w in said if "measures nothing" in str(w.message) or "measurement stopped" in str(w.message)]
+    assert not [text for text in said if "measures nothing" in text or "measurement stopped" in text]
     assert callback.record is not None
-    refused = [w for w in said if "SpeedLimit can't measure" in str(w.message)]
+    refused = [text for text in said if "SpeedLimit can't measure" in text]
     assert len(refused) == ("hooks" in next(name for name, c in CASES.items() if c is case))
     if not refused:
         assert last_row(callback)["step"] == 2 * STEPS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from callback_cases import EXACT, Batch, Regressor, batches, by_hand, last_row, loader, plain, quiet, sgd, trainer
+from callback_cases import EXACT, Batch, ByHand, Regressor, batches, last_row, loader, plain, quiet, sgd, trainer
 from torch import Tensor
 
 from lightning_speedlimit import SpeedLimit
@@ -164,17 +164,10 @@ def test_an_optimizer_without_hooks(tmp_path: Path) -> None:
 
 
 def test_of_two_optimizers_the_one_with_hooks_is_measured(tmp_path: Path) -> None:
-    class Mixed(Regressor):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
+    class Mixed(ByHand, Regressor):
         def configure_optimizers(self) -> Any:
             hooked = self.tape.follow(torch.optim.SGD(self.first.parameters(), lr=0.1))
             return [Bare(list(self.second.parameters())), hooked]
-
-        def training_step(self, batch: Batch, batch_idx: int) -> Any:
-            return by_hand(self, super().training_step(batch, batch_idx))
 
     model, callback = Mixed(), quiet()
     with pytest.warns(UserWarning, match="can't measure Bare"):

@@ -1,7 +1,6 @@
-"""Precision, weights moved between steps, exceptions, early ends, loggers: what surrounds the steps."""
+"""Weights moved between steps, exceptions, early ends, loggers: what surrounds the steps."""
 
 import copy
-import csv
 import math
 import pickle
 from itertools import pairwise
@@ -11,88 +10,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import EXACT, Batch, Regressor, batches, flat, last_row, loader, of, plain, quiet, trainer
+from callback_cases import EXACT, Batch, Regressor, batches, flat, last_row, loader, of, quiet, trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.plugins import MixedPrecision
 from torch.optim import Optimizer
 
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.callback import LOGGED
-
-# --- precision
-
-# fp16 gradients carry 5e-4 each, bf16 4e-3; the tape reads the same ones: only float32 sums differ.
-HALF = 1e-5
-
-
-def half(**options: Any) -> dict[str, Any]:
-    # On a CPU the flag "16-mixed" silently becomes bf16.
-    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0, **options))]}
-
-
-class Poisoned(Regressor):
-    """An infinite gradient in batch 4."""
-
-    def on_after_backward(self) -> None:
-        super().on_after_backward()
-        if self.tape.batch == 4:
-            next(self.parameters()).grad[0, 0] = math.inf  # type: ignore[index]
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_half_precision_works_with_unscaled_gradients(tmp_path: Path, fused: bool) -> None:
-    model = Regressor(lambda p: torch.optim.SGD(p, lr=0.05, fused=fused), dtype=torch.float32)
-    callback = quiet()
-    trainer(tmp_path, callback, **half()).fit(model, loader(batches(8, dtype=torch.float32)))
-    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
-    assert wanted["grad_norm"] < 20  # the scaled ones would be a thousand times that
-    for name in (
-        "grad_norm",
-        "work_ito",
-        "work_anti_ito",
-        "displacement",
-        "path_length",
-        "loss_drop",
-        "efficiency_action",
-    ):
-        assert got[name] == pytest.approx(wanted[name], rel=HALF, abs=HALF * wanted["work_ito"]), name
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_skipped_step_is_none(tmp_path: Path, fused: bool) -> None:
-    """The scaler finds inf in batch 4. Not fused: no step hook fires; fused: both fire and θ stays."""
-    model = Poisoned(lambda p: torch.optim.SGD(p, lr=0.05, fused=fused), dtype=torch.float32)
-    callback = quiet()
-    trainer(tmp_path, callback, **half()).fit(model, loader(batches(9, dtype=torch.float32)))
-    steps = [s for s in model.tape.steps if s.batch != 4]
-    got = last_row(callback)
-    assert len(steps) == 8
-    assert got["elapsed"] == 8
-    wanted = plain(steps, model.tape.losses)
-    for name in ("displacement", "path_length", "action", "grad_norm", "work_ito", "kinematic_efficiency"):
-        assert got[name] == pytest.approx(wanted[name], rel=HALF), name
-
-
-def test_a_skipped_steps_loss_is_left_out(tmp_path: Path) -> None:
-    class Overflow(Poisoned):
-        def training_step(self, batch: Batch, batch_idx: int) -> Any:
-            loss = super().training_step(batch, batch_idx)
-            return loss * math.inf if batch_idx == 4 else loss
-
-    model, callback = Overflow(dtype=torch.float32), quiet()
-    trainer(tmp_path, callback, **half()).fit(model, loader(batches(7, dtype=torch.float32)))
-    losses = model.tape.losses
-    assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - (2 * losses[-1] - losses[-2]), rel=HALF)
-
-
-def test_bfloat16_autocast(tmp_path: Path) -> None:
-    model, callback = Regressor(dtype=torch.float32), quiet()
-    trainer(tmp_path, callback, precision="bf16-mixed").fit(model, loader(batches(8, dtype=torch.float32)))
-    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
-    for name in ("grad_norm", "work_ito", "displacement", "path_length", "loss_drop"):
-        assert got[name] == pytest.approx(wanted[name], rel=HALF, abs=HALF * wanted["work_ito"]), name
-
 
 # --- weights moved outside of the step
 
@@ -293,26 +216,6 @@ def test_lightnings_averaging_callbacks(tmp_path: Path, name: str, callback_firs
     assert last_row(callback)["displacement"] == pytest.approx(moved, rel=EXACT)
 
 
-def test_the_learning_rate_finder_leaves_nothing_behind(tmp_path: Path) -> None:
-    class Tuned(Regressor):
-        lr = 0.05
-
-        def configure_optimizers(self) -> Any:
-            return self.tape.follow(torch.optim.SGD(self.parameters(), lr=self.lr))
-
-    model, callback = Tuned(), quiet()
-    run = trainer(tmp_path, callback)
-    pl.tuner.Tuner(run).lr_find(model, loader(batches(40)), num_training=10, update_attr=False)
-    assert callback.record is None
-    searched = len(model.tape.steps)
-    assert searched > 2
-    run.fit(model, loader(batches(8)))
-    steps = model.tape.steps[searched:]
-    assert last_row(callback)["step"] == len(steps) == 8
-    moved = float((steps[-1].after - steps[0].before).norm())
-    assert last_row(callback)["displacement"] == pytest.approx(moved, rel=EXACT)
-
-
 def test_a_swap_that_began_before_is_not_taken_for_the_training(tmp_path: Path) -> None:
     """Swapped in on_validation_start by a callback that comes first."""
 
@@ -340,19 +243,6 @@ class Failing(Regressor):
         if batch_idx == 7:
             raise RuntimeError("out of cheese")
         return super().training_step(batch, batch_idx)
-
-
-@pytest.mark.parametrize("every", [1, 3, 50])
-def test_an_exception_leaves_the_last_completed_step(tmp_path: Path, every: int) -> None:
-    model, callback = Failing(), quiet()
-    with pytest.raises(RuntimeError, match="out of cheese"):
-        trainer(tmp_path, callback, log_every_n_steps=every).fit(model, loader(batches(10)))
-    got, wanted = last_row(callback), plain(model.tape.steps, model.tape.losses)
-    assert got["step"] == len(model.tape.steps) == 7
-    for name in ("displacement", "path_length", "work_ito", "loss_drop"):
-        assert got[name] == pytest.approx(wanted[name], rel=EXACT), name
-    saved = RunRecord.load(tmp_path / "speed_limit")
-    assert saved.columns["displacement"].tolist() == callback.record.columns["displacement"].tolist()  # type: ignore[union-attr]
 
 
 def hooks(optimizer: Optimizer) -> int:
@@ -424,39 +314,6 @@ def test_monitors_find_the_logged_numbers(tmp_path: Path) -> None:
 
 
 # --- where it logs and writes
-
-
-def rows(logger: CSVLogger) -> list[dict[str, str]]:
-    with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-class Logging(Regressor):
-    def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        self.log("train_loss", loss)
-        return loss
-
-
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}], ids=str)
-def test_two_loggers_get_the_same_numbers_on_lightnings_own_steps(tmp_path: Path, options: dict[str, Any]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logger, board, callback = CSVLogger(tmp_path), TensorBoardLogger(tmp_path), quiet()
-    run = trainer(tmp_path, callback, logger=[logger, board], log_every_n_steps=3, max_epochs=2, **options)
-    run.fit(Logging(), loader(batches(12)))
-    own = [r["step"] for r in rows(logger) if r["train_loss"]]
-    logged = [r for r in rows(logger) if r["speed_limit/displacement"]]
-    assert [r["step"] for r in logged if r["train_loss"]] == own
-    assert callback.record is not None
-    values = callback.record.columns["displacement"].tolist()
-    assert [float(r["speed_limit/displacement"]) for r in logged] == pytest.approx(values, rel=1e-6)  # float32 logs
-    events = EventAccumulator(board.log_dir)
-    events.Reload()
-    found = events.Scalars("speed_limit/displacement")
-    assert [e.step for e in found] == [int(r["step"]) for r in logged]
-    assert [e.value for e in found] == pytest.approx(values, rel=1e-6)
-    assert (Path(run.log_dir) / "speed_limit" / "record.json").is_file()
 
 
 def test_exactly_the_totals_are_logged(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import Batch, Regressor, Resumable, batches, by_hand, last_row, loader, quiet, trainer
+from callback_cases import Batch, ByHand, Regressor, Resumable, batches, last_row, loader, quiet, trainer
 from logger_files import Metrics, of_csv, of_mlflow, of_tensorboard, of_wandb
 from packaging.version import Version
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -34,18 +34,11 @@ class Logging(Regressor):
         self.log("val_loss", self.loss(batch))
 
 
-class Both(Logging):
+class Both(ByHand, Logging):
     """Two optimizers, both stepping in every batch: `global_step` counts two."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
 
     def configure_optimizers(self) -> Any:
         return [self.tape.follow(torch.optim.SGD(part.parameters(), lr=0.05)) for part in (self.first, self.second)]
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        return by_hand(self, super().training_step(batch, batch_idx))
 
 
 def displacements(model: Regressor) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from callback_cases import last_row, quiet, repeatable, trainer
+from callback_cases import heard, last_row, quiet, repeatable, trainer
 from probe_cases import KINDS, GlobalList, Pair, Reads, Stream, data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -27,10 +27,9 @@ def fit(folder: Path, callback: SpeedLimit, model: Any, kind: str, *, ckpt: Any 
     """Two epochs of five steps, a checkpoint at the end of each; the warnings of the callback."""
     keep = ModelCheckpoint(folder, filename="{step}", save_top_k=-1)
     run = trainer(folder, callback, keep, max_epochs=2, log_every_n_steps=2, enable_checkpointing=True)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with heard() as said:
         run.fit(model, Stream(lambda: data(kind)), ckpt_path=ckpt)
-    return [str(w.message) for w in said if "SpeedLimit" in str(w.message)]
+    return said
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,7 @@ import torch
 from callback_cases import EXACT, Regressor, Step, batches, last_row, loader, quiet, repeatable, trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 
-from lightning_speedlimit import RunRecord, _measuring
+from lightning_speedlimit import RunRecord, SpeedLimit, _measuring
 
 PER_EPOCH, EPOCHS = 8, 4
 STEPS = PER_EPOCH * EPOCHS
@@ -125,6 +125,13 @@ def same(record: RunRecord | None, other: RunRecord | None) -> None:
 # --- trial steps of tuners
 
 
+@pytest.fixture(scope="module")
+def untried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, SpeedLimit]:
+    """A training without any trials, and what was measured in it."""
+    callback = quiet()
+    return fit(tmp_path_factory.mktemp("plain"), callback), callback
+
+
 @pytest.mark.mode("`LearningRateFinder`, `BatchSizeFinder` in the middle", "measured", "trial steps are none")
 @pytest.mark.parametrize("callback_first", [True, False])
 @pytest.mark.parametrize(
@@ -138,9 +145,11 @@ def same(record: RunRecord | None, other: RunRecord | None) -> None:
     ],
     ids=["at the start", "in the middle", "three times", "within an epoch", "within its last batch"],
 )
-def test_trial_steps_are_none_of_the_runs(tmp_path: Path, tuner: Any, callback_first: bool) -> None:
-    plain_run, callback, finder = quiet(), quiet(), tuner(tmp_path)
-    weights = fit(tmp_path / "plain", plain_run).state_dict()
+def test_trial_steps_are_none_of_the_runs(
+    tmp_path: Path, untried: tuple[Any, SpeedLimit], tuner: Any, callback_first: bool
+) -> None:
+    (plain_model, plain_run), callback, finder = untried, quiet(), tuner(tmp_path)
+    weights = plain_model.state_dict()
     model = fit(tmp_path, *([callback, finder] if callback_first else [finder, callback]))
     assert len(model.tried) >= 3
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())

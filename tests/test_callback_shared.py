@@ -143,17 +143,26 @@ class Within(pl.Callback):
 HOOKS = ["on_fit_start", "on_train_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end"]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, SpeedLimit, SpeedLimit]:
+    """The outer fit without the inner one, and the two callbacks of each alone."""
+    folder, whole, alone = tmp_path_factory.mktemp("alone"), quiet(per_layer=True), quiet(per_layer=True)
+    expected = trainer(folder / "whole", whole, max_epochs=2)
+    expected.fit(Regressor(), loader(batches(8)))
+    trainer(folder / "alone", alone, max_epochs=2).fit(Regressor(width=3), loader(batches(4, seed=9)))
+    return expected, whole, alone
+
+
 @pytest.mark.mode("one callback object in a fit within a fit", "measured", "the inner one's record is in its folder")
 @pytest.mark.parametrize("callback_first", [True, False])
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_fit_within_a_fit_leaves_the_outer_one_as_it_was(tmp_path: Path, hook: str, callback_first: bool) -> None:
+def test_a_fit_within_a_fit_leaves_the_outer_one_as_it_was(
+    tmp_path: Path, undisturbed: tuple[Any, SpeedLimit, SpeedLimit], hook: str, callback_first: bool
+) -> None:
     def inner() -> None:
         trainer(tmp_path / "inner", callback, max_epochs=2).fit(Regressor(width=3), loader(batches(4, seed=9)))
 
-    whole, alone, callback = quiet(per_layer=True), quiet(per_layer=True), quiet(per_layer=True)
-    expected = trainer(tmp_path / "whole", whole, max_epochs=2)
-    expected.fit(Regressor(), loader(batches(8)))
-    trainer(tmp_path / "alone", alone, max_epochs=2).fit(Regressor(width=3), loader(batches(4, seed=9)))
+    (expected, whole, alone), callback = undisturbed, quiet(per_layer=True)
     within = Within(hook, inner)
     order = [callback, within] if callback_first else [within, callback]
     run = trainer(tmp_path, *order, max_epochs=2)

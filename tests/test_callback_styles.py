@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import Batch, quiet, sgd
+from callback_cases import Batch, ByHand, quiet, sgd
 from pytorch_lightning.callbacks import BaseFinetuning, GradientAccumulationScheduler, ModelPruning
 from style_cases import ALL, KINEMATIC, WORKS, Diarist, Outcome, Style, compare, disagreements, same, train
 from torch import Tensor, nn
@@ -128,24 +128,12 @@ class Sparse(Diarist):
         return self.second(torch.tanh(self.first(rows).sum(1)))
 
 
-class SparsePair(Sparse):
+class SparsePair(ByHand, Sparse):
     """SparseAdam for the embedding, Adam for the rest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
 
     def configure_optimizers(self) -> Any:
         found = [torch.optim.SparseAdam(self.first.parameters(), lr=0.01), adam()(self.second.parameters())]
         return [self.diary.follow(optimizer) for optimizer in found]
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        self.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():  # type: ignore[union-attr]
-            optimizer.step()
-        return loss.detach()
 
 
 class Complex(Diarist):

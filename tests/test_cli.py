@@ -1,4 +1,6 @@
-"""The command `speedlimit`, as a user runs it: a process of its own."""
+"""The command `speedlimit`, as a user runs it: in a process of its own where that makes a difference (pipes, terminals,
+signals, missing libraries), and else within that of the tests, for torch is slow to import.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +19,9 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from in_this_process import run_here
 
+from lightning_speedlimit.cli import main
 from lightning_speedlimit.record import RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +40,15 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", "TERM": "xterm-256color"} | changes
 
 
-def speedlimit(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def alone(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A process of its own."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True, encoding="utf-8", timeout=120
     )
+
+
+def speedlimit(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return run_here(main, ["speedlimit", *map(str, arguments)], cwd, environment())
 
 
 def printed(*arguments: str | Path, cwd: Path) -> str:
@@ -123,6 +133,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_path_that_is_not_there(home: Path) -> None:
     assert "no such folder: nowhere" in complaint("compare", "nowhere", cwd=home)
+    done = alone("compare", "nowhere", cwd=home)  # the same of a process
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", complaint("compare", "nowhere", cwd=home))
 
 
 def test_a_file_in_place_of_a_folder(home: Path) -> None:
@@ -297,9 +309,10 @@ def test_groups_with_names_of_their_own(home: Path) -> None:
 def test_a_pipe_gets_the_plain_table(home: Path) -> None:
     from lightning_speedlimit import compare
 
-    text = printed("compare", home / "runs", cwd=home)
-    assert text == compare(home / "runs").table() + "\n"
-    assert ESCAPE not in text
+    done = alone("compare", home / "runs", cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == printed("compare", home / "runs", cwd=home) == compare(home / "runs").table() + "\n"
+    assert ESCAPE not in done.stdout
 
 
 def test_a_page_is_written_and_its_place_said_aside(home: Path, tmp_path: Path) -> None:
@@ -473,35 +486,10 @@ def test_the_choices_are_those_of_the_comparison() -> None:
     assert get_args(By) == get_args(alignment.By)
 
 
-RUN_ALL = """
-import contextlib, io, json, shlex, sys
-from lightning_speedlimit.cli import main
-found = {}
-for line in json.load(sys.stdin):
-    sys.argv = shlex.split(line)
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-    found[line] = (code, out.getvalue(), err.getvalue())
-json.dump(found, sys.stdout)
-"""
-
-
 def run_all(lines: list[str], cwd: Path) -> dict[str, tuple[int, str, str]]:
-    """Several commands in one process, for torch is slow to import: line → exit code, stdout, stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL],
-        input=json.dumps(lines),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr
-    return {line: (code, out, err) for line, (code, out, err) in json.loads(done.stdout).items()}
+    """Line → exit code, stdout, stderr."""
+    done = {line: speedlimit(*shlex.split(line)[1:], cwd=cwd) for line in lines}
+    return {line: (found.returncode, found.stdout, found.stderr) for line, found in done.items()}
 
 
 COMMANDS = ("demo", "show", "compare", "theory gradient-flow", "theory langevin", "theory power-law")
@@ -701,7 +689,7 @@ def test_two_hundred_runs_of_ten_thousand_rows_in_ten_seconds(tmp_path: Path) ->
     size = sum(file.stat().st_size for file in (tmp_path / "runs" / "run_7").iterdir())
     assert size > 6e6  # 2.8 MB of columns, 256 to 512 sketches
     began = os.times()
-    found = json.loads(printed("compare", "runs", "--json", cwd=tmp_path))
+    found = json.loads(alone("compare", "runs", "--json", cwd=tmp_path).stdout)
     ended = os.times()
     assert len(found["groups"]) == 200
     # Of the processor: what others do on this machine is none of its business. On one core this is the time it takes.

@@ -1,4 +1,4 @@
-"""The demo, as a reader runs it: a process of its own, few steps."""
+"""The demo, as a reader runs it: few steps, the first time a process of its own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_this_process import run_example
 
 from lightning_speedlimit import RunRecord
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "compare_optimizers.py"
 TITLES = {
     "sgd": "SGD lr",
     "momentum": "SGD+momentum",
@@ -27,17 +29,11 @@ if not hasattr(torch.optim, "Muon"):
     RUNS.remove(("mlp", "muon"))
 
 
-def demo(output: Path, *arguments: str) -> str:
-    """What it prints."""
+@pytest.fixture(scope="module")
+def printed(output: Path) -> str:
+    """By a process of its own."""
     done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "examples" / "compare_optimizers.py"),
-            "--quick",
-            "--output",
-            str(output),
-            *arguments,
-        ],
+        [sys.executable, str(SCRIPT), "--quick", "--output", str(output)],
         cwd=output.parent,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
@@ -51,11 +47,6 @@ def demo(output: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo") / "runs"
-
-
-@pytest.fixture(scope="module")
-def printed(output: Path) -> str:
-    return demo(output)
 
 
 def losses(folder: Path) -> list[tuple[str, str]]:
@@ -107,7 +98,7 @@ def test_records_and_logs_are_there(printed: str, output: Path, model: str, name
 
 def test_the_bare_run_has_the_same_losses(printed: str, output: Path) -> None:
     names = [name for name in ("momentum", "muon") if ("mlp", name) in RUNS]
-    demo(output, "--bare", "--models", "mlp", "--optimizers", *names)
+    run_example(SCRIPT, output, "--bare", "--models", "mlp", "--optimizers", *names)
     for name in names:
         bare = output / "mlp" / f"{name}-bare"
         assert not (bare / "speed_limit").exists()
@@ -115,7 +106,8 @@ def test_the_bare_run_has_the_same_losses(printed: str, output: Path) -> None:
 
 
 def test_a_run_ends_when_its_loss_is_reached(tmp_path: Path) -> None:
-    text = demo(tmp_path / "runs", "--models", "mlp", "cnn", "--optimizers", "sgd", "--target", "2.29")
+    arguments = ["--bare", "--models", "mlp", "cnn", "--optimizers", "sgd", "--target", "2.29"]
+    text = run_example(SCRIPT, tmp_path / "runs", *arguments)
     ends = re.findall(r"step +(\d+) +loss +([\d.]+)", text)
     assert len(ends) == 2
     for steps, loss in ends:

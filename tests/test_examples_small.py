@@ -1,4 +1,4 @@
-"""The examples, as a reader runs them: each a process of its own, few steps; and what their records say is true.
+"""The examples, as a reader runs them: few steps; and what their records say is true.
 
 The oracle is a witness in the same process, which keeps θ around each step of every optimizer and sums up with numpy.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from example_witness import witnessed
+from in_this_process import run_here
 from logger_files import of_csv, of_tensorboard
 
 from lightning_speedlimit import RunRecord
@@ -44,10 +47,16 @@ class Run:
         return [Path(folder) for folder in line.split()]
 
 
-def run(folder: Path, script: str, *arguments: str) -> Run:
+def run(folder: Path, script: str, *arguments: str, apart: bool = False) -> Run:
+    """In the process of the tests, or in one of its own."""
     output, tapes = folder / "runs", folder / "steps.npz"
     place = [f"--trainer.logger.init_args.save_dir={output}"] if "cli" in script else [f"--output={output}"]
-    done = start([str(WITNESS), str(tapes), str(EXAMPLES / script), *arguments, *place], folder)
+    command = [str(EXAMPLES / script), *arguments, *place]
+    if apart:
+        done = start([str(WITNESS), str(tapes), *command], folder)
+    else:
+        with witnessed(str(tapes)):
+            done = run_here(lambda: runpy.run_path(command[0], run_name="__main__"), command, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line for line in done.stderr.splitlines() if not line.startswith(KNOWN)] == []
     assert [path.name for path in folder.iterdir() if path not in (output, tapes)] == [], "written elsewhere"
@@ -162,7 +171,7 @@ def test_cli_refuses_a_wrong_setting(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wandb_offline(tmp_path: Path) -> None:
-    found = run(tmp_path, "wandb_offline.py", "--quick")
+    found = run(tmp_path, "wandb_offline.py", "--quick", apart=True)
     folders = found.records()
     assert len(folders) == 2
     words = " ".join(found.printed.split())
@@ -179,7 +188,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_process_ddp(tmp_path: Path) -> None:
     """The witness sits in the first process, where DDP has averaged the gradients."""
-    found = run(tmp_path, "two_process_ddp.py", "--quick")
+    found = run(tmp_path, "two_process_ddp.py", "--quick", apart=True)
     alone, together = (RunRecord.load(folder) for folder in found.records())
     assert (alone.run["world_size"], together.run["world_size"]) == (1, 2)
     assert_record_of(alone, found.tapes, 0)

@@ -1,34 +1,17 @@
-"""The small transformer, as a reader runs it: a process of its own, few steps."""
+"""The small transformer, as a reader runs it: few steps."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from in_this_process import run_example
 
 from lightning_speedlimit import RunRecord
 
 ROOT = Path(__file__).parents[1]
-
-
-def run(output: Path, *arguments: str) -> str:
-    """What it prints."""
-    script = ROOT / "examples" / "char_transformer.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--quick", "--output", str(output), *arguments],
-        cwd=output.parent,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == "", "nothing but the example's own words"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +21,9 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def printed(output: Path) -> str:
-    return run(output, "--optimizer", "momentum", "--batch-size", "8")
+    return run_example(
+        ROOT / "examples" / "char_transformer.py", output, "--optimizer", "momentum", "--batch-size", "8"
+    )
 
 
 def test_it_learns_and_tells(printed: str) -> None:

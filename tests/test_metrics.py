@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric, MetricCollection
+from two_processes import in_two_processes
 
 from lightning_speedlimit import metrics
 from lightning_speedlimit.metrics import EntropyProduction, SpeedLimitEfficiency, Wasserstein2Squared
@@ -838,7 +838,7 @@ def work_of_a_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(work_of_a_rank, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(work_of_a_rank, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

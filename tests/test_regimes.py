@@ -320,7 +320,7 @@ def curve(windows: int, noise: float, slope: float, step: float, at: int, seed: 
     return np.convolve(narrow, np.full(OVERLAP, 1 / OVERLAP), "valid"), scatter(narrow)
 
 
-@pytest.mark.parametrize("windows", [6, 9, 14, 20, 30])
+@pytest.mark.parametrize("windows", [6, 14, 30])
 def test_noise_makes_no_boundary(windows: int) -> None:
     """At most 1 % of curves with one regime: constants and power laws, noise from 2 % to a factor of 2."""
     invented = 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from in_this_process import run_example
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "paper"
@@ -16,24 +15,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def run_experiment(name: str, output: Path, *arguments: str) -> dict[str, Any]:
-    """The result file of `examples/paper/NAME.py --quick`, run in a process of its own."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "examples" / "paper" / f"{name}.py"),
-            "--quick",
-            "--output",
-            str(output),
-            *arguments,
-        ],
-        cwd=output,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == "", "nothing but the table of results"
-    assert f"{name}.png" in done.stdout
+    """The result file of `examples/paper/NAME.py --quick`."""
+    printed = run_example(ROOT / "examples" / "paper" / f"{name}.py", output, *arguments)
+    assert f"{name}.png" in printed
     assert (output / f"{name}.png").read_bytes().startswith(_PNG)
     return read_result(output / f"{name}.json")
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from ranks_cases import CASES, READ_AT, SOME, WIDE, Net, alone, sgd
 from ranks_ddp import work_of_a_rank
-from torch.multiprocessing.spawn import spawn
+from two_processes import in_two_processes
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    spawn(work_of_a_rank, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(work_of_a_rank, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -20,7 +20,7 @@ from callback_cases import repeatable
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from ranks_cases import Net
 from ranks_lightning import BATCHES, EPOCHS, LOG_EVERY, Module, ddp, fit, launched, speed_limit
-from torch.multiprocessing.spawn import spawn
+from two_processes import in_two_processes
 
 from lightning_speedlimit import RunRecord, SpeedLimit
 
@@ -40,7 +40,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("launched")
-    spawn(launched, args=(str(folder), free_port()), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(launched, str(folder), free_port())
     return folder
 
 

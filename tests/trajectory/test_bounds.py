@@ -154,7 +154,7 @@ def assert_bounds(meter: TrajectoryMeter) -> dict[str, float]:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_no_run_breaks_a_bound(kind: type, data: st.DataObject) -> None:
     plan = data.draw(plans(kind))
     meter, run = follow(kind, plan)

@@ -295,57 +295,6 @@ def test_a_fault_ends_the_measurement_and_not_the_training(broken: Any, fault: s
 # --- 3., 4. Steps that a loss scaler skips --------------------------------------------------------------------
 
 
-def scaled(kind: Any, *, fused: bool, skipped: int) -> tuple[Tensor, list[Tensor], list[Tensor], TrajectoryMeter]:
-    """Adam's kin under a GradScaler that skips one step: start, θ after each step, unscaled gradients, meter."""
-    p = weights(dtype=torch.float32)
-    start = flat([p])
-    optimizer = kind([p], lr=0.01, weight_decay=0.0, fused=fused)
-    meter = TrajectoryMeter(optimizer)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    thetas, raw = [], []
-    for k in range(20):
-        value = bowl(p)
-        meter.record_loss(value)
-        optimizer.zero_grad()
-        scaler.scale(value).backward()
-        assert p.grad is not None
-        if k == skipped:
-            p.grad[0] = math.inf
-        else:
-            raw.append(flat([p.grad]) / scaler.get_scale())
-        if fused:
-            meter.observe_gradients(optimizer, scale=torch.tensor(scaler.get_scale()))
-        else:
-            scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-        if k != skipped:
-            thetas.append(flat([p]))
-    return start, thetas, raw, meter
-
-
-@pytest.mark.parametrize("skipped", [0, 3])
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_a_fused_step_that_is_skipped(kind: Any, skipped: int) -> None:
-    """A first step that is skipped leaves averages of 0 after 0 steps: its μ is 0/0, and counts nothing."""
-    start, thetas, raw, meter = scaled(kind, fused=True, skipped=skipped)
-    values = meter.compute()
-    average, mobilities = torch.zeros(6, dtype=torch.float64), []
-    for t, g in enumerate(raw, 1):
-        average = 0.999 * average + 0.001 * g**2
-        mobilities.append(0.01 / ((average / (1 - 0.999**t)).sqrt() + 1e-8))
-    updates = [b - a for a, b in pairwise([start, *thetas])]
-    work = math.fsum(float((u**2 / mu).sum()) for u, mu in zip(updates, mobilities, strict=True))
-    weighted = float(((thetas[-1] - start) ** 2 / torch.stack(mobilities).sum(0)).sum())
-    assert values["elapsed"] == 19
-    assert values["work_action"] == pytest.approx(work, rel=SINGLE)
-    assert values["efficiency_action"] == pytest.approx(weighted / work, rel=SINGLE)
-    assert "efficiency_action" not in meter.reasons
-    unfused = scaled(kind, fused=False, skipped=skipped)[3].compute()
-    for name in ("efficiency_action", "kinematic_efficiency", "work_ito", "work_action", "displacement"):
-        assert values[name] == pytest.approx(unfused[name], rel=SINGLE), name
-
-
 def test_a_joint_step_in_which_one_was_skipped() -> None:
     """K counts it: else the other's straight path at constant speed would be faster than possible."""
     p, q = weights(dtype=torch.float32), nn.Parameter(torch.zeros(3))

@@ -70,11 +70,14 @@ def errors_against_flow(make: Make, clock_rate: float, **options: Any) -> list[f
     return out
 
 
-@pytest.mark.parametrize("entropy_production", ["loss_drop", "ito", "action"])
-def test_gradient_descent_tends_to_gradient_flow_at_first_order(entropy_production: str) -> None:
-    errors = errors_against_flow(sgd(), 1.0, entropy_production=entropy_production)
-    assert errors[0] < 0.01
-    assert convergence_order(errors) == [FIRST_ORDER, FIRST_ORDER]
+def test_gradient_descent_tends_to_gradient_flow_at_first_order() -> None:
+    """By whichever work the entropy production is estimated: their ratio to the loss drop tends to one."""
+    runs = [descend(sgd(), TIME / steps, steps)[0] for steps in (300, 600, 1200)]
+    for production in ("loss_drop", "work_ito", "work_action"):
+        found = [values["efficiency"] * values["loss_drop"] / values[production] for values in runs]
+        errors = [abs(efficiency - REGRESSION.flow_efficiency(TIME)) for efficiency in found]
+        assert errors[0] < 0.01, production
+        assert convergence_order(errors) == [FIRST_ORDER, FIRST_ORDER], production
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}], ids=["heavy", "nesterov"])
@@ -86,7 +89,7 @@ def test_momentum_follows_the_rescaled_flow(options: dict[str, Any]) -> None:
 
 
 def test_displacement_and_loss_drop_of_gradient_flow() -> None:
-    steps = 4000
+    steps = 1000
     squared, drop = REGRESSION.flow(TIME)
     values, _ = descend(sgd(), TIME / steps, steps, clock="lr")
     rounding = TIME / steps  # first order: lr times the largest curvature, 1
@@ -150,12 +153,9 @@ def test_bouncing_shows_in_every_factor(product: float) -> None:
 # --- conversion -------------------------------------------------------------------------------------------
 
 RUNS: list[tuple[str, Make, float, float | None]] = [
-    ("sgd", sgd(), 0.05, None),
     ("heavy ball", sgd(momentum=0.8), 0.01, None),
-    ("adam", adam(betas=(0.8, 0.95)), 0.01, None),
     ("rmsprop", lambda p, lr: torch.optim.RMSprop(p, lr=lr, alpha=0.9), 0.01, None),
     ("sgd clipped by norm", sgd(), 0.05, 0.5),
-    ("sgd with L2", sgd(weight_decay=0.3), 0.05, None),
     ("heavy ball clipped with L2", sgd(momentum=0.8, weight_decay=0.3), 0.01, 0.5),
     ("adam clipped with L2", adam(betas=(0.8, 0.95), weight_decay=0.3), 0.01, 0.5),
 ]
@@ -292,11 +292,11 @@ def test_extrapolation_of_a_smooth_loss() -> None:
 
 
 def test_the_standard_error_of_the_loss_drop_keeps_its_promise() -> None:
-    runs = 120
+    runs = 60
     scores = [abs(drop - TRUE_DROP) / error for drop, error in loss_estimates(range(runs), noise=0.1)]
     within_one = sum(score < 1 for score in scores) / runs
     within_two = sum(score < 2 for score in scores) / runs
-    # A normal error's 68 % and 95 % at least, give or take three standard deviations of 120 draws: it also holds a bend
+    # A normal error's 68 % and 95 % at least, give or take three standard deviations of 60 draws: it also holds a bend
     # that noise might hide, and without one it is up to three times what the estimate is off by.
     assert within_one > 0.683 - 3 * (0.683 * 0.317 / runs) ** 0.5
     assert within_two > 0.954 - 3 * (0.954 * 0.046 / runs) ** 0.5

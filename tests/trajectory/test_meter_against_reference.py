@@ -167,9 +167,20 @@ def assert_agrees(values: dict[str, float], expected: Measured, rounding: float)
     assert not wrong, "\n".join(f"{name}: got {got!r}, wanted {value!r}" for name, (got, value) in wrong.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
-def test_every_value(setting: Setting, dtype: torch.dtype) -> None:
+# Where single precision takes a way of its own: sums of products, of weights from states, and of several optimizers.
+IN_SINGLE = (
+    *("sgd", "sgd clipped with L2", "adam", "adam clipped with L2", "adam fused", "adam foreach absent", "adamw"),
+    *("rmsprop centered momentum", "adadelta", "three optimizers", "one without a formula", "adafactor"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*[(name, torch.float64) for name in SETTINGS], *[(name, torch.float32) for name in IN_SINGLE]],
+    ids=str,
+)
+def test_every_value(name: str, dtype: torch.dtype) -> None:
+    setting = SETTINGS[name]
     meter, run, optimizers = train(setting, dtype)
     expected = measure(
         run,

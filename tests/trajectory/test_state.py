@@ -58,7 +58,7 @@ CASES = {
     "layers": Case(optim.Adam, {"lr": 0.02}, {"layer_of": lambda p: f"{p.dim()}-d"}),
     "two optimizers": Case(optim.AdamW, {"lr": 0.02, "weight_decay": 0.5}, {}, several=True),
 }
-cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys(), scope="module")
 
 
 def build(seed: int = 0) -> nn.Module:
@@ -120,16 +120,17 @@ def through_a_file(thing: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def uninterrupted(case: Case) -> Training:
+@pytest.fixture(scope="module")
+def whole(case: Case) -> Training:
+    """A training that nothing interrupts; no test goes on with it."""
     training = Training(case)
     training.steps(0, STEPS)
     return training
 
 
 @cases
-@pytest.mark.parametrize("stop", [0, 1, 5, 13])
-def test_a_restored_measurement_goes_on(case: Case, stop: int) -> None:
-    whole = uninterrupted(case)
+@pytest.mark.parametrize("stop", [0, 1, 13])
+def test_a_restored_measurement_goes_on(case: Case, whole: Training, stop: int) -> None:
     training = Training(case)
     training.steps(0, stop)
     training.resume()
@@ -144,8 +145,7 @@ def test_a_restored_measurement_goes_on(case: Case, stop: int) -> None:
 
 
 @cases
-def test_restoring_twice(case: Case) -> None:
-    whole = uninterrupted(case)
+def test_restoring_twice(case: Case, whole: Training) -> None:
     training = Training(case)
     for first, last in ((0, 4), (4, 5), (5, STEPS)):
         training.steps(first, last)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 from transport_ranks import CASES, CUT, by, clouds, ways, work_of_a_rank
 from transport_reference import by_assignment, direct_costs
+from two_processes import in_two_processes
 
 from lightning_speedlimit.transport import wasserstein2_squared
 
@@ -19,7 +19,7 @@ SAME = 1e-12  # sums over the ranks in another order
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    spawn(work_of_a_rank, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(work_of_a_rank, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
