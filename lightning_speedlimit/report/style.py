@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_speedlimit._plain_text import plain_text
+
 from .own_settings import own_settings
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ def describe(drawn: Figure, title: str, text: str) -> None:
 
 def short_name(name: str, longest: int = 36) -> str:
     """A name as figures have room for it: one line, cut; and not begun by "_", which legends leave out."""
-    text = " ".join(name.split()) or "?"
+    text = " ".join(plain_text(name).split()) or "?"
     text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return f" {text}" if text.startswith("_") else text
 
