@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from ._guard import shown
 from ._plain_text import plain_text
 
 CLOUD_VALUES = ("wasserstein2", "wasserstein2_lower", "identity_excess", "displacement")
@@ -38,12 +39,12 @@ class CloudTable:
             raise ValueError(f"step must not be negative or decrease, got {step} after {last}; start a new RunRecord")
         known = {"particles", *CLOUD_VALUES}
         for name, values in layers.items():
-            if values.keys() - known or not values.get("particles", 0) >= 1:
+            if values.keys() - known or not 1 <= values.get("particles", 0) <= 2**53:
                 raise ValueError(
-                    f"layer {name!r} must have at least one of particles, and values among {CLOUD_VALUES}, "
-                    f"got {dict(values)}"
+                    f"layers[{name!r:.60}] must have at least one of particles, and values among {CLOUD_VALUES}, "
+                    f"got {shown(values)}"
                 )
-        layers = {plain_text(str(name)): values for name, values in layers.items()}
+        layers = {plain_text(name): values for name, values in layers.items()}
         self._particles |= {name: int(values["particles"]) for name, values in layers.items()}
         row = np.full((len(CLOUD_VALUES), len(self._particles)), np.nan)
         for column, name in enumerate(self._particles):

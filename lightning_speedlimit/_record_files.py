@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from ._guard import shown
 from ._plain_text import plain_text
 from ._record_clouds import CLOUD_VALUES
 from ._record_schema import MAX_NESTING
@@ -96,7 +97,7 @@ def to_json(value: Any, where: str = "run", depth: int = 1) -> Any:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"keys of {where} must be strings, got {key!r}; use str(key)")
+                raise TypeError(f"keys of {where} must be strings, got {shown(key)}; use str(key)")
         return {_escaped(plain_text(key)): to_json(i, f"{where}[{key!r}]", depth + 1) for key, i in value.items()}
     raise TypeError(
         f"{where} must be JSON-able (None, bool, int below 10^{LONGEST_INTEGER - 1}, float, str, list, dict), "

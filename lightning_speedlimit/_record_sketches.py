@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from lightning_speedlimit._guard import shown
+
 SKETCH_SIZE = 4093
 MAX_SKETCHES = 512
 
@@ -38,7 +40,10 @@ class SketchShelf:
         return not staying or self.ticks_seen - staying[-1] >= self.stride
 
     def add(self, step: int, sketch: npt.ArrayLike) -> None:
-        values = np.array(sketch, dtype=np.float32)  # a copy: the caller reuses its buffer
+        try:
+            values = np.array(sketch, dtype=np.float32)  # a copy: the caller reuses its buffer
+        except Exception as error:  # of a tensor on another device, of lists of lists
+            raise TypeError(f"sketch got {shown(sketch)}, wanted an array of {SKETCH_SIZE} real numbers") from error
         if values.shape != (SKETCH_SIZE,):
             raise ValueError(f"sketch must have shape ({SKETCH_SIZE},), got {values.shape}; pass the raw sketch")
         if self._steps and step < self._steps[-1]:

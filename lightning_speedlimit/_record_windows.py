@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_speedlimit import _arguments
+
 Values = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 
@@ -62,9 +64,12 @@ class Trajectory:
     @np.errstate(all="ignore")  # a run that diverged has inf − inf; it comes out as NaN
     def windows(self, first: npt.ArrayLike, last: npt.ArrayLike) -> Windows:
         """For arrays of steps that fit each other; see `Windows`."""
-        s, t = (np.asarray(steps, dtype=np.int64) for steps in (first, last))
-        s, t = np.broadcast_arrays(s, t)
-        if (s >= t).any() or (s < 0).any():
+        s, t = _arguments.steps("first_step", first), _arguments.steps("last_step", last)
+        try:
+            s, t = np.broadcast_arrays(s, t)
+        except ValueError as unfit:
+            raise ValueError(f"first_step and last_step must have shapes that fit, got {s.shape}, {t.shape}") from unfit
+        if (s >= t).any():
             raise ValueError("first_step must be at least 0 and below last_step, got another order; swap them")
         i, j = self._places(s), self._places(t)
         known = (i >= 0) & (j >= 0)

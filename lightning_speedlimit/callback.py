@@ -293,6 +293,12 @@ class SpeedLimit(Measuring):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self._is_anothers(trainer):
             return
+        try:
+            self._end_early(trainer, pl_module)
+        finally:  # whatever comes within, Ctrl-C too: else the folder stays locked for as long as the process lives
+            self._leave()
+
+    def _end_early(self, trainer: Any, pl_module: Any) -> None:
         measured = self._measured
         # With several processes the last row stands: one that fails alone would wait for the others for ever.
         if measured is not None and measured.behind and not measured.in_step and not self._several:
@@ -302,12 +308,14 @@ class SpeedLimit(Measuring):
                 self._say(f"SpeedLimit could not measure the last step: {_guard.told(error)}")
         self._detach()
         self._write(at_once=True)
-        self._leave()
 
     @never_raising
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if not self._is_anothers(trainer):
+        if self._is_anothers(trainer):
+            return
+        try:
             self._detach()
+        finally:
             self._leave()
 
     def _leave(self) -> None:

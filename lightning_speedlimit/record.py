@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from . import _arguments, _guard
 from ._plain_text import plain_text
 from ._record_clouds import CLOUD_VALUES, CloudTable
 from ._record_files import RecordData, expected_arrays, from_json, to_json
@@ -26,6 +26,12 @@ from .summary import Summary
 __all__ = ["MAX_SKETCHES", "SKETCH_SIZE", "RecordError", "Regime", "RunRecord", "Summary", "Tuned", "Windows"]
 
 _FIRST_CAPACITY = 64
+
+
+def _row(values: Mapping[str, float]) -> dict[str, float]:
+    if isinstance(values, Mapping) and "step" in values:
+        raise ValueError("values must not hold 'step': it is what the row is known by; rename the column")
+    return {plain_text(name): value for name, value in _arguments.numbers("values", values).items()}
 
 
 class Meter(Protocol):
@@ -62,6 +68,8 @@ class RunRecord:
     run: dict[str, Any]
 
     def __init__(self, run: Mapping[str, Any] | None = None) -> None:
+        if run is not None:
+            _arguments.check_kind("run", run, Mapping, "what was run, as a dict, or None")
         self.run = from_json(to_json(dict(run or {})))
         check(self.run, RUN, "run")
         self._reasons: dict[str, str] = {}
@@ -91,13 +99,11 @@ class RunRecord:
                 not given is NaN in this one.
             reasons: name → why its value is NaN, or what to beware of. Replaces the earlier reasons.
         """
-        step = int(step)
+        step, row = _arguments.whole("step", step), _row(values)
+        reasons = {} if reasons is None else _arguments.texts("reasons", reasons)
         last = int(self._step[self._rows - 1]) if self._rows else -1
         if step < max(last, 0):
             raise ValueError(f"step must not be negative or decrease, got {step} after {last}; start a new RunRecord")
-        if "step" in values:
-            raise ValueError("values must not hold 'step': it is the first argument; rename the column")
-        row = {plain_text(str(name)): float(value) for name, value in values.items()}
         if step != last or not self._rows:
             self._grow()
             self._rows += 1
@@ -108,7 +114,7 @@ class RunRecord:
                 self._values[name] = np.full(len(self._step), np.nan)
         for name, column in self._values.items():
             column[index] = row.get(name, np.nan)
-        self._reasons = plain_reasons(reasons or {})
+        self._reasons = plain_reasons(reasons)
         self._shelf.see(step)
 
     def take(self, meter: Meter) -> None:
@@ -119,6 +125,8 @@ class RunRecord:
         Args:
             meter: of a plain loop, after a step. With Lightning the callback does this by itself.
         """
+        if not callable(getattr(meter, "measure", None)):
+            raise TypeError(f"meter got {_guard.shown(meter)}, wanted a TrajectoryMeter")
         values, sketch = meter.measure(sketch=True)
         self.append(meter.steps, {**values, "seconds": self._seconds + time.monotonic() - self._began}, meter.reasons)
         self.tune()
@@ -147,14 +155,14 @@ class RunRecord:
         """
         if not self._rows:
             raise ValueError("amend needs a row to add to, got an empty record; append one first")
-        if "step" in values:
-            raise ValueError("values must not hold 'step': it is what the row is known by; rename the column")
-        for name, value in ((plain_text(str(name)), value) for name, value in values.items()):
+        row = _row(values)
+        reasons = {} if reasons is None else _arguments.texts("reasons", reasons)
+        for name, value in row.items():
             if name not in self._values:
                 self._values[name] = np.full(len(self._step), np.nan)
-            self._values[name][self._rows - 1] = float(value)
+            self._values[name][self._rows - 1] = value
             self._reasons.pop(name, None)
-        self._reasons |= plain_reasons(reasons or {})
+        self._reasons |= plain_reasons(reasons)
 
     def _grow(self) -> None:
         """Doubles the capacity when it is used up, so that n rows cost O(n) copies."""
@@ -188,7 +196,7 @@ class RunRecord:
 
     def add_sketch(self, step: int, sketch: npt.ArrayLike) -> None:
         """Keeps the sketch (4093 values) of θ_step − θ_0; when 512 are kept, every second goes first."""
-        self._shelf.add(int(step), sketch)
+        self._shelf.add(_arguments.whole("step", step), sketch)
 
     @property
     def sketch_steps(self) -> npt.NDArray[np.int64]:
@@ -209,7 +217,7 @@ class RunRecord:
             layers: name → {"particles", "wasserstein2", "wasserstein2_lower", "identity_excess", "displacement"}:
                 a value that is missing is NaN.
         """
-        self._clouds.add(int(step), layers)
+        self._clouds.add(_arguments.whole("step", step), _arguments.tables("layers", layers))
 
     @property
     def clouds(self) -> dict[str, Any]:
@@ -320,7 +328,7 @@ class RunRecord:
             RecordError: `load` would refuse it, as with a `run` of more than a megabyte.
             OSError: the folder can't be written (read-only, full, locked by another writer).
         """
-        write_folder(Path(path), self._data(sketches=True))
+        write_folder(_arguments.path("path", path), self._data(sketches=True))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, sketches: bool = True) -> RunRecord:
@@ -333,8 +341,13 @@ class RunRecord:
         Raises:
             RecordError: the folder is missing, damaged, newer than this version, or no record.
         """
+        _arguments.check_flag("sketches", sketches)
         try:
-            return cls._from_data(read_folder(Path(path), sketches=sketches))
+            folder = _arguments.path("path", path, "a folder")
+        except ValueError as error:
+            raise RecordError(str(error)) from error
+        try:
+            return cls._from_data(read_folder(folder, sketches=sketches))
         except RecordError as error:
             raise RecordError(f"{path}: {error}") from error  # of many records, which
 
@@ -344,6 +357,7 @@ class RunRecord:
         Args:
             sketches: False leaves them out (8 MB when there are 512).
         """
+        _arguments.check_flag("sketches", sketches)
         data = self._data(sketches=sketches)
         return {
             "run": from_json(to_json(data.run)),
@@ -356,18 +370,24 @@ class RunRecord:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> RunRecord:
-        """The record that `state_dict` was taken of."""
+        """The record that `state_dict` was taken of.
+
+        Raises:
+            TypeError: no dict. RecordError: what it holds is no record's.
+        """
+        _arguments.check_kind("state", state, Mapping, "a dict: what state_dict() returned")
         try:
             data = RecordData(
                 run=from_json(to_json(state["run"])),
-                reasons=dict(state["reasons"]),
+                reasons=_arguments.texts("reasons", state["reasons"]),
                 columns=[str(name) for name in state["columns"]],
                 sketch_state={str(name): int(value) for name, value in state["sketch_state"].items()},
                 cloud_layers=[str(name) for name in state.get("cloud_layers", [])],
                 **state["arrays"],
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise RecordError(f"not the state of a RunRecord: {error!r}; pass what state_dict() returned") from error
+        except Exception as error:  # whatever the objects in it may raise
+            told = _guard.told(error)
+            raise RecordError(f"not the state of a RunRecord: {told}; pass what state_dict() returned") from error
         return cls._from_data(data)
 
     def _data(self, *, sketches: bool) -> RecordData:

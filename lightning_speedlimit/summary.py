@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _summary_text
+from . import _arguments, _summary_text
 
 _NAN = float("nan")
 
@@ -159,9 +159,11 @@ class Summary:
         cls, steps: int, values: Mapping[str, float], *, reasons: Mapping[str, str], run: Mapping[str, Any]
     ) -> Summary:
         """The summary of one row of a record; columns that it has no field for are left out."""
+        steps, reasons = _arguments.whole("steps", steps), _arguments.texts("reasons", reasons)
+        _arguments.check_kind("run", run, Mapping, "what was run, as a dict")
         names = {f.name for f in dataclasses.fields(cls)} - {"steps", "reasons", "run"}
-        known = {name: float(value) for name, value in values.items() if name in names}
-        return cls(steps=steps, reasons=dict(reasons), run=dict(run), **known)
+        known = {name: value for name, value in _arguments.numbers("values", values).items() if name in names}
+        return cls(steps=steps, reasons=reasons, run=dict(run), **known)
 
     def __str__(self) -> str:
         return _summary_text.table(self)

@@ -6,14 +6,19 @@ Pictures are compared with those of the record that the fit left; what they show
 import io
 import random
 import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from callback_cases import Regressor, batches, flat, heard, loader, quiet, trainer
 from logger_files import images_of_tensorboard, images_of_wandb, of_csv, of_tensorboard
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -295,3 +300,30 @@ def test_weights_and_random_states_are_bitwise_the_same(tmp_path: Path) -> None:
     assert torch.equal(plain[1], drawn[1])
     assert plain[2:] == drawn[2:]
     assert "speed_limit/efficiency" in of_csv(tmp_path / "drawn" / "lightning_logs" / "version_3")
+
+
+def test_of_two_fits_at_once_each_draws_its_own_and_neither_sees_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: set[str]
+) -> None:
+    """Each waits until the other trains; a third thread looks at matplotlib's settings while a file is written."""
+    together, real, looked = threading.Barrier(2, timeout=60), Figure.savefig, []
+
+    class Waiting(Regressor):
+        def on_fit_start(self) -> None:
+            together.wait()
+
+    def savefig(*args: Any, **kwargs: Any) -> Any:
+        with ThreadPoolExecutor(1) as third:
+            looked.append(third.submit(dict, matplotlib.rcParams).result(60) == before)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    with matplotlib.rc_context({"font.size": 30}), ThreadPoolExecutor(2) as pool:
+        before = dict(matplotlib.rcParams)
+        callbacks = list(pool.map(lambda i: fit(tmp_path / str(i), number=4 + i, model=Waiting()), range(2)))
+        assert dict(matplotlib.rcParams) == before
+    assert looked == [True, True]
+    for i, callback in enumerate(callbacks):
+        assert len(callback.record) == 4 + i
+        (folder,) = {path.parent for path in (tmp_path / str(i)).rglob("*.png")}
+        same_pictures(files_in(folder), callback, one)

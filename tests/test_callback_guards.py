@@ -1,5 +1,6 @@
 """A fit that runs without the callback runs with it, to the same weights, whatever the objects around it do."""
 
+import contextlib
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from torch.optim import SGD, Optimizer
 
 from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter, _guard, _lightning
 from lightning_speedlimit._measurement import Measurement
+from lightning_speedlimit._record_keeper import RecordKeeper
 from lightning_speedlimit._unseen_steps import UnseenSteps
 
 STEPS = 4
@@ -239,6 +241,42 @@ def test_a_fault_does_not_hide_the_users_exception(tmp_path: Path, monkeypatch: 
         run(tmp_path, {"module": Failing}, callback)
     assert callback._trainer is None
     assert not [*tmp_path.rglob(".fit.lock")]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning_speedlimit")
+@pytest.mark.parametrize("fails", [True, False], ids=["of a failing fit", "of a fit that ends"])
+@pytest.mark.parametrize("where", [(TrajectoryMeter, "close"), (RecordKeeper, "write")], ids=str)
+def test_ctrl_c_at_the_end_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, fails: bool
+) -> None:
+    """Held by a callback that lives on, as in a notebook; the next fit would get another folder."""
+
+    class Failing(Untaped):
+        def on_train_end(self) -> None:
+            if fails:
+                raise KeyError("the user's own")
+
+    real, pressed = getattr(*where), []
+
+    def press(*args: Any, **kwargs: Any) -> Any:
+        if locked(tmp_path):
+            pressed.append(where)
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    callback = quiet(dirpath=tmp_path / "record")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*where, press)
+        with contextlib.suppress(BaseException):  # Lightning makes a SystemExit of it, or goes on
+            run(tmp_path, {"module": Failing}, callback)
+    assert pressed
+    assert not locked(tmp_path)
+    run(tmp_path, {}, again := quiet(dirpath=tmp_path / "record"))
+    assert again._folder == tmp_path / "record"
+
+
+def locked(folder: Path) -> list[Path]:
+    return [*folder.rglob(".fit.lock")]
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ class Unshowable:
         ({"log_figures": Unshowable()}, TypeError, "log_figures got an object of Unshowable, wanted True or False"),
         ({"monitor": 5}, TypeError, "monitor got 5, wanted the name of a logged metric, or None"),
         ({"monitor": ""}, ValueError, "monitor got '', wanted the name of a logged metric, or None"),
-        ({"dirpath": ""}, ValueError, "dirpath got '', wanted a folder, or None; '.' is the working directory"),
+        ({"dirpath": ""}, ValueError, "dirpath got '', wanted a folder; '.' is the working directory"),
         ({"dirpath": "  "}, ValueError, "dirpath got '  ', wanted a folder"),
-        ({"dirpath": b"runs"}, TypeError, "dirpath got b'runs', wanted a path as text or a pathlib.Path, or None"),
+        ({"dirpath": b"runs"}, TypeError, "dirpath got b'runs', wanted a path as text or a pathlib.Path"),
         ({"dirpath": 5}, TypeError, "dirpath got 5, wanted a path"),
         (
             {"dirpath": "s3://bucket/runs"},

@@ -207,11 +207,15 @@ def test_a_link_to_a_file_is_one(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
-    for path in (tmp_path / ("x" * 300), tmp_path / "\0"):
-        with pytest.raises(RecordError, match=r"no folder|can't be read: File name too long"):
-            RunRecord.load(path)
-        with pytest.raises(RecordError, match=r"no such folder|can't be looked into: File name too long"):
-            compare(path)
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(RecordError, match="can't be read: File name too long"):
+        RunRecord.load(path)
+    with pytest.raises(RecordError, match="can't be looked into: File name too long"):
+        compare(path)
+    with pytest.raises(RecordError, match=r"path got .*, wanted a folder of this machine"):
+        RunRecord.load(tmp_path / "\0")
+    with pytest.raises(ValueError, match=r"runs got .*, wanted a folder of runs of this machine"):
+        compare(tmp_path / "\0")
 
 
 # --- record.json

@@ -26,6 +26,7 @@ def room(floor: int, *libraries: str) -> Room:
 ROOMS = {
     "_guard": room(-1),
     "_checked": room(-1, "torch"),
+    "_arguments": room(0, "numpy"),
     "theory": room(0, "torch"),
     "trajectory": room(0, "torch"),
     "optim": room(0, "torch"),
@@ -56,7 +57,6 @@ ALIASES = {
     "_record_windows": "record",
     "_regimes": "record",
     "_tuning": "record",
-    "_arguments": "callback",
     "_attaching": "callback",
     "_batch_losses": "callback",
     "_figure_logging": "callback",

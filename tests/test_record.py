@@ -105,7 +105,7 @@ def test_columns_are_copies() -> None:
 
 @pytest.mark.parametrize(
     ("step", "values", "message"),
-    [(29, {}, "got 29 after 30"), (-1, {}, "got -1"), (40, {"step": 1.0}, "first argument")],
+    [(29, {}, "got 29 after 30"), (-1, {}, "got -1"), (40, {"step": 1.0}, "what the row is known by")],
 )
 def test_rows_that_are_none_raise(step: int, values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -56,6 +56,16 @@ theory = typer.Typer(
 )
 app.add_typer(theory, name="theory")
 
+
+def _place(text: str) -> Path:
+    """Else "" would be the working directory."""
+    from lightning_speedlimit import _arguments
+    from lightning_speedlimit.cli.complaints import from_user
+
+    with from_user():
+        return _arguments.path("a path", text)
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else; undefined values are null.")]
 Times = Annotated[str, typer.Option(help="Times, in units of learning rate x steps.", metavar="T,T,..")]
 
@@ -83,7 +93,9 @@ def speedlimit(
 
 @app.command(epilog=_examples("demo"))
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the records and the page.")] = Path("speedlimit_demo"),
+    output: Annotated[
+        Path, typer.Option(help="Folder for the records and the page.", metavar="FOLDER", parser=_place)
+    ] = Path("speedlimit_demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Few steps of two optimizers, to see that it works.")] = False,
 ) -> None:
     """Train small networks with several optimizers and compare them.
@@ -98,7 +110,7 @@ def demo(
 
 @app.command(epilog=_examples("show"))
 def show(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or one that holds runs.", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or one that holds runs.", metavar="RUN", parser=_place)],
     json: AsJson = False,
 ) -> None:
     """Show what one run did: its numbers, its regimes, what cost it the most.
@@ -118,6 +130,7 @@ def compare(
             help="Folders of runs, or that hold runs. Those named alike but for seed_0, seed_1, … are one group.",
             metavar="RUN",
             show_default=False,
+            parser=_place,
         ),
     ] = None,
     by: Annotated[By, typer.Option(help="Compare at the same loss (the fair one), step, or second of the fit.")] = (
@@ -143,7 +156,7 @@ def compare(
     ] = False,
     html: Annotated[
         Path | None,
-        typer.Option(help="Write a page with figures to this file.", metavar="FILE", show_default=False),
+        typer.Option(help="Write a page with figures to this file.", metavar="FILE", show_default=False, parser=_place),
     ] = None,
     json: AsJson = False,
 ) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_speedlimit import _arguments
 from lightning_speedlimit._plain_text import one_line
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import Complaint, check_writable, from_user, writing
@@ -56,7 +57,8 @@ def _sources(runs: Sequence[Path], groups: Sequence[str]) -> Sequence[Path] | di
         name, separator, path = group.partition("=")
         if not (name and separator and path):
             raise Complaint(f"--group wants NAME=PATH, got {group!r}; as --group adamw=runs/adamw")
-        named.setdefault(name, []).append(Path(path))
+        with from_user():
+            named.setdefault(name, []).append(_arguments.path(f"--group {name}", path))
     return named or runs
 
 

@@ -37,9 +37,12 @@ def check_writable(path: Path) -> None:
     """Before any work: `path` can be a new file."""
     with writing(path):  # as for a name that is too long
         is_folder, is_in_folder = path.is_dir(), path.parent.is_dir()
+        is_special = path.exists() and not (path.is_file() or is_folder)
     if is_folder:
         raise Complaint(
             f"can't write {path}: it is a folder, wanted the name of a file; add one, as {path / 'report.html'}"
         )
+    if is_special:
+        raise Complaint(f"can't write {path}: it is a pipe or a device, wanted the name of a file; name another one")
     if not is_in_folder:
         raise Complaint(f"can't write {path}: there is no folder {path.parent}; make it, or name another place")

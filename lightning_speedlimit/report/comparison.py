@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from lightning_speedlimit import _arguments
 from lightning_speedlimit._summary_text import measured_share
 from lightning_speedlimit.report.alignment import CONFIDENCE, By, Crossing, Timeline, common_level
 from lightning_speedlimit.report.clouds import GroupDistance, group_distances
@@ -206,7 +207,7 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None) -> Compa
         print(comparison)
         comparison.html("report.html")
     """
-    _check_arguments(by, at)
+    at = _checked_at(by, at)
     return _compare(_with_steps(gather(runs)), by, at)
 
 
@@ -215,7 +216,7 @@ def compare_models(runs: Sources, *, by: By = "loss", at: float | None = None) -
 
     Args and errors are those of `compare`, which refuses to mix models.
     """
-    _check_arguments(by, at)
+    at = _checked_at(by, at)
     models: dict[int | None, list[Run]] = {}
     gathered, left_out = _with_steps(gather(runs))
     for run in gathered:
@@ -234,11 +235,14 @@ def _with_steps(found: Gathered) -> Gathered:
     return Gathered(runs, [*found.left_out, *told])
 
 
-def _check_arguments(by: By, at: float | None) -> None:
-    if by not in get_args(By):
-        raise ValueError(f"by must be one of {', '.join(map(repr, get_args(By)))}, got {by!r}")
-    if at is not None and not (math.isfinite(at) and (at > 0 or by == "loss")):
+def _checked_at(by: By, at: float | None) -> float | None:
+    _arguments.check_among("by", by, *get_args(By))
+    if at is None:
+        return None
+    where = _arguments.number("at", at)
+    if not (math.isfinite(where) and (where > 0 or by == "loss")):
         raise ValueError(f"at must be a {by} that runs can reach, got {at!r}; leave it out for the last one in common")
+    return where
 
 
 @np.errstate(all="ignore")  # a run that diverged has inf − inf; it comes out as NaN

@@ -23,10 +23,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lightning_speedlimit import _arguments
 from lightning_speedlimit._plain_text import one_line
 from lightning_speedlimit._summary_text import number
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report.alignment import is_full_batch, work_shares
+from lightning_speedlimit.report.runs import check_record
 
 Cause = Literal["noise", "bouncing", "curved path", "uneven speed", "efficiency above 1", "undefined", "nothing"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
@@ -81,7 +83,8 @@ def diagnose(values: Mapping[str, float] | RunRecord, record: RunRecord | None =
         values = _last_row(record)
     if record is None:
         raise TypeError("diagnose needs the record that the values are of, got None; pass diagnose(values, record)")
-    run = _Run(values, record)
+    check_record("record", record)
+    run = _Run(_arguments.numbers("values", values), record)
     costly = [*(_rose(run) or _waste(run)), *_curved(run), *_uneven(run)]
     costly.sort(key=lambda pair: -pair[0])  # stable: equal costs stay in the order above
     found = [finding for _, finding in costly]

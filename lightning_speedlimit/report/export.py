@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_speedlimit._arguments import check_kind
+from lightning_speedlimit._guard import shown
+
 from .style import GRID, INK, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of like widths: the layout was made with DejaVu Sans, which not every machine has.
+_PREFIX = re.compile(r"[A-Za-z][\w-]{0,99}", re.ASCII)  # of ids, which stand in the page as they are
 _FONTS = "'DejaVu Sans', Verdana, sans-serif"
 
 
 def png(figure: Figure) -> bytes:
     """The figure on white, as a PNG file without date and program."""
+    _check(figure)
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -32,6 +37,7 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     """(height, width, 3) uint8: the figure on white."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    _check(figure)
     with style():
         canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
@@ -47,6 +53,9 @@ def svg(figure: Figure, *, prefix: str | None = None) -> str:
     Args:
         prefix: begins all ids, so that those of several figures on a page differ; None: a hash of the content.
     """
+    _check(figure)
+    if prefix is not None and not (isinstance(prefix, str) and _PREFIX.fullmatch(prefix)):
+        raise ValueError(f"prefix got {shown(prefix)}, wanted a letter and then letters, digits, '-', '_'; or None")
     buffer = io.StringIO()
     with style(**{"svg.hashsalt": "figure"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -65,6 +74,12 @@ def svg(figure: Figure, *, prefix: str | None = None) -> str:
         'stroke-linejoin: round; stroke-linecap: butt">\n'
         f"<title>{escape(title)}</title>{description}\n{body}</svg>\n"
     )
+
+
+def _check(figure: object) -> None:
+    from matplotlib.figure import Figure
+
+    check_kind("figure", figure, Figure, "a matplotlib Figure, as the functions of report.figures return")
 
 
 def _split(raw: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_speedlimit.record import RunRecord
 
 from .alignment import is_full_batch, work_shares
+from .runs import named_records
 from .style import GREY, INK, NothingToDraw, describe, drawable, figure, number, short_name, style
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def work_balance(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
     Raises:
         ValueError: no run has a conversion and a signal fraction.
     """
-    named = {"run": runs} if isinstance(runs, RunRecord) else dict(runs)
+    named = named_records(runs)
     found = {name: shares_of_work(record) for name, record in named.items()}
     if not any(_is_known(parts) for parts in found.values()):
         raise NothingToDraw(

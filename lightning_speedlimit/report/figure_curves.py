@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
 
+from .runs import named_records
 from .style import (
     COLOURS,
     GREY,
@@ -46,7 +47,7 @@ def curves(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
     Raises:
         ValueError: no run has a loss after step 0.
     """
-    named = {"run": runs} if isinstance(runs, RunRecord) else dict(runs)
+    named = named_records(runs)
     found = {name: curve for name, record in named.items() if np.isfinite((curve := _curve(record))[1]).any()}
     if not found:
         raise NothingToDraw(f"curves need a run with a loss, got {len(named)} without; record_loss(loss) at every step")

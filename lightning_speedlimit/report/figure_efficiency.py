@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import Regime, RunRecord
 
+from .runs import check_record
 from .style import (
     GREY,
     INK,
@@ -53,6 +54,7 @@ def efficiency(record: RunRecord) -> Figure:
     Raises:
         ValueError: no row after step 0 has one of these values.
     """
+    check_record("record", record)
     step, columns = _defined(record)
     regimes = record.regimes()
     with style():

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from lightning_speedlimit._record_clouds import CLOUD_VALUES
 from lightning_speedlimit.record import RunRecord
 
+from .runs import check_record
 from .style import (
     COLOURS,
     GREY,
@@ -47,6 +48,7 @@ def layers(record: RunRecord) -> Figure:
     Raises:
         ValueError: no clouds in the record, or none with a defined W₂.
     """
+    check_record("record", record)
     clouds = record.clouds
     clouds |= {name: drawable(clouds[name]) for name in CLOUD_VALUES}
     known = np.isfinite(clouds["wasserstein2"]).any(1) if clouds["layers"] else np.zeros(0, dtype=bool)

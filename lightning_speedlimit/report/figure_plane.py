@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_speedlimit import _arguments
+from lightning_speedlimit._guard import shown
+from lightning_speedlimit._plain_text import plain_text
+
 from .style import GREY, INK, NothingToDraw, describe, drawable, figure, log_axis, look, short_name, style
 
 if TYPE_CHECKING:
@@ -40,6 +44,14 @@ class PlanePoint:
     on_frontier: bool = False
     """Whether no other point is lower in both."""
 
+    def __post_init__(self) -> None:
+        _arguments.check_text("name", self.name)
+        for name in ("elapsed", "action", "displacement"):
+            _arguments.number(name, getattr(self, name))
+        for name in ("elapsed_interval", "action_interval"):
+            _arguments.check_interval(name, getattr(self, name))
+        _arguments.check_flag("on_frontier", self.on_frontier)
+
 
 def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _TITLE) -> Figure:
     """A against τ, both logarithmic, with each run's hyperbola τ·A = D² and the frontier.
@@ -55,6 +67,10 @@ def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _T
     Raises:
         ValueError: no point that can be drawn.
     """
+    if not isinstance(points, Sequence) or not all(isinstance(point, PlanePoint) for point in points):
+        raise TypeError(f"points got {shown(points)}, wanted a list of PlanePoint")
+    _arguments.check_among("clock", clock, "steps", "lr")
+    title = plain_text(_arguments.check_text("title", title))
     placed = [p for p in points if _is_positive(p.elapsed) and _is_positive(p.action)]
     if not placed:
         raise NothingToDraw(

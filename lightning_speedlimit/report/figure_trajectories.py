@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import SKETCH_SIZE, RunRecord
 
+from .runs import named_records
 from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, look, number, short_name, style
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def trajectories(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
     Raises:
         ValueError: no run with a sketch of some motion, or runs of models of different sizes.
     """
-    named = {"run": runs} if isinstance(runs, RunRecord) else dict(runs)
+    named = named_records(runs)
     found = plane_of(named)
     with style():
         drawn, axes = figure(height=4.6, width=6.4)

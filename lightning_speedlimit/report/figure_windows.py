@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
 
+from .runs import check_record
 from .style import INK, LINES, UNDEFINED, NothingToDraw, describe, drawable, figure, log_axis, number, style
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def windows(record: RunRecord) -> Figure:
     Raises:
         ValueError: fewer than two steps with a sketch, or no window between them has a positive efficiency.
     """
+    check_record("record", record)
     heat = heat_of(record)
     regimes = record.regimes()
     with style():

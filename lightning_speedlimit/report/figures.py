@@ -16,6 +16,7 @@ from .figure_layers import layers
 from .figure_plane import PlanePoint, plane
 from .figure_trajectories import trajectories
 from .figure_windows import windows
+from .runs import check_record
 from .style import NothingToDraw
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def available(record: RunRecord) -> dict[str, Figure]:
     Raises:
         ImportError: matplotlib is not installed (extra "report").
     """
+    check_record("record", record)
     found = {}
     for name, draw in OF_ONE_RUN.items():
         with contextlib.suppress(NothingToDraw):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_speedlimit import _arguments
+from lightning_speedlimit._guard import shown
 from lightning_speedlimit._plain_text import plain_text
 from lightning_speedlimit.report import page_figures, page_words
 from lightning_speedlimit.report.page_figures import Picture
@@ -73,10 +75,15 @@ def write_page(path: str | os.PathLike[str], comparisons: Sequence[Comparison], 
     """Writes the page of `page` to a file, at once: who reads it meanwhile sees the old one or the new one.
 
     Raises:
-        ValueError: no comparison. ImportError: the extra "report" is not installed. OSError: the file can't be written.
+        ValueError: no comparison; a path that is no regular file. ImportError: the extra "report" is not installed.
+        OSError: the file can't be written.
     """
+    target = _arguments.path("path", path)
+    if target.exists() and not target.is_file():  # root would replace a device, /dev/null too, by the page
+        raise ValueError(
+            f"path got {shown(str(target))}, wanted the name of a file: that is a folder, a pipe, a device"
+        )
     content = page(comparisons, command=command)
-    target = Path(path)
     # Hidden, beside its goal, with the rights that a new file has there.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -100,8 +107,14 @@ def page(comparisons: Sequence[Comparison], *, command: str | None = None) -> st
     Raises:
         ValueError: no comparison. ImportError: the extra "report" is not installed.
     """
+    from lightning_speedlimit.report.comparison import Comparison
+
+    if not isinstance(comparisons, Sequence) or not all(isinstance(one, Comparison) for one in comparisons):
+        raise TypeError(f"comparisons got {shown(comparisons)}, wanted a list: pass [compare(runs)]")
+    if command is not None:
+        _arguments.check_text("command", command)
     if not comparisons:
-        raise ValueError("the page needs at least one comparison, got none; pass [compare(runs)]")
+        raise ValueError("comparisons: the page needs at least one, got none; pass [compare(runs)]")
     _check_installed()
     environment = _environment()
     script = environment.get_template("page.js").render()

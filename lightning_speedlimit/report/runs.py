@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_speedlimit import _arguments
+from lightning_speedlimit._guard import look, shown
 from lightning_speedlimit._plain_text import one_line, plain_text
 from lightning_speedlimit.record import RecordError, RunRecord
 
@@ -19,6 +21,7 @@ Sources = Source | Iterable[Source] | Mapping[str, Source | Iterable[Source]]
 
 KEEP_SKETCHES = 24  # runs at most whose sketches are read at once: 8 MB each
 
+_WANTED = "records or folders of them: one, several, or a mapping of groups"
 _RECORD = "record.json"
 _FOLDER = "speed_limit"  # the last part of every run's folder, which tells nothing
 _LEFT_OUT = "left out: "
@@ -60,7 +63,7 @@ def gather(sources: Sources) -> Gathered:
         ValueError: nothing given; runs of one group whose optimizers differ.
     """
     if isinstance(sources, Mapping):
-        groups = [_of_group(plain_text(str(name)), source) for name, source in sources.items()]
+        groups = [_of_group(plain_text(_name(name)), source) for name, source in sources.items()]
         found = [run for group in groups for run in group.runs]
         left_out = [line for group in groups for line in group.left_out]
         runs = [replace(run, name=name) for run, name in zip(found, _unique(found), strict=True)]
@@ -130,7 +133,16 @@ def with_sketches(run: Run) -> RunRecord:
 def _several(sources: Source | Iterable[Source]) -> list[Source]:
     if isinstance(sources, RunRecord | str | os.PathLike):
         return [sources]
-    return list(sources)
+    found: list[Source] | None = None if isinstance(sources, bytes) else look(list, None, sources)
+    if found is None:
+        raise TypeError(f"runs got {shown(sources)}, wanted {_WANTED}")
+    return found
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str | int | float):
+        raise TypeError(f"names of groups of runs must be text, got {shown(name)}; use str(…)")
+    return str(name)
 
 
 def _named(sources: Sequence[Source]) -> Gathered:
@@ -143,7 +155,7 @@ def _named(sources: Sequence[Source]) -> Gathered:
         if isinstance(source, RunRecord):
             found.append((source, None))
         else:
-            found += [(None, path) for path in records_within(Path(source))]
+            found += [(None, path) for path in records_within(_arguments.path("runs", source, "a folder of runs"))]
     paths = list({path.resolve(): path for _, path in reversed(found) if path is not None}.values())[::-1]
     loaded, left_out = read_all(paths, sketches=len(paths) <= KEEP_SKETCHES)
     labels = [plain_text(label) for label in _labels(list(loaded))]
@@ -208,6 +220,20 @@ def _unique(runs: Sequence[Run]) -> list[str]:
 
 def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def named_records(runs: Mapping[str, RunRecord] | RunRecord) -> dict[str, RunRecord]:
+    """What figures of several runs take: a single record is named "run"."""
+    if isinstance(runs, RunRecord):
+        return {"run": runs}
+    _arguments.check_kind("runs", runs, Mapping, "a RunRecord, or a mapping: name → RunRecord")
+    for name, record in runs.items():
+        check_record(f"runs[{_arguments.check_text('a name among runs', name)!r:.60}]", record)
+    return dict(runs)
+
+
+def check_record(name: str, got: object) -> None:
+    _arguments.check_kind(name, got, RunRecord, "a RunRecord; RunRecord.load(folder) gives one")
 
 
 # --- what a run says of itself

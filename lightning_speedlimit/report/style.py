@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_speedlimit._plain_text import plain_text
+
+from .own_settings import own_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,37 +66,22 @@ _DECADES_ON_ITS_OWN = 0.6  # below so many its ticks are round numbers, as on a 
 _DECADES_WITHOUT_MINOR = 1.3  # below so many decades a logarithmic axis also names 2 and 5
 
 
-_DRAWING = threading.RLock()  # matplotlib's settings are one for all threads: one of ours at a time changes them
-
-
 class NothingToDraw(ValueError):
     """What a figure would show is undefined or was not measured; the message says what it needs."""
 
 
 @contextmanager
 def style(**more: Any) -> Iterator[None]:
-    """matplotlib's own defaults and this style for as long as it lasts; afterwards all is as before.
+    """matplotlib's own defaults and this style for what is drawn within, by this thread; nothing is set for others.
 
-    Threads wait for each other here. What others change meanwhile stays: `rc_context` and `catch_warnings` would put
-    back all settings and all filters.
+    Threads wait for each other here. While it lasts, all of them go without the warning of letters that a font lacks.
     """
     import matplotlib
 
-    # The names of the parameters are a type of their own, which differs between matplotlib's versions.
-    known: Any = matplotlib.rcParams
-    settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
-    with _DRAWING, _glyphs_may_be_missing():
-        held = {key: (known[key], value) for key, value in (settings | _STYLE | more).items() if known[key] != value}
-        own: dict[str, Any] = {}
-        try:
-            for key, (_, value) in held.items():
-                known[key] = value
-                own[key] = known[key]
-            yield
-        finally:
-            for key, value in own.items():
-                if known[key] == value:
-                    known[key] = held[key][0]
+    own: dict[str, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
+    ours: Any = matplotlib.RcParams(_STYLE | more)  # checked
+    with own_settings({**own, **ours}), _glyphs_may_be_missing():
+        yield
 
 
 @contextmanager
@@ -128,7 +116,7 @@ def describe(drawn: Figure, title: str, text: str) -> None:
 
 def short_name(name: str, longest: int = 36) -> str:
     """A name as figures have room for it: one line, cut; and not begun by "_", which legends leave out."""
-    text = " ".join(name.split()) or "?"
+    text = " ".join(plain_text(name).split()) or "?"
     text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return f" {text}" if text.startswith("_") else text
 

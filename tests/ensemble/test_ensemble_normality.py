@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from lightning_speedlimit.ensemble import DistributionLimit, speed_limit
+from lightning_speedlimit.ensemble.limit import _chosen
 from lightning_speedlimit.ensemble.normality import _p_values, normality_p_value
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -76,7 +77,9 @@ def test_a_cloud_that_is_not_normal_is_noticed_at_either_end(shape: str, backwar
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         asked = between(*(clouds[::-1] if backwards else clouds), entropy="gaussian")
+        nearest = between(*(clouds[::-1] if backwards else clouds), entropy="neighbours")
     assert asked.entropy_estimator == "gaussian"
+    assert nearest.free_energy_drop == found.free_energy_drop
 
 
 def test_a_cloud_in_two_wells_keeps_its_efficiency() -> None:
@@ -108,11 +111,31 @@ def test_normal_clouds_take_the_normal_entropy_without_a_word() -> None:
             assert asked.normality != found.normality
 
 
+@pytest.mark.parametrize(
+    ("normality", "chosen"),
+    [
+        ((0.01, 0.01), "gaussian"),
+        ((0.00999, 1.0), "neighbours"),
+        ((1.0, 0.00999), "neighbours"),
+        ((math.nan, 0.5), "gaussian"),  # too few replicas to test
+        ((math.nan, 0.001), "neighbours"),
+    ],
+    ids=str,
+)
+def test_the_level_is_one_in_a_hundred_at_either_end(normality: tuple[float, float], chosen: str) -> None:
+    assert _chosen("auto", normality, 10) == (chosen, "")
+    assert bool(_chosen("auto", normality, 11)[1]) == (chosen == "neighbours")
+    for asked in ("gaussian", "neighbours"):
+        assert _chosen(asked, normality, 11) == (asked, "")
+
+
 def test_in_many_dimensions_what_is_not_normal_has_no_entropy() -> None:
     """Neither estimator holds: NaN, and why; at temperature 0 none is needed."""
     random = np.random.default_rng(4)
     begin, end = normal(random, 300, 12), random.laplace(size=(300, 12))
-    found = between(begin, end)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of an entropy that is not taken
+        found = between(begin, end)
     for name in ("free_energy_drop", "efficiency", "efficiency_lower", "speed_limit_time"):
         estimate = getattr(found, name)
         assert math.isnan(estimate.value), name

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -124,6 +125,14 @@ class Unable(SpeedLimit):
         super().on_train_batch_start(trainer, pl_module, *args)
 
 
+class Forgetful(SpeedLimit):
+    """Can't go on from a checkpoint in the second process."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        damaged = dist.get_rank() == 1
+        super().load_state_dict({"meter": 1} if damaged else state_dict)
+
+
 def speed_limit(**options: Any) -> SpeedLimit:
     return SpeedLimit(**({"print_summary": False, "log_figures": False, "loss_window": 5} | options))
 
@@ -156,7 +165,9 @@ def fit(folder: Path, callback: SpeedLimit | bool = True, model: Module | None =
 
 
 def ddp(start: str = "popen") -> DDPStrategy:
-    return DDPStrategy(process_group_backend="gloo", start_method=start)  # type: ignore[arg-type]
+    """Where one waits for another that does not come, it ends."""
+    patience = timedelta(seconds=120)
+    return DDPStrategy(process_group_backend="gloo", start_method=start, timeout=patience)  # type: ignore[arg-type]
 
 
 class Sharded(Module):
@@ -220,12 +231,18 @@ def launched(rank: int, folder: str, port: int) -> None:
     two("clouds", speed_limit(clouds="neurons", per_layer=True))
     two("talkative", Talkative(print_summary=False))
     two("without", False)
-    for beginnings in range(2):
+
+    def heard(name: str, *given: Any, **options: Any) -> None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            two(f"unable {beginnings}", Unable(beginnings))
+            two(name, *given, **options)
         text = [str(w.message) for w in said if "SpeedLimit" in str(w.message)]
-        (root / f"unable {beginnings}" / f"said-{rank}.json").write_text(json.dumps(text))
+        (root / name / f"said-{rank}.json").write_text(json.dumps(text))
+
+    for beginnings in range(2):
+        heard(f"unable {beginnings}", Unable(beginnings))
+    forgetful = Forgetful(print_summary=False, log_figures=False)
+    heard("forgotten", forgetful, ckpt_path=root / "plain" / "epoch=0.ckpt")
     two("stopped", model=Module(stops_at=(8, 6)), min_epochs=2, max_epochs=4)
     two("resumed", ckpt_path=root / "plain" / "epoch=0.ckpt")
     try_sharded(root / "fully sharded", "data_parallel_size")

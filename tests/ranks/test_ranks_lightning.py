@@ -143,6 +143,18 @@ def test_resumed(root: Path, tmp_path: Path) -> None:
         assert got.columns[name].tolist() == pytest.approx(column.tolist(), rel=SAME, abs=1e-12, nan_ok=True), name
 
 
+def test_where_one_process_cannot_go_on_all_begin_anew(root: Path) -> None:
+    """From the step of the checkpoint: the rows of the first epoch are in neither, and each says what it knows."""
+    for rank in range(2):
+        assert witness(root / "forgotten", rank)["rows"] == [row - BATCHES for row in ROWS if row > BATCHES]
+        assert math.isfinite(witness(root / "forgotten", rank)["metrics"]["speed_limit/path_length"])
+    said = [json.loads((root / "forgotten" / f"said-{rank}.json").read_text()) for rank in range(2)]
+    assert said == [[f"SpeedLimit starts anew at step {BATCHES}: another process can not go on"], []]
+    record = RunRecord.load(root / "forgotten" / "run" / "speed_limit")
+    assert record.run["since_step"] == BATCHES
+    assert not [reason for reason in record.reasons.values() if "process" in reason]
+
+
 @pytest.mark.mode("DDP, an error on one process", "measured", "the record ends with the last row before it")
 def test_an_error_on_one_process_ends_all(root: Path) -> None:
     assert "ArithmeticError: on the second process alone" in (root / "fails" / "error-1.txt").read_text()

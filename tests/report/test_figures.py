@@ -1,13 +1,15 @@
 """What the figures show, against the records' numbers, plain formulas and an SVD of its own; no pixels."""
 
+import copy
 import io
 import math
+import pickle
 import random
 import re
 import subprocess
 import sys
-import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.figure import Figure
@@ -661,46 +665,86 @@ def test_nothing_of_the_users_settings_is_read_or_changed(written: dict[str, str
     assert changed == written
 
 
-def test_two_threads_that_draw_leave_the_settings_as_they_were() -> None:
-    """The second would take the first one's style for the user's."""
-    before, filters = dict(matplotlib.rcParams), list(warnings.filters)
-    inside, leave = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+def elsewhere(call: Any) -> Any:
+    """What a call gives in another thread, while this one waits."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(60)
 
-    def draw(i: int) -> None:
-        with style.style():
-            inside[i].set()
-            leave[i].wait(60)
 
-    threads = [threading.Thread(target=draw, args=(i,)) for i in range(2)]
-    threads[0].start()
-    inside[0].wait(60)
-    threads[1].start()
-    inside[1].wait(0.2)  # it does not come in, and need not
-    for i in (0, 1):
-        leave[i].set()
-        threads[i].join(60)
-    assert all(event.is_set() for event in inside)
-    assert dict(matplotlib.rcParams) == before
+def settings() -> list[dict[str, Any]]:
+    """As they are read, one by one and in copies, and as they are kept."""
+    known: Any = matplotlib.rcParams
+    copies = [known.copy(), copy.deepcopy(known), pickle.loads(pickle.dumps(known.copy()))]
+    return [
+        dict(known),
+        {k: known[k] for k in known},
+        *map(dict, copies),
+        {k: dict.__getitem__(known, k) for k in known},
+    ]
+
+
+def test_no_setting_is_another_while_figures_are_drawn(
+    monkeypatch: pytest.MonkeyPatch, written: dict[str, str]
+) -> None:
+    """Looked at from within what draws; matplotlib's class is there again as well."""
+    places = [(Figure, "__init__"), (Axes, "plot"), (Axis, "_get_tick"), (FigureCanvasAgg, "draw"), (Figure, "savefig")]
+    reached: set[str] = set()
+
+    def looking(name: str, real: Any) -> Any:
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            if name not in reached and matplotlib.rcParams["font.size"] == 9:
+                assert elsewhere(settings) == before
+                reached.add(name)
+            return real(*args, **kwargs)
+
+        return instead
+
+    with matplotlib.rc_context({"font.size": 30, "text.usetex": True}):
+        before = settings()
+        for kind, name in places:
+            monkeypatch.setattr(kind, name, looking(name, getattr(kind, name)))
+        figure = figures.available(record_of(wandering(9)))["work_balance"]
+        figures.pixels(figure)
+        figures.svg(figure)
+        figures.efficiency(record_of(wandering(9)))
+        assert settings() == before
+    assert reached == {name for _, name in places}
+    assert type(matplotlib.rcParams) is matplotlib.RcParams
+
+
+def test_two_threads_that_draw_have_the_style_and_leave_the_settings(written: dict[str, str]) -> None:
+    before, filters = settings(), list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: figures.svg(all_figures()["work_balance"]), range(2)))
+    assert found == [written["work_balance"]] * 2
+    assert settings() == before
     assert warnings.filters == filters
+    assert type(matplotlib.rcParams) is matplotlib.RcParams
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_what_others_change_while_a_figure_is_drawn_stays(fails: bool) -> None:
+def test_what_is_set_while_a_figure_is_drawn_stays(fails: bool) -> None:
+    known: Any = matplotlib.rcParams
     with matplotlib.rc_context({"font.size": 30}), warnings.catch_warnings():
-        before, filters = dict(matplotlib.rcParams), list(warnings.filters)
+        before, filters = dict(known), list(warnings.filters)
         other = ("ignore", None, DeprecationWarning, None, 7)
         try:
-            with style.style():
-                assert matplotlib.rcParams["font.size"] == 9
-                matplotlib.rcParams["figure.autolayout"] = True  # no part of the style
-                matplotlib.rcParams["legend.fontsize"] = 17  # a part of it
+            with style.style(), style.style():
+                assert known["font.size"] == 9
+                known["figure.autolayout"] = True
+                assert known["figure.autolayout"] is True  # who sets it here wants it here
+                elsewhere(lambda: known.update({"legend.fontsize": 17}))
+                assert known["legend.fontsize"] == 8  # who sets it there, there
+                with pytest.raises(ValueError, match=r"font\.size"):
+                    known["font.size"] = "a word"
                 warnings.simplefilter(*other[:1], category=other[2], lineno=other[4])  # type: ignore[arg-type]
                 if fails:
                     raise KeyError("drawing")
         except KeyError:
             assert fails
-        assert dict(matplotlib.rcParams) == before | {"figure.autolayout": True, "legend.fontsize": 17}
+        assert dict(known) == before | {"figure.autolayout": True, "legend.fontsize": 17}
         assert warnings.filters == [other, *filters]
+    assert type(known) is matplotlib.RcParams
 
 
 def test_letters_that_the_font_lacks_warn_of_nothing(recwarn: pytest.WarningsRecorder) -> None:

@@ -462,7 +462,7 @@ def test_the_file_is_written_at_once_or_not_at_all(
 
 
 def test_bad_input_says_the_cure(monkeypatch: pytest.MonkeyPatch, compared: Comparison) -> None:
-    with pytest.raises(ValueError, match=r"at least one comparison, got none; pass \[compare\(runs\)\]"):
+    with pytest.raises(ValueError, match=r"the page needs at least one, got none; pass \[compare\(runs\)\]"):
         page([])
     for library in ("jinja2", "matplotlib"):
         with monkeypatch.context() as patch:
