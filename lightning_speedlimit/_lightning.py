@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_speedlimit._guard import look
 from lightning_speedlimit.trajectory.description import describe_optimizers, plain
@@ -281,6 +282,8 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         "batch_size": lambda: batch_size(trainer),
         "batches_per_epoch": lambda: batches_per_epoch(trainer),
         "accumulate_grad_batches": lambda: trainer.accumulate_grad_batches,
+        "lr_schedules": lambda: [plain(type(c.scheduler).__name__) for c in trainer.lr_scheduler_configs],
+        "batch_norm_layers": lambda: sum(isinstance(part, _BatchNorm) for part in module.modules()),
         "gradient_clip_val": lambda: plain(trainer.gradient_clip_val),
         "gradient_clip_algorithm": lambda: plain(trainer.gradient_clip_algorithm),
         "precision": lambda: str(trainer.precision),

@@ -55,6 +55,11 @@ RUN: Schema = {
         "model": _or_null(_TEXT),
         **dict.fromkeys(("parameters", "trainable_parameters"), _or_null(_integer(0))),
         **dict.fromkeys(("measured_coordinates", "optimized_coordinates"), _or_null(_integer(0))),
+        "batch_norm_layers": _or_null(_integer(0)),
+        "lr_schedules": _TEXTS,
+        "strategy": _or_null(_TEXT),
+        "world_size": _or_null(_integer()),
+        "samples_per_step": _or_null({"type": "number"}),
         **dict.fromkeys(("batch_size", "batches_per_epoch", "accumulate_grad_batches"), _or_null(_integer())),
         "optimizers": {
             "type": "array",
@@ -100,8 +105,8 @@ DOCUMENT: Schema = {
     },
 }
 
-_TYPES: dict[str, type] = {"object": dict, "array": list, "string": str, "integer": int}
-_WORDS = {"object": "an object", "array": "a list", "string": "text", "integer": "an integer"}
+_TYPES: dict[str, type | tuple[type, ...]] = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+_WORDS = {"object": "an object", "array": "a list", "string": "text", "integer": "an integer", "number": "a number"}
 
 
 def check(value: Any, schema: Schema, where: str) -> None:

@@ -156,6 +156,7 @@ class Tuning:
         total = sum(share * self._total(name) for name, share in what.parts.items())
         return total + what.drops * self._total("loss_drop") if what.drops else total
 
+    @np.errstate(all="ignore")  # of numbers near the largest float
     def _error(self, what: _Sum) -> float:
         """√(K·v + (drops · the error of d)²), v the variance of a step, from the second differences of the rows.
 

@@ -83,6 +83,11 @@ def run_description() -> dict[str, Any]:
         "batch_size": 32,
         "batches_per_epoch": 40,
         "accumulate_grad_batches": 1,
+        "batch_norm_layers": 2,
+        "lr_schedules": ["CosineAnnealingLR"],
+        "strategy": "DDPStrategy",
+        "world_size": 2,
+        "samples_per_step": 63.5,
         "since_step": 0,
         "versions": {"torch": "2.9", "pytorch_lightning": "2.6"},
     }

@@ -267,6 +267,7 @@ NOT_AS_IT_SHOULD_BE: dict[str, list[Any]] = {
     "array": [None, {}, "text", 3, [None], [3], ["text"]],
     "string": [3, [], {}, True, 0.5],
     "integer": [True, "3", 0.5, [], {}, 2**63, -(2**63)],
+    "number": [True, "3", [], {}],
 }
 
 
@@ -274,7 +275,8 @@ NOT_AS_IT_SHOULD_BE: dict[str, list[Any]] = {
 def test_every_field_of_a_run_that_is_read_has_its_type(folder: Path, name: str) -> None:
     schema = RUN["properties"][name]
     wrong = ["minutes", 3, None] if "enum" in schema else NOT_AS_IT_SHOULD_BE[schema["type"]]
-    for value in wrong:
+    texts = schema.get("items") == {"type": "string"}
+    for value in (value for value in wrong if not (texts and value == ["text"])):
         edit(folder, run={name: value})
         refuses(folder, rf"run\.{name}(\[0\])? must be .*got ")
         with pytest.raises(RecordError, match=rf"^run\.{name}(\[0\])? must be"):

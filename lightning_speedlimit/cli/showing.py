@@ -14,7 +14,8 @@ from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import from_user
 from lightning_speedlimit.record import Regime, RunRecord
 from lightning_speedlimit.report import diagnose, text
-from lightning_speedlimit.report.runs import none_is_left, optimizer_title, read_all, records_within
+from lightning_speedlimit.report.labels import optimizer_title
+from lightning_speedlimit.report.runs import none_is_left, read_all, records_within
 
 
 def show_runs(folder: Path, *, json: bool) -> None:
@@ -38,7 +39,7 @@ def show_runs(folder: Path, *, json: bool) -> None:
 def _print_run(path: Path, record: RunRecord) -> None:
     summary = record.summary()
     if terminal.is_terminal():
-        terminal.print_title(f"{optimizer_title(record.run)}   {plain_text(str(path))}")
+        terminal.print_title(f"{optimizer_title(record)}   {plain_text(str(path))}")
         print()
         terminal.print_meanings(_summary_text.headline(summary))
         print()

@@ -16,7 +16,8 @@ from lightning_speedlimit._summary_text import measured_share
 from lightning_speedlimit.report.alignment import CONFIDENCE, By, Crossing, Timeline, common_level
 from lightning_speedlimit.report.clouds import GroupDistance, group_distances
 from lightning_speedlimit.report.diagnosis import Finding, diagnose
-from lightning_speedlimit.report.runs import Gathered, Run, Sources, gather, optimizer_title
+from lightning_speedlimit.report.labels import optimizer_title
+from lightning_speedlimit.report.runs import Gathered, Run, Sources, gather
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -374,7 +375,7 @@ def _group(name: str, points: Sequence[Point]) -> Group:
     findings = diagnose(values, reached[0].run.record) if reached else []
     return Group(
         name,
-        optimizer_title(points[0].run.record.run),
+        optimizer_title(points[0].run.record),
         tuple(points),
         values,
         errors,

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from lightning_speedlimit import _arguments
 from lightning_speedlimit._guard import look, shown
-from lightning_speedlimit._plain_text import one_line, plain_text
+from lightning_speedlimit._plain_text import plain_text
 from lightning_speedlimit.record import RecordError, RunRecord
+from lightning_speedlimit.report.labels import optimizer_title
 
 Source = RunRecord | str | os.PathLike[str]
 Sources = Source | Iterable[Source] | Mapping[str, Source | Iterable[Source]]
@@ -25,7 +26,7 @@ _WANTED = "records or folders of them: one, several, or a mapping of groups"
 _RECORD = "record.json"
 _FOLDER = "speed_limit"  # the last part of every run's folder, which tells nothing
 _LEFT_OUT = "left out: "
-_LONGEST_TITLE = 200  # characters
+_SETTINGS = ("optimizers", "batch_size", "accumulate_grad_batches")  # that replicas have in common
 _SEED = re.compile(r"[\s_.\-]*(?<![a-z])(seed|replica)[\s_.=\-]*\d+", re.IGNORECASE)
 
 
@@ -164,7 +165,7 @@ def _named(sources: Sequence[Source]) -> Gathered:
         for name, (path, record) in zip(labels, loaded.items(), strict=True)
     ]
     records = {id(record): record for record, _ in found if record is not None}.values()
-    runs += [Run(title, title, record) for record in records for title in [optimizer_title(record.run)]]
+    runs += [Run(title, title, record) for record in records for title in [optimizer_title(record)]]
     names = _unique(runs)  # of one name, but told apart: no replicas
     runs = [
         run if run.name == name else replace(run, name=name, group=name) for run, name in zip(runs, names, strict=True)
@@ -236,31 +237,11 @@ def check_record(name: str, got: object) -> None:
     _arguments.check_kind(name, got, RunRecord, "a RunRecord; RunRecord.load(folder) gives one")
 
 
-# --- what a run says of itself
-
-
-def optimizer_title(run: Mapping[str, Any]) -> str:
-    """ "AdamW lr 0.001, batch 128": what tells runs apart; "run" where the record does not say."""
-    titles = [_one_optimizer(optimizer) for optimizer in run.get("optimizers", [])]
-    batch = run.get("batch_size")
-    return one_line(" + ".join(titles or ["run"]) + (f", batch {batch}" if batch else ""), _LONGEST_TITLE)
-
-
-def _one_optimizer(optimizer: Mapping[str, Any]) -> str:
-    parts = [optimizer.get("class", "optimizer")]
-    for key in ("lr", "momentum"):  # which some optimizer may take for something else
-        values = [group[key] for group in optimizer.get("groups", []) if isinstance(group.get(key), int | float)]
-        values = list(dict.fromkeys(values))
-        if any(values):
-            parts.append(f"{key} {'/'.join(f'{value:g}' for value in values)}")
-    return " ".join(parts)
-
-
 def _check_groups(runs: Sequence[Run]) -> None:
     """Replicas differ in their seeds alone: optimizers of other settings in one group would be averaged unseen."""
     settings: dict[str, tuple[str, Any]] = {}
     for run in runs:
-        own = [run.record.run.get(key) for key in ("optimizers", "batch_size", "accumulate_grad_batches")]
+        own = [run.record.run.get(key) for key in _SETTINGS]
         name, first = settings.setdefault(run.group, (run.name, own))
         if first != own:
             raise ValueError(
@@ -270,6 +251,4 @@ def _check_groups(runs: Sequence[Run]) -> None:
 
 
 def _short(settings: Any) -> str:
-    optimizers, batch, accumulated = settings
-    title = optimizer_title({"optimizers": optimizers, "batch_size": batch})
-    return title + (f", {accumulated} accumulated" if accumulated not in (None, 1) else "")
+    return optimizer_title(dict(zip(_SETTINGS, settings, strict=True)))

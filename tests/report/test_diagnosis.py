@@ -13,8 +13,11 @@ from torch import Tensor
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
 from lightning_speedlimit.report import diagnosis
-from lightning_speedlimit.report.alignment import is_full_batch
+from lightning_speedlimit.report.alignment import is_full_batch, work_shares
 from lightning_speedlimit.report.diagnosis import Finding, diagnose
+from lightning_speedlimit.report.findings import UNCERTAIN, USEFUL_CONVERSION
+from lightning_speedlimit.report.findings_of_path import STEADY_ENOUGH, STRAIGHT_ENOUGH
+from lightning_speedlimit.report.findings_of_work import NOISE_LEAD, SECOND_SHARE
 
 NAN = math.nan
 WELL = {"straightness": 0.8, "steadiness": 0.8, "efficiency": 0.7, "efficiency_action": 0.6}
@@ -31,6 +34,7 @@ def record_of(
     *,
     optimizer: dict[str, Any] | None = None,
     batch: int | None = 16,
+    run: dict[str, Any] | None = None,
     reasons: dict[str, str] | None = None,
     **values: float,
 ) -> RunRecord:
@@ -38,8 +42,7 @@ def record_of(
     work = 2.0
     useful = 1 - noise - bouncing
     drop, anti = useful * work, (useful - bouncing) * work
-    run = {"clock": "steps", "optimizers": [optimizer or sgd()], "batch_size": batch}
-    record = RunRecord(run)
+    record = RunRecord({"clock": "steps", "optimizers": [optimizer or sgd()], "batch_size": batch, **(run or {})})
     row = {"work_ito": work, "work_anti_ito": anti, "loss_drop": drop, "loss_drop_se": 0.0, "work_action": work}
     row |= {"conversion": drop / work, "conversion_se": 0.0, "signal_fraction": anti / work, **WELL, **values}
     record.append(100, row, reasons)
@@ -74,19 +77,19 @@ def test_the_same_signal_fraction_is_noise_in_one_run_and_bouncing_in_another() 
 
 
 def test_half_of_the_work_is_enough() -> None:
-    edge = 1 - diagnosis.USEFUL_CONVERSION
+    edge = 1 - USEFUL_CONVERSION
     assert causes(record_of(noise=edge, bouncing=0.0)) == ["nothing"]
     assert causes(record_of(noise=edge + 1e-6, bouncing=0.0)) == ["noise"]
 
 
 def test_the_smaller_share_is_named_from_a_quarter_on() -> None:
-    edge = diagnosis.SECOND_SHARE
+    edge = SECOND_SHARE
     assert causes(record_of(noise=0.5, bouncing=edge + 1e-9)) == ["noise", "bouncing"]
     assert causes(record_of(noise=0.5, bouncing=edge - 1e-6)) == ["noise"]
 
 
 def test_equal_shares_count_as_the_thresholds_say() -> None:
-    lead = diagnosis.NOISE_LEAD
+    lead = NOISE_LEAD
     assert causes(record_of(noise=0.4 + lead + 1e-6, bouncing=0.4))[0] == "noise"
     assert causes(record_of(noise=0.4 + lead - 1e-6, bouncing=0.4))[0] == "bouncing"
 
@@ -95,14 +98,15 @@ def test_work_that_lowered_nothing_is_still_diagnosed() -> None:
     assert causes(record_of(noise=0.5, bouncing=0.5)) == ["noise", "bouncing"]  # useful 0
 
 
-def test_a_loss_that_rose_is_overshoot_whatever_the_balance_says() -> None:
+def test_a_loss_that_rose_has_run_away_whatever_the_balance_says() -> None:
     """Parts larger than the work, beyond the second order: "batch noise took 3 of the work" says nothing."""
-    found = only(record_of(noise=3.0, bouncing=0.5), "bouncing")
-    assert found.sentence == "The loss rose, conversion -2.50: the steps overshoot (straightness 0.800)."
-    assert found.advice == "Try a learning rate of about 0.1 instead of 0.30, or less."
-    assert causes(record_of(noise=3.0, bouncing=0.5)) == ["bouncing"]
-    within = record_of(noise=0.9, bouncing=0.2, conversion_se=0.06)  # −0.1, and that may be 0
+    (found,) = diagnose(record_of(noise=3.0, bouncing=0.5))
+    assert found.cause == "divergence"
+    assert found.sentence == "The loss rose: the conversion is -2.50."
+    assert found.advice.startswith("A smaller learning rate: what the curvature takes from a step goes as its square")
+    within = record_of(noise=0.9, bouncing=0.2, conversion_se=0.04)  # −0.1, and that may be 0
     assert causes(within)[0] == "noise"
+    assert causes(record_of(noise=0.9, bouncing=0.2, conversion_se=0.03)) == ["divergence"]
 
 
 def test_a_run_that_blew_up_on_all_data_has_no_batch_noise() -> None:
@@ -123,8 +127,8 @@ def test_a_run_that_blew_up_on_all_data_has_no_batch_noise() -> None:
     meter.record_probe(losses[0].detach().reshape(1), losses[-1].reshape(1))
     record.append(6, meter.compute(), meter.reasons)
     assert losses[-1] > losses[0]
-    assert "noise" not in causes(record)
-    assert causes(record)[0] == "bouncing"
+    assert causes(record) == ["divergence"]
+    assert f"The loss rose from {float(losses[0].detach()):.2f} to " in diagnose(record)[0].sentence
 
 
 def test_values_from_elsewhere_in_the_run_go_before_the_last_row() -> None:
@@ -139,7 +143,7 @@ def test_values_from_elsewhere_in_the_run_go_before_the_last_row() -> None:
 
 
 def test_a_path_that_bends_more_than_the_lost_work_accounts_for() -> None:
-    edge = diagnosis.STRAIGHT_ENOUGH * 0.9
+    edge = STRAIGHT_ENOUGH * 0.9
     assert causes(record_of(noise=0.1, bouncing=0.0, straightness=edge + 1e-6)) == ["nothing"]
     assert causes(record_of(noise=0.1, bouncing=0.0, straightness=edge - 1e-6)) == ["curved path"]
     # A conversion above 1 does not excuse a bent path, nor make one of a straight one.
@@ -170,9 +174,8 @@ def test_uneven_speed_says_where_the_burst_was() -> None:
     assert [causes(record) for record in (front, back, both)] == [["uneven speed"]] * 3
     assert only(front, "uneven speed").evidence["first_half"] == pytest.approx(0.9)
     assert "a burst and then a crawl: the gradients fell" in only(front, "uneven speed").sentence
-    assert "rises as the gradients fall" in only(front, "uneven speed").advice
     assert "a crawl and then a burst" in only(back, "uneven speed").sentence
-    assert only(back, "uneven speed").advice == only(both, "uneven speed").advice == ""
+    assert {only(record, "uneven speed").advice for record in (front, back, both)} == {""}
     assert "bursts in both" in only(both, "uneven speed").sentence
 
 
@@ -180,7 +183,7 @@ def test_a_schedule_that_did_it_is_named() -> None:
     record = run_with_columns([6, 9, 9.5, 10], [0.1, 0.05, 0.02, 0.01])
     finding = only(record, "uneven speed")
     assert "the learning rate fell to 0.100 of its largest" in finding.sentence
-    assert "about 0.03 instead of 0.10, kept constant" in finding.advice
+    assert finding.advice == "", "what helped in two runs is no advice"
 
 
 def test_only_the_part_of_the_run_before_the_values_is_read() -> None:
@@ -193,7 +196,7 @@ def test_only_the_part_of_the_run_before_the_values_is_read() -> None:
 
 
 def test_steadiness_at_the_threshold_and_without_columns() -> None:
-    edge = diagnosis.STEADY_ENOUGH
+    edge = STEADY_ENOUGH
     assert causes(record_of(0.0, 0.0, steadiness=edge)) == ["nothing"]
     record = record_of(0.0, 0.0, steadiness=edge - 1e-6, path_length=3.0, elapsed=100.0)
     finding = only(record, "uneven speed")  # one row alone: where the burst was is not guessed
@@ -250,7 +253,7 @@ def test_an_empty_record_is_undefined() -> None:
 
 
 def test_an_uncertain_loss_is_not_judged() -> None:
-    edge = diagnosis.UNCERTAIN
+    edge = UNCERTAIN
     assert causes(record_of(0.7, 0.1, conversion_se=edge)) == ["noise"]
     assert causes(record_of(0.7, 0.1, conversion_se=edge + 1e-6)) == ["undefined"]
 
@@ -260,6 +263,16 @@ def test_work_against_the_force_is_not_judged() -> None:
 
 
 # --- words
+
+
+def course_of(losses: list[float], error: float, reasons: dict[str, str] | None = None) -> RunRecord:
+    """Losses that began at 2.34, every 60 steps, at a falling rate; the last one known to this error."""
+    record = RunRecord({"optimizers": [sgd()]})
+    for i, loss in enumerate(losses, 1):
+        own = error if i == len(losses) else 0.01
+        row = {"loss": loss, "loss_se": own, "loss_drop": 2.34 - loss, "loss_drop_se": 1.5 * own}
+        record.append(60 * i, row | {"learning_rate": 0.1 / i}, reasons)
+    return record
 
 
 EVERY_KIND = [
@@ -278,6 +291,11 @@ EVERY_KIND = [
     record_of(0.6, 0.1, work_ito=-1.234),
     record_of(0.1, 0.0),
     record_of(3.0, 1.234),
+    record_of(0.1, 0.0, grad_norm=3.0, grad_norm_clipped=1.0),
+    course_of([1.9, 3.0, 1234.5], 0.1),
+    course_of([1.9, 3.0, -76543.2], 9e5),
+    course_of([1.9, 1.5, NAN], 0.1, {"loss": "a recorded loss is not finite"}),
+    course_of([1.0, *[0.5 + 0.001 * (-1) ** i for i in range(20)]], 0.01),
     RunRecord(),
 ]
 
@@ -301,19 +319,35 @@ def test_every_cause_is_among_the_kinds() -> None:
     assert {cause for record in EVERY_KIND for cause in causes(record)} == set(diagnosis.CAUSES)
 
 
-def test_advice_is_for_the_optimizer_of_the_run() -> None:
-    plain = diagnose(record_of(0.4, 0.45, optimizer=sgd(0.3), batch=16))
-    assert "learning rate of 0.030" in plain[0].advice
-    assert "about 0.1 instead of 0.30" in plain[0].advice
-    assert "a batch of 64 instead of 16" in plain[1].advice
-    adam = diagnose(record_of(0.4, 0.45, optimizer={"class": "Adam", "groups": [{"lr": 0.01}]}, batch=None))
-    assert "momentum" not in adam[0].advice + adam[1].advice
-    assert "about 0.003 instead of 0.010" in adam[0].advice
-    assert "four times the batch" in adam[1].advice
-    heavy = diagnose(record_of(0.1, 0.7, optimizer=sgd(0.1, momentum=0.9)))
-    assert "momentum" not in heavy[0].advice
-    several = {"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0}, {"lr": 0.01, "momentum": 0}]}
-    assert "a third of the learning rate" in diagnose(record_of(0.1, 0.7, optimizer=several))[0].advice
+def test_the_one_remedy_against_noise_is_the_batch_of_a_step() -> None:
+    """For any optimizer; of all that it is made of, and with what it costs."""
+    for optimizer in (sgd(0.3), {"class": "Adam", "groups": [{"lr": 0.01}]}):
+        noise, bouncing = diagnose(record_of(0.5, 0.3, optimizer=optimizer, batch=16))
+        assert noise.advice == "Try a batch of 64 instead of 16 at the same learning rate: fewer steps, but more data."
+        assert bouncing.advice == "", "a lower rate took more steps in every case that was tried"
+    several = {"accumulate_grad_batches": 4, "world_size": 2}
+    assert "a batch of 512 instead of 128 " in only(record_of(0.7, 0.1, run=several), "noise").advice
+    assert "four times the batch" in only(record_of(0.7, 0.1, batch=None), "noise").advice
+    few = {"batches_per_epoch": 12, "accumulate_grad_batches": 4}
+    assert "all data in each batch" in only(record_of(0.7, 0.1, run=few), "noise").advice
+    normed = only(record_of(0.7, 0.1, run={"batch_norm_layers": 3}), "noise").advice
+    assert normed.endswith("but more data (not tried with BatchNorm).")
+
+
+@pytest.mark.parametrize("optimizer", [sgd(), sgd(0.1, momentum=0.9), {"class": "Adam", "groups": [{"lr": 0.01}]}])
+def test_withdrawn_advice_is_given_nowhere(optimizer: dict[str, Any]) -> None:
+    """Each failed in more than 2 of 10 held-out cases, or was not tried in as many: docs/diagnosis.md."""
+    told = [
+        *diagnose(record_of(0.45, 0.3, optimizer=optimizer, steadiness=0.1)),
+        *diagnose(record_of(0.3, 0.45, optimizer=optimizer)),
+        *diagnose(record_of(0.1, 0.0, optimizer=optimizer, straightness=0.1)),
+        *diagnose(run_with_columns([6, 9, 9.5, 10], [0.1, 0.05, 0.02, 0.01])),
+        *diagnose(run_with_columns([6, 9, 9.5, 10], [0.1, 0.1, 0.1, 0.1])),
+    ]
+    assert {finding.cause for finding in told} == {"noise", "bouncing", "curved path", "uneven speed"}
+    for finding in told:
+        for words in ("momentum", "third", "instead of 0", "kept constant", "rises", "too early", "larger batch may"):
+            assert words not in finding.advice + finding.sentence
 
 
 # --- real runs whose balance is recomputed by plain tensors
@@ -383,7 +417,7 @@ def test_two_batches_of_an_epoch_show_half_of_their_noise_as_bouncing() -> None:
     """The limit that the page tells of: noise without replacement turns back, as bouncing does."""
     record, truth = run_quadratic(spread=2.0, lr=0.05, steps=400, pairs=True)
     assert truth["noise"] > 0.6
-    shares = diagnosis.work_shares(record.summary().conversion, record.summary().signal_fraction)
+    shares = work_shares(record.summary().conversion, record.summary().signal_fraction)
     # a has −n·n' = −|n|² for each second step: a half of the noise, and some 0.05 of chance.
     assert shares["noise_share"] == pytest.approx(truth["noise"] / 2, abs=0.1)
     assert shares["bouncing_share"] == pytest.approx(truth["noise"] / 2 + truth["bouncing"], abs=0.1)

@@ -18,6 +18,8 @@ import pytest
 
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.report import diagnosis
+from lightning_speedlimit.report.findings import USEFUL_CONVERSION
+from lightning_speedlimit.report.findings_of_work import NOISE_LEAD
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = ("digits", "epochs", "transformer")
@@ -93,7 +95,7 @@ def test_the_thresholds_are_those_of_the_fit(found: dict[str, Any], page: str) -
     grid = list(product([0.3 + 0.05 * i for i in range(9)], [-0.2 + 0.05 * i for i in range(9)]))
     best = max(right(*pair) for pair in grid)
     nearest = min((pair for pair in grid if right(*pair) == best), key=lambda p: math.hypot(p[0] - 0.5, p[1]))
-    assert pytest.approx(nearest) == (diagnosis.USEFUL_CONVERSION, diagnosis.NOISE_LEAD)
+    assert pytest.approx(nearest) == (USEFUL_CONVERSION, NOISE_LEAD)
     assert f"right in {best} of the {len(runs(found, 'fit'))} runs" in one_line(page)
 
 
