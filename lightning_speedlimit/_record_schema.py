@@ -105,7 +105,13 @@ DOCUMENT: Schema = {
     },
 }
 
-_TYPES: dict[str, type | tuple[type, ...]] = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+}
 _WORDS = {"object": "an object", "array": "a list", "string": "text", "integer": "an integer", "number": "a number"}
 
 

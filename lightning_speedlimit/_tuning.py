@@ -116,7 +116,9 @@ class Tuning:
         if self._by_gradients:
             return self._ratio(_SCATTER, _SIGNAL, "the overlap of neighbouring gradients")
         if not is_plain_sgd(self._run):
-            return Tuned.undefined("the overlap of neighbouring gradients was not recorded")
+            return Tuned.undefined(
+                "the overlap of neighbouring gradients was not recorded; a run with this version has it"
+            )
         return self._ratio(_NOISE, _SLOPE, "the slope along the updates")
 
     @property
@@ -141,9 +143,9 @@ class Tuning:
             return Tuned.undefined(self._why("a value that it is made of is NaN"))
         error = self._error(below)
         if math.isnan(error):
-            return Tuned.undefined(f"fewer than four rows: how far {name} is known can't be told")
+            return Tuned.undefined(f"fewer than four rows: how far {name} is known can't be told; log more often")
         if y <= _TOLD * error:
-            return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g})")
+            return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g}); a longer run tells more")
         names = above.parts.keys() | below.parts.keys()
         slope = x / y
         change = _Sum(

@@ -492,7 +492,7 @@ def run_all(lines: list[str], cwd: Path) -> dict[str, tuple[int, str, str]]:
     return {line: (found.returncode, found.stdout, found.stderr) for line, found in done.items()}
 
 
-COMMANDS = ("demo", "show", "compare", "theory gradient-flow", "theory langevin", "theory power-law")
+COMMANDS = ("demo", "show", "advise", "compare", "theory gradient-flow", "theory langevin", "theory power-law")
 CLOSED_FORMS = {
     "flow": "gradient-flow --eigenvalues 1,0.1 --residual 1,-2 --times 0.1,1,10",
     "still": "langevin --curvature 2 --mean 0 --std 0.5 --temperature 0.5 --times 0.1,1,10",

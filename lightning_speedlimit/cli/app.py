@@ -12,6 +12,7 @@ By = Literal["loss", "step", "time"]  # as in report.alignment, which would cost
 EXAMPLES = {
     "demo": ("speedlimit demo", "speedlimit demo --quick --output tried"),
     "show": ("speedlimit show runs/adamw/seed_0", "speedlimit show runs", "speedlimit show runs/sgd/seed_0 --json"),
+    "advise": ("speedlimit advise runs/adamw/seed_0", "speedlimit advise runs/sgd/seed_0 --times runs --json"),
     "compare": (
         "speedlimit compare runs",
         "speedlimit compare runs/sgd runs/adamw --by step --at 40",
@@ -120,6 +121,29 @@ def show(
     from lightning_speedlimit.cli.showing import show_runs
 
     show_runs(run, json=json)
+
+
+@app.command(epilog=_examples("advise"))
+def advise(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", parser=_place)],
+    times: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Runs of the same model with other batches: their time per step tells the seconds. Again for more.",
+            metavar="RUNS",
+            show_default=False,
+            parser=_place,
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Say what other batch sizes would take, in steps and samples, and what the steps say of the learning rate.
+
+    In this order: what the run cost, what it bought, what to change, the physics.
+    """
+    from lightning_speedlimit.cli.advising import advise_run
+
+    advise_run(run, times or [], json=json)
 
 
 @app.command(epilog=_examples("compare"))

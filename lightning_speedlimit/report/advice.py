@@ -1,0 +1,170 @@
+"""What a change of the batch would do to a run's steps and samples, and what its steps say of the learning rate.
+
+With r = B_c/B of the run's K steps at batch B, to the loss that it came to (where it stopped falling: to that):
+
+    steps at batch m·B = K (1 + r/m)/(1 + r)        samples = m·B · steps
+
+each with the learning rate that is best for its batch. The interval is that of r ± 2 standard errors.
+
+Source: McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162: steps ∝ 1 + B_c/B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from lightning_speedlimit._summary_text import number
+from lightning_speedlimit._tuning import Tuned, Tuning
+from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.report.course import Plateau, clipped, divergence, plateau
+from lightning_speedlimit.report.findings_of_course import MOSTLY
+from lightning_speedlimit.report.interpolation import Interval
+from lightning_speedlimit.report.labels import effective_batch, optimizer_title, peak_rates
+from lightning_speedlimit.report.runs import check_record
+
+MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
+_SAME_BATCH = 0.02  # relative: the mean batch of a run whose last ones are smaller
+_CHANGED = 0.9  # a learning rate that fell below this share of its peak, or began there
+_UNKNOWN: Interval = (math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class AtBatch:
+    """What another batch is predicted to take to the same loss."""
+
+    multiple: float
+    """m, of the run's batch."""
+    batch: float
+    """m·B, samples (tokens, where these are counted); NaN where the batch is not known."""
+    steps: float
+    steps_interval: Interval
+    samples: float
+    """In the unit of `batch`."""
+    samples_interval: Interval
+    seconds: float
+    """Steps times the time per step that a run of this batch took, s; NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a run says of changes that were not made."""
+
+    title: str
+    """ "AdamW lr 0.003, batch 128"."""
+    steps: int
+    """K: the step whose loss the predictions are for."""
+    unit: str
+    """What a batch counts: "samples" or "tokens"."""
+    batch: float
+    """B: mean over the steps, in this unit; NaN where it is not known."""
+    critical_batch_size: Tuned
+    """B_c of these K steps, in this unit."""
+    step_headroom: Tuned
+    """The multiple of the steps at which the loss would have fallen most, 1. Greedy: along the steps that were made."""
+    noise_share: Tuned
+    """Share of the work that updates did on the noise of their own batches, 1."""
+    at_batches: tuple[AtBatch, ...]
+    """By size; empty where B_c is not known."""
+    cautions: tuple[str, ...]
+    """What the numbers do not hold for."""
+
+
+def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:
+    """Steps K (1 + r/m)/(1 + r) and samples at batch × m = ¼ … 16, r = B_c/B, and the headroom of the steps.
+
+    Args:
+        others: runs of the same model on the same device, whose time per step tells the seconds at their batch.
+
+    Raises:
+        TypeError: what is no record.
+    """
+    check_record("record", record)
+    timed = [record, *others]
+    for other in timed[1:]:
+        check_record("a record among others", other)
+    ran_away, stopped = divergence(record), plateau(record)
+    steps = record.columns["step"]
+    row = int(np.flatnonzero(steps == stopped.step)[0]) if stopped is not None else len(steps) - 1
+    tuning = Tuning(record.columns, record.run, None, row)
+    unit, batch = _batch(record, tuning)
+    ratio, found = tuning.critical_batches, tuning.values
+    if ran_away is not None:
+        ratio = Tuned.undefined(f"the loss ran away, from step {ran_away.step} on")
+        found = dict.fromkeys(found, ratio)
+    elif math.isfinite(batch):
+        found["critical_batch_size"] = Tuned(batch * ratio.value, batch * ratio.standard_error, ratio.reason)
+    last = int(steps[row]) if len(steps) else 0
+    multiples = MULTIPLES if math.isfinite(ratio.value) else ()
+    return Advice(
+        optimizer_title(record),
+        last,
+        unit,
+        batch,
+        **found,
+        at_batches=tuple(_at(m, last, batch, ratio, timed) for m in multiples if not m * batch < 1),
+        cautions=tuple(_cautions(record, stopped)),
+    )
+
+
+def _at(multiple: float, steps: int, batch: float, ratio: Tuned, timed: Sequence[RunRecord]) -> AtBatch:
+    """The prediction for m·B; of the run's own batch what it was. A B_c below 0 is one that is lost in its error."""
+
+    def predicted(r: float) -> float:
+        return steps * (1 + max(r, 0.0) / multiple) / (1 + max(r, 0.0))
+
+    error = CONFIDENCE * ratio.standard_error
+    taken = predicted(ratio.value)
+    low, high = sorted((predicted(ratio.value - error), predicted(ratio.value + error)))
+    size = multiple * batch
+    per_step = _per_step(size, timed[:1]) if multiple == 1 else _per_step(size, timed)
+    return AtBatch(multiple, size, taken, (low, high), taken * size, (low * size, high * size), taken * per_step)
+
+
+def _batch(record: RunRecord, tuning: Tuning) -> tuple[str, float]:
+    """What a step counts, and how many: as the rows tell it, else the settings."""
+    columns = record.columns
+    if math.isfinite(tuning.batch):
+        return "tokens" if "tokens" in columns and np.isfinite(columns["tokens"][-1]) else "samples", tuning.batch
+    return "samples", float(effective_batch(record.run) or math.nan)
+
+
+def _per_step(batch: float, timed: Sequence[RunRecord]) -> float:
+    """Mean seconds per step of the runs of this batch that are like the first one; NaN of none."""
+    first, found = timed[0], []
+    for record in timed:
+        alike = all(record.run.get(key) == first.run.get(key) for key in ("parameters", "device", "world_size"))
+        size = _batch(record, Tuning(record.columns, record.run))[1]
+        seconds = record.columns.get("seconds", np.empty(0))
+        if alike and math.isclose(size, batch, rel_tol=_SAME_BATCH) and len(seconds) and seconds[-1] > 0:
+            found.append(float(seconds[-1] / record.columns["step"][-1]))
+    return fmean(found) if found else math.nan
+
+
+def _cautions(record: RunRecord, stopped: Plateau | None) -> list[str]:
+    """What the formula does not know of this run."""
+    run, said = record.run, []
+    if stopped is not None:
+        said.append(f"the loss stopped falling at step {stopped.step}: all this is of the way until then")
+    rates = record.columns.get("learning_rate", np.empty(0))
+    rates, peak = rates[np.isfinite(rates)], (peak_rates(record) or [math.nan])[0]
+    if len(rates) and rates.min() < _CHANGED * peak:
+        names = ", ".join(run.get("lr_schedules", []))
+        told = f"the learning rate went between {number(float(rates.min()))} and {number(peak)}"
+        said.append(f"{told}{f' ({names})' if names else ''}: these are means over all of it")
+    if run.get("batch_norm_layers"):
+        said.append(
+            "BatchNorm: samples of a batch are not independent, and what it normalises by changes with the batch"
+        )
+        if (run.get("accumulate_grad_batches") or 1) > 1:
+            size = run.get("batch_size")
+            said.append(f"BatchNorm normalises by the {size} samples of one batch, however many are accumulated")
+    short = clipped(record)
+    if short is not None and short.share >= MOSTLY:
+        said.append(f"gradients were clipped at {number(short.share)} of the log steps: the threshold sets these steps")
+    return said

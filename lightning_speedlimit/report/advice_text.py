@@ -1,0 +1,116 @@
+"""How advice reads: what a run cost, what it bought, what to change, the physics; on one screen."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from lightning_speedlimit._summary_text import cost, gain, number
+from lightning_speedlimit._tuning import Tuned
+from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.report.advice import Advice, AtBatch
+from lightning_speedlimit.report.diagnosis import diagnose
+from lightning_speedlimit.report.interpolation import Interval
+
+WIDTH = 92
+_MOST_FINDINGS = 2
+GREEDY = "along the path that was taken: what a whole run at another rate would take is not told by it"
+
+
+def blocks(record: RunRecord, advice: Advice) -> list[tuple[str, list[str]]]:
+    """(title, lines): cost, gain, what to change, physics."""
+    summary = record.summary()
+    spent = ", ".join(f"{value} {name}" for name, value, _ in cost(summary))
+    bought = "; ".join(f"{name} {value}" for name, value, _ in gain(summary))
+    return [
+        ("What it cost", _wrapped(spent)),
+        ("What it bought", _wrapped(bought)),
+        ("What to change", _changes(record, advice)),
+        ("The physics", _wrapped(summary.sentence())),
+    ]
+
+
+def _changes(record: RunRecord, advice: Advice) -> list[str]:
+    lines = [line for text in numbers(advice) for line in _item(text)]
+    if advice.at_batches:
+        lines += ["", *_wrapped(caption(advice)), *table(advice), ""]
+    lines += [line for text in advice.cautions for line in _item(f"Beware: {text}.")]
+    for finding in diagnose(record)[:_MOST_FINDINGS]:
+        lines += _item(f"{finding.sentence} {finding.advice}".strip())
+    return lines
+
+
+def numbers(advice: Advice) -> list[str]:
+    """The three numbers, one sentence each; of one that is not known why, and what to do about it."""
+    share = _told("Noise share", advice.noise_share, "of the work went into the noise of single batches")
+    size = "" if math.isnan(advice.batch) else f"; the batch is {amount(advice.batch)}"
+    batch = _told("Critical batch", advice.critical_batch_size, f"{advice.unit}{size}")
+    headroom = _told("Step headroom", advice.step_headroom, f"times the step would have gained most, {GREEDY}")
+    return [share, batch, headroom]
+
+
+def caption(advice: Advice) -> str:
+    """What the table tells."""
+    return (
+        f"To the loss of step {advice.steps}, by steps ~ 1 + critical batch/batch, the learning rate tuned for each "
+        "batch; in brackets what two standard errors of the critical batch make of it:"
+    )
+
+
+def table(advice: Advice) -> list[str]:
+    """A line for each batch."""
+    heads = ["batch", "", "steps", advice.unit, "seconds"]
+    rows = [[batch_size(at), multiple(at), *cells(at)] for at in advice.at_batches]
+    if all(math.isnan(at.seconds) for at in advice.at_batches):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]]
+
+
+def cells(at: AtBatch) -> list[str]:
+    """Steps, samples and seconds: "412 (390 to 431)"; "?" where not known."""
+    return [
+        _with_interval(at.steps, at.steps_interval),
+        _with_interval(at.samples, at.samples_interval),
+        amount(at.seconds),
+    ]
+
+
+def multiple(at: AtBatch) -> str:
+    """ "x 1/4", "x 2"; "this run"."""
+    if at.multiple == 1:
+        return "this run"
+    return f"x 1/{1 / at.multiple:g}" if at.multiple < 1 else f"x {at.multiple:g}"
+
+
+def amount(x: float) -> str:
+    """Three digits, thousands apart; "?" where not known."""
+    if not math.isfinite(x):
+        return "?"
+    rounded = float(f"{x:.3g}")
+    return f"{rounded:,.0f}" if 1e3 <= rounded < 1e9 else f"{rounded:.4g}"
+
+
+def _with_interval(x: float, interval: Interval) -> str:
+    low, high = (amount(end) for end in interval)
+    return amount(x) if low == high else f"{amount(x)} ({low} to {high})"
+
+
+def batch_size(at: AtBatch) -> str:
+    """Whole ones in full: "1,024"."""
+    return f"{at.batch:,.0f}" if at.batch == round(at.batch, 6) // 1 else amount(at.batch)
+
+
+def _told(name: str, tuned: Tuned, meaning: str) -> str:
+    if math.isnan(tuned.value):
+        return f"{name}: not known, as {tuned.reason}."
+    return f"{name}: {number(tuned.value)} +/- {number(tuned.standard_error, 2)} {meaning}."
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH)
+
+
+def _item(text: str) -> Sequence[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
