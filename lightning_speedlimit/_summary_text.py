@@ -75,16 +75,20 @@ def table(summary: Summary) -> str:
     blocks = ["Speed limit of a training run", "-" * WIDTH]
     if _is_empty(summary):
         return "\n".join([*blocks, "Nothing was measured: the record holds no values.", *_notes(summary)])
-    parts = {
+    blocks += ["\n\n".join(f"{title}\n{_lines(rows)}" for title, rows in parts(summary).items())]
+    notes = _notes(summary)
+    return "\n".join([*blocks, *(["", *notes] if notes else [])])
+
+
+def parts(summary: Summary) -> dict[str, list[Row]]:
+    """Title → rows, in the order in which a run is asked about."""
+    return {
         "What it cost": cost(summary),
         "What it bought": gain(summary),
         "What to change": changes(summary),
         "How close to the speed limit": headline(summary),
         "What that rests on": quantities(summary),
     }
-    blocks += ["\n\n".join(f"{title}\n{_lines(rows)}" for title, rows in parts.items())]
-    notes = _notes(summary)
-    return "\n".join([*blocks, *(["", *notes] if notes else [])])
 
 
 def _is_empty(summary: Summary) -> bool:

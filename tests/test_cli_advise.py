@@ -100,3 +100,11 @@ def test_a_run_beside_that_can_not_be_read_is_said_aside(home: Path, tmp_path: P
     assert done.returncode == 0
     assert "What to change" in done.stdout
     assert done.stderr.startswith("left out: b: data-")
+
+
+def test_show_speaks_in_the_same_order_on_a_terminal(home: Path) -> None:
+    from test_cli import on_terminal, without_escapes
+
+    text = without_escapes(on_terminal("show", "runs/a", cwd=home, columns=100))
+    heads = ["What it cost", "What it bought", "What to change", "How close to the speed limit", "What cost the most"]
+    assert [text.index(head) for head in heads] == sorted(text.index(head) for head in heads)

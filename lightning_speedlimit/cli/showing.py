@@ -40,11 +40,10 @@ def _print_run(path: Path, record: RunRecord) -> None:
     summary = record.summary()
     if terminal.is_terminal():
         terminal.print_title(f"{optimizer_title(record)}   {plain_text(str(path))}")
-        print()
-        terminal.print_meanings(_summary_text.headline(summary))
-        print()
-        terminal.print_title("What it rests on")
-        terminal.print_meanings(_summary_text.quantities(summary))
+        for title, rows in _summary_text.parts(summary).items():
+            print()
+            terminal.print_title(title)
+            terminal.print_meanings(rows)
         notes = _summary_text.remarks(summary)
         if notes:
             print()

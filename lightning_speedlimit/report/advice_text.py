@@ -61,7 +61,7 @@ def caption(advice: Advice) -> str:
 def table(advice: Advice) -> list[str]:
     """A line for each batch."""
     heads = ["batch", "", "steps", advice.unit, "seconds"]
-    rows = [[batch_size(at), multiple(at), *cells(at)] for at in advice.at_batches]
+    rows = [[batch_size(at), multiple(at.multiple), *cells(at)] for at in advice.at_batches]
     if all(math.isnan(at.seconds) for at in advice.at_batches):
         heads, rows = heads[:-1], [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
@@ -77,11 +77,11 @@ def cells(at: AtBatch) -> list[str]:
     ]
 
 
-def multiple(at: AtBatch) -> str:
+def multiple(of_batch: float) -> str:
     """ "x 1/4", "x 2"; "this run"."""
-    if at.multiple == 1:
+    if of_batch == 1:
         return "this run"
-    return f"x 1/{1 / at.multiple:g}" if at.multiple < 1 else f"x {at.multiple:g}"
+    return f"x 1/{1 / of_batch:g}" if of_batch < 1 else f"x {of_batch:g}"
 
 
 def amount(x: float) -> str:

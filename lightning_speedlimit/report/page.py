@@ -15,6 +15,7 @@ from lightning_speedlimit import _arguments
 from lightning_speedlimit._guard import shown
 from lightning_speedlimit._plain_text import plain_text
 from lightning_speedlimit.report import page_figures, page_words
+from lightning_speedlimit.report.page_advice import AdviceTable, advice_table
 from lightning_speedlimit.report.page_figures import Picture
 from lightning_speedlimit.report.page_table import Table, table_of
 from lightning_speedlimit.report.text import measured, number, where
@@ -55,6 +56,8 @@ class Section:
     measured: tuple[str, ...]
     """Of which share of their coordinates the runs were measured, where not of all."""
     pictures: tuple[Picture, ...]
+    advice: AdviceTable
+    """Of the runs with figures of their own."""
     runs: tuple[RunDetails, ...]
     left_out: int
     """Runs without figures of their own."""
@@ -165,7 +168,7 @@ def _section(comparison: Comparison, place: int, *, several: bool) -> Section:
     prefix = f"c{place + 1}"
     told = page_words.answer(comparison)
     detailed = page_figures.detailed_points(comparison)
-    total = sum(len(group.points) for group in comparison.groups)
+    every = [point for group in comparison.groups for point in group.points]
     return Section(
         prefix=prefix,
         heading=(f"{page_words.name(comparison)}: " if several else "") + page_words.heading(comparison),
@@ -177,8 +180,9 @@ def _section(comparison: Comparison, place: int, *, several: bool) -> Section:
         table=table_of(comparison),
         measured=tuple(measured(comparison)),
         pictures=tuple(page_figures.of_all(comparison, detailed, prefix)),
+        advice=advice_table(detailed, every),
         runs=tuple(_details(point, f"{prefix}-r{index + 1}") for index, point in enumerate(detailed)),
-        left_out=total - len(detailed),
+        left_out=len(every) - len(detailed),
         settings=page_words.settings_of(comparison),
     )
 

@@ -1,0 +1,80 @@
+"""The table of the page that says what other batches would take: a row for each run, a column for each multiple."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_speedlimit._summary_text import with_error
+from lightning_speedlimit._tuning import Tuned
+from lightning_speedlimit.report.advice import MULTIPLES, Advice, AtBatch, advise
+from lightning_speedlimit.report.advice_text import GREEDY, amount, multiple
+from lightning_speedlimit.report.page_table import Cell
+
+if TYPE_CHECKING:
+    from lightning_speedlimit.report.comparison import Point
+
+CAPTION = (
+    "Steps that another batch would take to the loss at which a run ended, or stopped falling: as 1 + critical "
+    "batch/batch, the learning rate tuned for each batch. Below them what two standard errors of the critical batch "
+    "make of that, the samples, and seconds where a run of that batch is there to tell them. Headroom: the multiple of "
+    f"the steps that would have gained most, {GREEDY}. A question mark is not known."
+)
+_HEADS = ("batch", "critical batch", "headroom", "noise share")
+
+
+@dataclass(frozen=True)
+class AdviceRow:
+    """One run."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    remarks: tuple[str, ...]
+    """Why a number is not known, and what the numbers do not hold for."""
+
+
+@dataclass(frozen=True)
+class AdviceTable:
+    """Headings but for the first, and rows."""
+
+    heads: tuple[str, ...]
+    rows: tuple[AdviceRow, ...]
+    caption: str = CAPTION
+
+
+def advice_table(points: Sequence[Point], all_points: Sequence[Point]) -> AdviceTable:
+    """What is known of the runs of `points`; the time per step comes from all."""
+    records = [point.run.record for point in all_points]
+    found = [(point.run.name, advise(point.run.record, records)) for point in points]
+    return AdviceTable((*_HEADS, *map(multiple, MULTIPLES)), tuple(_row(name, advice) for name, advice in found))
+
+
+def _row(name: str, advice: Advice) -> AdviceRow:
+    at = {found.multiple: found for found in advice.at_batches}
+    told = (advice.critical_batch_size, advice.step_headroom, advice.noise_share)
+    cells = [
+        _cell(amount(advice.batch), advice.unit if math.isfinite(advice.batch) else ""),
+        *(_cell(_number(tuned)) for tuned in told),
+        *(_predicted(at[m], advice.unit) if m in at else _cell("?") for m in MULTIPLES),
+    ]
+    names = ("critical batch", "headroom", "noise share")
+    missing = [f"{n} not known, as {t.reason}" for n, t in zip(names, told, strict=True) if t.reason]
+    return AdviceRow(name, tuple(cells), (*missing, *advice.cautions))
+
+
+def _number(tuned: Tuned) -> str:
+    return "?" if math.isnan(tuned.value) else with_error(tuned.value, tuned.standard_error).replace("+/-", "±")
+
+
+def _predicted(at: AtBatch, unit: str) -> Cell:
+    low, high = (amount(end) for end in at.steps_interval)
+    lines = [] if low == high else [f"{low} to {high}"]
+    lines += [f"{amount(at.samples)} {unit}"] if math.isfinite(at.samples) else []
+    lines += [f"{amount(at.seconds)} s"] if math.isfinite(at.seconds) else []
+    return _cell(amount(at.steps), *lines)
+
+
+def _cell(text: str, *lines: str) -> Cell:
+    return Cell(text, "" if text == "?" else text, "\n".join(line for line in lines if line))

@@ -1,0 +1,73 @@
+"""The page's table of other batches, and the order in which the page speaks."""
+
+from __future__ import annotations
+
+import pytest
+from page_cases import HOSTILE, Element, read
+from test_advice import run
+
+from lightning_speedlimit import RunRecord, compare
+from lightning_speedlimit.report.advice import advise
+from lightning_speedlimit.report.advice_text import amount
+from lightning_speedlimit.report.page import page
+
+
+@pytest.fixture(scope="module")
+def records() -> dict[str, RunRecord]:
+    return {HOSTILE: run(), "large": run(batch=128, seconds=0.02), "short": run(rows=3)}
+
+
+@pytest.fixture(scope="module")
+def tree(records: dict[str, RunRecord]) -> Element:
+    return read(page([compare(records, by="step", at=30)]))
+
+
+def rows(tree: Element) -> dict[str, dict[str, list[str]]]:
+    """Run → heading → the cell's lines."""
+    (table,) = [t for t in tree.all("table") if "another batch would take" in t.all("caption")[0].text]
+    heads = [th.text for th in table.all("thead")[0].all("th")]
+    found = {}
+    for row in table.all("tbody")[0].all("tr"):
+        assert len(row.children) == len(heads)
+        cells = {
+            head: [cell.text.split(" ")[0], *(small.text for small in cell.all("small"))]
+            for head, cell in zip(heads[1:], row.children[1:], strict=True)
+        }
+        found[row.children[0].text] = cells
+    return found
+
+
+def test_a_row_for_each_run_and_a_column_for_each_multiple(tree: Element, records: dict[str, RunRecord]) -> None:
+    found = rows(tree)
+    assert list(found) == [HOSTILE, "large", "short"]
+    told = advise(records[HOSTILE], records.values())
+    for at in told.at_batches:
+        name = {1: "this run", 0.25: "x 1/4", 0.5: "x 1/2"}.get(at.multiple, f"x {at.multiple:g}")
+        low, high = map(amount, at.steps_interval)
+        lines = [amount(at.steps)] + ([] if low == high else [f"{low} to {high}"]) + [f"{amount(at.samples)} samples"]
+        lines += {1: ["2 s"], 4: [f"{amount(0.02 * at.steps)} s"]}.get(at.multiple, [])
+        assert found[HOSTILE][name] == lines
+    assert found[HOSTILE]["batch"] == ["32", "samples"]
+    assert found["large"]["batch"] == ["128", "samples"]
+
+
+def test_what_is_not_known_is_said(tree: Element) -> None:
+    cells = rows(tree)["short"]
+    assert [cells[name] for name in ("critical batch", "headroom", "x 4", "this run")] == [["?"]] * 4
+    (remark,) = [p.text for p in tree.all("p") if p.text.startswith("short: critical batch not known, as ")]
+    assert "log more often" in remark
+    assert remark.endswith(".")
+    assert "nan" not in tree.all("body")[0].text
+
+
+def test_the_page_speaks_of_cost_and_gain_then_change_then_physics(tree: Element) -> None:
+    heads = [e.text for e in tree.all("h2")]
+    wanted = ["What it cost, what it bought", "What to change", "The physics", "Run by run"]
+    assert [head for head in heads if head in wanted] == wanted
+    assert [e.text for e in tree.all("h3")][-1] == "Other batches", "after the findings"
+    summaries = [e.text for e in tree.all("pre") if e["aria-label"].startswith("Summary")]
+    parts = ("What it cost", "What it bought", "What to change", "How close to the speed limit", "What that rests on")
+    for text in summaries:
+        places = [text.index(part) for part in parts]
+        assert places == sorted(places)
+    assert len(summaries) == 3
