@@ -110,16 +110,19 @@ class RunRecord:
         self._reasons = plain_reasons(reasons or {})
         self._shelf.see(step)
 
-    def take(self, meter: Meter) -> None:
+    def take(self, meter: Meter, values: Mapping[str, float] | None = None) -> None:
         """Adds the row of what a `TrajectoryMeter` measures now, with a sketch and `seconds`; its only sync.
 
         `seconds` is wall-clock time since this record was made or loaded, after what it held then.
 
         Args:
             meter: of a plain loop, after a step. With Lightning the callback does this by itself.
+            values: further columns of the row. `compare(cost=…)` knows "samples", "tokens" and "epochs", each the sum
+                since the start.
         """
-        values, sketch = meter.measure(sketch=True)
-        self.append(meter.steps, {**values, "seconds": self._seconds + time.monotonic() - self._began}, meter.reasons)
+        seconds = self._seconds + time.monotonic() - self._began
+        measured, sketch = meter.measure(sketch=True)
+        self.append(meter.steps, {**measured, "seconds": seconds, **(values or {})}, meter.reasons)
         if sketch is not None:
             self.add_sketch(meter.steps, sketch.numpy())
 

@@ -58,6 +58,7 @@ ALIASES = {
     "_arguments": "callback",
     "_attaching": "callback",
     "_batch_losses": "callback",
+    "_batch_size": "callback",
     "_figure_logging": "callback",
     "_fits": "callback",
     "_lightning": "callback",
