@@ -53,6 +53,7 @@ ALIASES = {
     "_record_schema": "record",
     "_record_clouds": "record",
     "_record_sketches": "record",
+    "_record_stretch": "record",
     "_record_windows": "record",
     "_regimes": "record",
     "_arguments": "callback",
