@@ -201,7 +201,7 @@ def _compare(found: Gathered, by: By, at: float | None, cost: Cost | None) -> Co
     check_alike(gathered)
     timelines = {run.name: Timeline(run.record) for run in gathered}  # names are unique
     axis = axis_of(gathered, timelines, cost)
-    level, limit = fair_level(timelines, axis.key)
+    level, limit = fair_level(timelines, axis.key, {run.name: run.group for run in gathered})
     at_loss: tuple[Group, ...] = ()
     if math.isfinite(level):
         level = at if by == "loss" and at is not None else level

@@ -31,20 +31,23 @@ class Level:
     """(group, mean of what it cost), the cheapest first: of the groups whose runs all got there."""
 
 
-def fair_level(timelines: Mapping[Any, Timeline], key: str = "elapsed") -> tuple[float, Any]:
+def fair_level(
+    timelines: Mapping[Any, Timeline], key: str = "elapsed", groups: Mapping[Any, str] | None = None
+) -> tuple[float, Any]:
     """A loss at which to compare, and the run that got no lower; None: all kept ones did. NaN, None without losses.
 
     Each run came for sure (loss + 3 standard errors) to a lowest loss l_i, from a start L_0 (the median). At l_i there
     are n_i runs that came as low: the level is the l_i of the largest n_i · (L_0 − l_i), runs times how far down, so
     that one run that did not come near does not hold up the others. Two are kept where two have learned. Of that level
-    and those at 90 % and 75 % of the way to it, it is the one at which the most pairs of runs are clearly apart, and
-    the lowest of equal ones.
+    and those at 90 % and 75 % of the way to it, it is the one of the most pairs of runs that are clearly apart, times
+    that share of the way; the lowest of equal ones.
 
     Of the runs whose loss fell, if there are any: the others, at a rate far too high or too low, would have all
     compared before the first step.
 
     Args:
         key: the column of what runs cost.
+        groups: run → its group: replicas need not be apart. None: each run is one of its own.
     """
     fell = {name: timeline for name, timeline in timelines.items() if timeline.fell} or dict(timelines)
     lowest = {name: timeline.lowest_sure() for name, timeline in fell.items()}
@@ -63,14 +66,16 @@ def fair_level(timelines: Mapping[Any, Timeline], key: str = "elapsed") -> tuple
     count = max((c for c in worth if c >= min(2, len(ranked))), key=lambda c: (worth[c], c))
     kept, level = ranked[:count], learned[ranked[count - 1]]
     levels = [start - share * (start - level) for share in SHARES]
-    apart = [_pairs_apart([fell[name].cost_interval(key, at) for name in kept]) for at in levels]
-    chosen = max(range(len(SHARES)), key=lambda place: (apart[place], SHARES[place]))
+    names = np.array([str(name if groups is None else groups[name]) for name in kept])
+    apart = [_pairs_apart([fell[name].cost_interval(key, at) for name in kept], names) for at in levels]
+    chosen = max(range(len(SHARES)), key=lambda place: (apart[place] * SHARES[place], SHARES[place]))
     return (level, ranked[count - 1]) if chosen == 0 else (levels[chosen], None)
 
 
-def _pairs_apart(intervals: Sequence[Interval]) -> int:
+def _pairs_apart(intervals: Sequence[Interval], groups: Any) -> int:
+    """Of runs of different groups."""
     low, high = np.array(intervals).T
-    return int((high[:, None] < low[None, :]).sum())
+    return int(((high[:, None] < low[None, :]) & (groups[:, None] != groups[None, :])).sum())
 
 
 def three_levels(groups: Mapping[str, Sequence[Timeline]], key: str, level: float) -> tuple[Level, ...]:

@@ -84,6 +84,8 @@ def test_other_batches_are_compared_by_samples_and_steps_would_say_the_opposite(
     )
     assert found.table().splitlines()[2].split()[:3] == ["run", "samples", "steps"]
     assert not [note for note in found.notes if "samples" in note]
+    asked = compare(runs, at=0.3, cost="seconds").verdict()
+    assert not [text for text in asked if "Samples are counted" in text], "what was asked for needs no reason"
     assert 'steps have 64 to 256 samples, so that fewer steps are not fewer samples: cost="samples"' in steps.notes
     same = compare({"a": trained(decay(100), 64), "b": trained(decay(30), 256)}, at=0.3)
     assert same.winner == "a"  # 120 steps of 64 against 36 of 256
@@ -97,6 +99,9 @@ def test_batches_that_are_alike_are_compared_by_steps() -> None:
     assert compare(alike, at=0.3).axis.name == "steps"
     unknown = {"a": trained(decay(100), 64, samples=lambda k: math.nan), "b": trained(decay(40), 256)}
     assert compare(unknown, at=0.3).axis.name == "steps"
+    known = compare(unknown | {"c": trained(decay(30), 64)}, at=0.3)
+    assert known.axis.name == "steps", "not all have samples"
+    assert any(note.startswith("steps have 64 to 256 samples") for note in known.notes)
     rates = {n: straight(range(1, 300), decay(50), run=description(clock="lr")) for n in "ab"}
     found = compare(rates)
     assert found.axis.name == "lr"
@@ -135,6 +140,9 @@ def test_groups_have_the_mean_and_its_error_of_what_they_cost() -> None:
     costs = [read(record, "samples", 0.3) for record in records]
     assert group.values["cost"] == pytest.approx(np.mean(costs), rel=1e-12)
     assert group.standard_errors["cost"] == pytest.approx(np.std(costs, ddof=1) / math.sqrt(3), rel=1e-9)
+    low, high = group.cost_interval
+    half = 4.302652730 * group.standard_errors["cost"]  # t(0.975; 2), and what may lie between two rows: a few samples
+    assert (low, high) == pytest.approx((group.values["cost"] - half, group.values["cost"] + half), abs=10)
 
 
 def test_whoever_takes_less_of_both_beats_on_that_axis() -> None:

@@ -60,8 +60,16 @@ def test_sums_and_the_path_are_those_of_a_meter_that_began_there() -> None:
     losses = dict(zip(whole.columns["step"].tolist(), whole.columns["loss"], strict=True))
     assert part.columns["loss_drop"][-1] == pytest.approx(losses[SWITCH] - losses[STEPS], rel=1e-9)
     assert part.columns["conversion"][-1] == pytest.approx(part.columns["loss_drop"][-1] / part.columns["work_ito"][-1])
-    drops = whole.columns["loss_drop_se"]
-    assert part.columns["loss_drop_se"][-1] == pytest.approx(math.hypot(drops[-1], drops[SWITCH // 5 - 1]), nan_ok=True)
+
+
+def test_errors_of_a_stretch_are_those_of_both_its_ends() -> None:
+    """A loss drop has the errors of two losses; an action of drawn steps that of the steps within alone."""
+    record = straight(range(10, 101, 10), decay(50), loss_se=0.03, columns={"action_se": lambda k: 0.01 * math.sqrt(k)})
+    part = record.stretch(40)
+    assert part.columns["loss_drop_se"] == pytest.approx(np.full(6, math.hypot(0.03, 0.03)))
+    assert part.columns["action_se"] == pytest.approx(0.01 * np.sqrt(part.columns["step"]))
+    assert record.stretch(0, 40).columns["loss_drop_se"] == pytest.approx(np.full(4, 0.03))
+    assert part.columns["loss_se"] == pytest.approx(np.full(6, 0.03))
 
 
 def test_a_stretch_from_the_start_is_the_run_so_far() -> None:
