@@ -96,11 +96,15 @@ def _table(name: str, got: Any, of: str) -> dict[str, Any]:
 def steps(name: str, got: Any) -> npt.NDArray[np.int64]:
     """An array of whole numbers, of any shape."""
     found = look(np.asarray, None, got)
-    if found is None or (found.dtype.kind not in "iu" and found.size):
+    if found is None or (found.dtype.kind not in "iu" and found.size and not _is_whole(found)):
         raise TypeError(f"{name} got {shown(got)}, wanted steps: whole numbers to 2^53; use np.asarray(…, dtype=int)")
     if found.size and not 0 <= found.min() <= found.max() <= MOST_STEPS:
         raise ValueError(f"{name} got {found.min()} to {found.max()}, wanted steps: whole numbers from 0 to 2^53")
     return found.astype(np.int64)
+
+
+def _is_whole(found: npt.NDArray[Any]) -> bool:
+    return found.dtype.kind == "f" and bool(np.isfinite(found).all() and (found == np.floor(found)).all())
 
 
 def check_interval(name: str, got: Any) -> None:

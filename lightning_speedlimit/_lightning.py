@@ -75,6 +75,17 @@ def process_group(trainer: Any) -> Any:
     return dist.group.WORLD if together and dist.is_available() and dist.is_initialized() else None
 
 
+def data_parallel_processes(trainer: Any) -> int | None:
+    """How many processes have samples of their own; None where the strategy does not tell.
+
+    It tells a DistributedSampler: tensor-parallel processes share theirs.
+    """
+    if trainer.world_size == 1:
+        return 1
+    found = look(lambda: trainer.strategy.distributed_sampler_kwargs["num_replicas"], None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def stepped_batches(trainer: Any) -> int:
     """The x-axis that Lightning's loggers use for step metrics."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

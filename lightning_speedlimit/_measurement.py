@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_speedlimit import _guard, _neuron_clouds
 from lightning_speedlimit._attaching import attach, new_record
 from lightning_speedlimit._batch_losses import BatchLosses
+from lightning_speedlimit._batch_size import SampleCount
 from lightning_speedlimit._guard import Say, look
 from lightning_speedlimit._probe import Probe, StartWeights
 from lightning_speedlimit._unseen_steps import UnseenSteps
@@ -30,6 +31,7 @@ class Measurement:
     Attributes:
         meter: None where nothing can be measured.
         optimizers: the Trainer's, when it began.
+        samples: what the joint steps cost in samples, tokens and epochs.
         start: θ_0, for as long as clouds or the probe need it.
         closed_steps: joint steps whose loss has been recorded.
         measured_at: the joint steps of the last row.
@@ -49,6 +51,7 @@ class Measurement:
                 self.start = StartWeights(module, self.optimizers)
         self.probe = Probe(callback.probe_batches) if callback.probe_batches and self.start is not None else None
         self.record = new_record(callback, trainer, module, say)
+        self.samples = SampleCount(callback.samples_per_batch, trainer)
         self.closed_steps, self.measured_at, self.clouds_at = 0, -1, -1
         self.clouds_shown: dict[str, float] = {}
         self.last_of_epoch = False
@@ -92,8 +95,10 @@ class Measurement:
         if meter.steps == self.closed_steps:
             if tried:  # the loss scaler skipped the step: its loss, often infinite, belongs to none
                 losses.take()
+                self.samples.close(stepped=False)
             return False
         step, self.closed_steps = self.closed_steps, meter.steps
+        self.samples.close(stepped=True)
         loss = losses.take()
         if loss is not None:
             meter.record_loss(loss, step=step)
@@ -127,7 +132,9 @@ class Measurement:
             self.say(f"SpeedLimit keeps {meter.no_sketch}", "sketch")
         record.run["measured_coordinates"] = meter.measured_coordinates
         record.run["optimized_coordinates"] = meter.optimized_coordinates
-        record.append(meter.steps, {**values, SECONDS: seconds}, self._reasons(meter))
+        record.run.update(self.samples.per_step(meter.steps))
+        costs = {**self.samples.columns(), SECONDS: seconds}
+        record.append(meter.steps, {**values, **costs}, self._reasons(meter) | self.samples.reasons)
         values |= record.tune()
         self.measured_at = meter.steps  # not before: Ctrl-C may come within the row, which is then written anew
         if found is not None and (record.wants_sketch() or sketch):

@@ -26,6 +26,7 @@ class Measuring(OneFitAtATime):
     loss_window: int
     probe_batches: int
     measure_every_n_steps: int
+    samples_per_batch: int | None
     clouds: Literal["neurons"] | None
     per_layer: bool
     prog_bar: bool

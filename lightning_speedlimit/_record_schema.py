@@ -52,6 +52,11 @@ RUN: Schema = {
         "loss_window": _or_null(_integer(1)),
         "measure_every_n_steps": _or_null(_integer(1)),
         "since_step": _or_null(_integer(0)),
+        "stretch": {
+            "type": "object",
+            "required": ["start", "stop"],
+            "properties": dict.fromkeys(("start", "stop"), _integer(0)),
+        },
         "model": _or_null(_TEXT),
         **dict.fromkeys(("parameters", "trainable_parameters"), _or_null(_integer(0))),
         **dict.fromkeys(("measured_coordinates", "optimized_coordinates"), _or_null(_integer(0))),

@@ -32,6 +32,7 @@ def state_of(measured: Measurement, losses: BatchLosses) -> dict[str, Any]:
         "last_of_epoch": measured.last_of_epoch,
         "clouds": [measured.clouds_at, dict(measured.clouds_shown)],
         "loss": losses.state(),
+        "samples": measured.samples.state(stepped=meter.steps != measured.closed_steps),
         "start": None if measured.start is None else measured.start.state_dict(),
     }
     probe = {} if measured.probe is None else measured.probe.state_dict()
@@ -53,6 +54,7 @@ def restore(measured: Measurement, losses: BatchLosses, loaded: dict[str, Any], 
     # All steps are closed: another callback may have saved it before ours saw the end of the batch.
     measured.closed_steps, measured.measured_at = meter.steps, int(loaded["measured_at"])
     losses.load(loaded["loss"], device)
+    measured.samples.load(loaded.get("samples"))
     _restore_start(measured, loaded, device)
     if callback.clouds is not None:
         measured.clouds_at, measured.clouds_shown = loaded.get("clouds", (-1, {}))

@@ -85,7 +85,7 @@ def parts(summary: Summary) -> dict[str, list[Row]]:
     return {
         "What it cost": cost(summary),
         "What it bought": gain(summary),
-        "What to change": changes(summary),
+        **({"What to change": changes(summary)} if _is_tuned(summary) else {}),
         "How close to the speed limit": headline(summary),
         "What that rests on": quantities(summary),
     }
@@ -136,6 +136,11 @@ def gain(s: Summary) -> list[Row]:
         ("loss", with_error(s.loss, s.loss_se), "at the last row"),
         ("loss drop", _told(s, "loss_drop"), "loss at the start - loss at the end"),
     ]
+
+
+def _is_tuned(s: Summary) -> bool:
+    """Records of plain numbers are not."""
+    return any(math.isfinite(getattr(s, name)) or name in s.reasons for name in TUNING)
 
 
 def changes(s: Summary) -> list[Row]:
@@ -286,7 +291,7 @@ def _reasons(s: Summary) -> list[str]:
     lines: dict[tuple[str, bool], list[str]] = {}
     for name, reason in islice(s.reasons.items(), _MOST_REASONS):
         undefined = math.isnan(getattr(s, name)) if _is_value(s, name) else False
-        group = reason if name in CLOUDS else f"{name} {reason}"
+        group = reason if name in (*CLOUDS, *TUNING) else f"{name} {reason}"
         lines.setdefault((group, undefined), []).append(name)
     return [
         f"{', '.join(names)}{(' are' if len(names) > 1 else ' is') + ' undefined' if undefined else ''}: "

@@ -35,11 +35,14 @@ _KNOWN = {"critical_batch_size": (0.0, 0.3), "step_headroom": (0.0, 0.3), "noise
 
 @dataclass(frozen=True)
 class Tuned:
-    """A value, its standard error, and why it is NaN."""
+    """A number of `RunRecord.tuning`."""
 
     value: float
+    """NaN where it can't be told."""
     standard_error: float
+    """In the value's unit; NaN where the value is."""
     reason: str = ""
+    """Why it is NaN; empty where it is not."""
 
     @classmethod
     def undefined(cls, reason: str) -> Tuned:
@@ -83,7 +86,8 @@ class Tuning:
         self._blocks = range(first + 1, self._stop + 1)
 
     def only(self, names: Iterable[str]) -> dict[str, Tuned]:
-        return {name: getattr(self, name) for name in names}
+        with np.errstate(all="ignore"):  # of a run that diverged: what is not finite comes out as NaN
+            return {name: _finite(getattr(self, name)) for name in names}
 
     @property
     def values(self) -> dict[str, Tuned]:
@@ -143,10 +147,10 @@ class Tuning:
             return Tuned.undefined(self._why("a value that it is made of is NaN"))
         error = self._error(below)
         if math.isnan(error):
-            return Tuned.undefined(f"fewer than four rows: how far {name} is known can't be told; log more often")
+            return Tuned.undefined("fewer than four rows: how far it is known can't be told; log more often")
         if y <= _TOLD * error:
             return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g}); a longer run tells more")
-        names = above.parts.keys() | below.parts.keys()
+        names = sorted(above.parts.keys() | below.parts.keys())
         slope = x / y
         change = _Sum(
             {n: (above.parts.get(n, 0.0) - slope * below.parts.get(n, 0.0)) / y for n in names},
@@ -158,7 +162,6 @@ class Tuning:
         total = sum(share * self._total(name) for name, share in what.parts.items())
         return total + what.drops * self._total("loss_drop") if what.drops else total
 
-    @np.errstate(all="ignore")  # of numbers near the largest float
     def _error(self, what: _Sum) -> float:
         """√(K·v + (drops · the error of d)²), v the variance of a step, from the second differences of the rows.
 
@@ -176,22 +179,39 @@ class Tuning:
         column = np.asarray(self._columns.get(name, ()), dtype=np.float64)
         if not len(column):
             return np.full(len(self._blocks), _NAN)
+        if name == "work_anti_ito":
+            column = column * self._completing
         before = column[self._blocks.start - 1] if self._blocks.start else 0.0
         return np.diff(column[self._blocks.start : self._blocks.stop], prepend=before)
 
     def _total(self, name: str) -> float:
+        if name == "work_anti_ito":
+            return self._added(name) * self._completing
+        return self._added(name)
+
+    def _added(self, name: str) -> float:
+        """What the stretch added to a column."""
         column = self._columns.get(name, ())
         if not len(column) or self._stop < 0:
             return _NAN
         return float(column[self._stop]) - (float(column[self._start]) if self._start >= 0 else 0.0)
 
     @property
+    def _completing(self) -> float:
+        """W over the work of the steps that have met their next gradient: a is of these alone."""
+        met = 2.0 * self._added("work_stratonovich") - self._added("work_anti_ito")
+        return self._added("work_ito") / met if met > 0.0 else 1.0
+
+    @property
     def _error_of_drop(self) -> float:
-        """Of the loss drop between two rows: both ends are estimated. 0 where the losses have no known error."""
+        """Of the loss drop between two rows: both ends are estimated. 0 where the losses have no known error.
+
+        Of a probe's batches the drop since the start is known better than the loss, of a window's losses less well.
+        """
         if self._start < 0:
             return self._at("loss_drop_se", self._stop)
-        name = "loss_drop_se" if self._run.get("probe_batches") else "loss_se"
-        return math.hypot(self._at(name, self._start), self._at(name, self._stop))
+        ends = self._start, self._stop
+        return math.hypot(*(min(self._at("loss_se", row), self._at("loss_drop_se", row)) for row in ends))
 
     def _at(self, name: str, row: int) -> float:
         column = self._columns.get(name, ())
@@ -200,6 +220,12 @@ class Tuning:
     def _why(self, otherwise: str) -> str:
         known = [n for n in ("work_ito", "work_anti_ito", "loss_drop") if math.isnan(self._total(n))]
         return f"{', '.join(known)} {'is' if len(known) == 1 else 'are'} NaN" if known else otherwise
+
+
+def _finite(found: Tuned) -> Tuned:
+    if found.reason or (math.isfinite(found.value) and math.isfinite(found.standard_error)):
+        return found
+    return Tuned.undefined("a sum that it is made of is beyond the range of its products")
 
 
 def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:

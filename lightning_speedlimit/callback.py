@@ -45,6 +45,7 @@ class SpeedLimit(Measuring):
             module can't be copied without a trace, it says so, and the loss drop is NaN.
         measure_every_n_steps: measure one step of each block of n, drawn at random: cheaper, with standard
             errors; the bounds then hold up to these. What is logged follows the Trainer.
+        samples_per_batch: samples in one batch of one process; None: the first dimension of the batch's first tensor.
         clouds: "neurons": at the end of each epoch, W₂ between each layer's neurons at θ_0 and now, and how much of
             the displacement is neurons changing places (identity_excess); see the docs for what it costs.
         per_layer: log displacement, path length, … of each layer too, under `speed_limit/layers/…`.
@@ -73,6 +74,7 @@ class SpeedLimit(Measuring):
         loss_window: int = 50,
         probe_batches: int = 0,
         measure_every_n_steps: int = 1,
+        samples_per_batch: int | None = None,
         clouds: Particles | None = None,
         per_layer: bool = False,
         prog_bar: bool = False,
@@ -88,6 +90,8 @@ class SpeedLimit(Measuring):
         check_at_least("loss_window", loss_window, 2, MOST_LOSSES)
         check_at_least("probe_batches", probe_batches, 0)
         check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
+        if samples_per_batch is not None:
+            check_at_least("samples_per_batch", samples_per_batch, 1)
         if clouds is not None and not (isinstance(clouds, str) and clouds in get_args(Particles)):
             raise ValueError(
                 f"clouds got {_guard.shown(clouds)}, wanted 'neurons' or None: neurons are the particles there are"
@@ -101,7 +105,7 @@ class SpeedLimit(Measuring):
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
         self.prog_bar, self.coordinates, self.print_summary = prog_bar, coordinates, print_summary
         self.log_figures = log_figures
-        self.clouds = clouds
+        self.clouds, self.samples_per_batch = clouds, samples_per_batch
         self.dirpath = _arguments.folder("dirpath", dirpath)
 
     def _clear(self) -> None:
@@ -183,6 +187,7 @@ class SpeedLimit(Measuring):
         if self._values is not None:
             self._values.announce_clouds(trainer, pl_module, {} if measured is None else measured.clouds_shown)
         if measured is not None:
+            measured.samples.begin(trainer, batch)
             measured.begin_probe(trainer, pl_module, batch)
 
     @never_raising
@@ -219,6 +224,7 @@ class SpeedLimit(Measuring):
         if values is None or measured is None or measured.meter is None:
             return
         measured.last_of_epoch = trainer.is_last_batch
+        measured.samples.end(trainer, batch)
         self._losses.add(trainer, pl_module, outputs, self.monitor)
         tried, self._tried = self._tried, False
         closed = measured.close_step(self._losses, tried=tried)

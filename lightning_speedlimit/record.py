@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from . import _arguments, _guard
+from . import _arguments, _guard, _record_stretch
 from ._plain_text import plain_text
 from ._record_clouds import CLOUD_VALUES, CloudTable
 from ._record_files import RecordData, expected_arrays, from_json, to_json
@@ -117,18 +117,22 @@ class RunRecord:
         self._reasons = plain_reasons(reasons)
         self._shelf.see(step)
 
-    def take(self, meter: Meter) -> None:
+    def take(self, meter: Meter, values: Mapping[str, float] | None = None) -> None:
         """Adds the row of what a `TrajectoryMeter` measures now, with a sketch and `seconds`; its only sync.
 
         `seconds` is wall-clock time since this record was made or loaded, after what it held then.
 
         Args:
             meter: of a plain loop, after a step. With Lightning the callback does this by itself.
+            values: further columns of the row. `compare(cost=…)` knows "samples", "tokens" and "epochs", each the sum
+                since the start.
         """
         if not callable(getattr(meter, "measure", None)):
             raise TypeError(f"meter got {_guard.shown(meter)}, wanted a TrajectoryMeter")
-        values, sketch = meter.measure(sketch=True)
-        self.append(meter.steps, {**values, "seconds": self._seconds + time.monotonic() - self._began}, meter.reasons)
+        given = {} if values is None else _arguments.numbers("values", values)
+        seconds = self._seconds + time.monotonic() - self._began
+        measured, sketch = meter.measure(sketch=True)
+        self.append(meter.steps, {**measured, "seconds": seconds, **given}, meter.reasons)
         self.tune()
         if sketch is not None:
             self.add_sketch(meter.steps, sketch.numpy())
@@ -253,11 +257,12 @@ class RunRecord:
             what is divided by can't be told from 0, and B_c where the batch size is not known.
 
         Raises:
-            ValueError: no row is of that step; `to` is not after `after`.
+            TypeError, ValueError: no whole number; no row is of that step; `to` is not after `after`.
 
         Source: McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162 (B_simple, steps ∝ 1 + B_c/B); the works of
         the stretch to second order in the step.
         """
+        after, to = _arguments.whole("after", after), None if to is None else _arguments.whole("to", to)
         steps = self._step[: self._rows]
         rows = {int(step): row for row, step in enumerate(steps)}
         last = (int(steps[-1]) if len(steps) else 0) if to is None else to
@@ -277,7 +282,7 @@ class RunRecord:
         whole, reasons = self.tuning(), {n: why for n, why in self._reasons.items() if n not in TUNING}
         for name, tuned in whole.items():
             values |= {name: tuned.value, f"{name}_se": tuned.standard_error}
-            reasons |= {name: tuned.reason} if tuned.reason and self._rows else {}
+            reasons |= {name: tuned.reason} if tuned.reason and "work_ito" in self._values else {}
         return Summary.from_row(step, values, reasons=reasons, run=self.run)
 
     def windows(self, first_step: npt.ArrayLike, last_step: npt.ArrayLike) -> Windows:
@@ -312,6 +317,29 @@ class RunRecord:
         Source: the two regimes of arXiv:2307.14653 in its image experiments.
         """
         return regimes(self._trajectory())
+
+    def stretch(self, start: int = 0, stop: int | None = None) -> RunRecord:
+        """The run from one step to another as a record of its own: sums from `start` on, its steps counted from 0.
+
+        What needs the whole run is left out (`efficiency`); D is that of the sketches, known to 2.2 %, and NaN where
+        there is none at `start`. `run["stretch"]` has `start` and `stop`.
+
+        Args:
+            start: 0, or the step of a row; between rows that of the row before.
+            stop: the same; None: the last row.
+
+        Raises:
+            TypeError, ValueError: no whole number, or no row between the two.
+        """
+        start = _arguments.whole("start", start)
+        stop = None if stop is None else _arguments.whole("stop", stop)
+        cut = _record_stretch.cut(self.columns, self.sketch_steps, self.sketches, start, stop)
+        record = RunRecord(_record_stretch.description(self.run, cut.begin, cut.end))
+        for step, values in cut.rows:
+            record.append(step, values, cut.reasons)
+            if step in cut.sketches:
+                record.add_sketch(step, cut.sketches[step])
+        return record
 
     def _trajectory(self) -> Trajectory:
         rows = {name: column[: self._rows] for name, column in self._values.items()}

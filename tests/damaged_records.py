@@ -73,6 +73,7 @@ def run_description() -> dict[str, Any]:
         "monitor": None,
         "loss_window": 50,
         "measure_every_n_steps": 1,
+        "stretch": {"start": 0, "stop": 400},
         "coordinates": 1048576,
         "model": "MLP",
         "parameters": 1000,

@@ -55,10 +55,13 @@ class Meter:
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "RunRecord": (RunRecord, {"run": {"clock": "steps"}}),
     "append": (on_new("append"), {"step": 9, "values": {"loss": 1.0}, "reasons": {"loss": "none"}}),
-    "take": (on_new("take"), {"meter": Meter()}),
+    "take": (on_new("take"), {"meter": Meter(), "values": {"samples": 9.0}}),
     "amend": (on_new("amend"), {"values": {"loss": 1.0}, "reasons": {"loss": "none"}}),
     "add_sketch": (on_new("add_sketch"), {"step": 9, "sketch": np.ones(SKETCH_SIZE)}),
     "add_clouds": (on_new("add_clouds"), {"step": 9, "layers": {"first": {"particles": 4, "wasserstein2": 1.0}}}),
+    "tune": (on_new("tune"), {}),
+    "tuning": (RECORD.tuning, {"after": 0, "to": 8}),
+    "stretch": (RECORD.stretch, {"start": 0, "stop": 8}),
     "windows": (RECORD.windows, {"first_step": 0, "last_step": 8}),
     "save": (RECORD.save, {"path": "saved"}),
     "load": (RunRecord.load, {"path": "saved", "sketches": True}),
@@ -166,7 +169,7 @@ def test_a_step_is_a_whole_number(step: Any) -> None:
     with pytest.raises(TypeError, match=r"step got .*, wanted a whole number; use int\(…\)"):
         a_record().append(step, {})
     with pytest.raises(TypeError, match=r"first_step got .*, wanted steps: whole numbers"):
-        RECORD.windows([step], [8])
+        RECORD.windows([step if step != 4.0 else 4.1], [8])  # of an array whole floats are taken
 
 
 def test_what_is_refused_leaves_the_record_as_it_was() -> None:

@@ -38,6 +38,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from test_callback_loggers import Both
 
 from lightning_speedlimit import RunRecord, _record_keeper, _record_writing
+from lightning_speedlimit._measurement import Measurement
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
@@ -638,7 +639,7 @@ def test_after_a_fault_values_are_nan_with_the_reason(tmp_path: Path, monkeypatc
 
 def test_a_fault_after_a_row_shows_in_that_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end of an epoch, when its last step has been measured: no table shows that as the end of the run."""
-    monkeypatch.setattr(RunRecord, "amend", fail)
+    monkeypatch.setattr(Measurement, "measure_clouds", fail)
     callback = quiet(clouds="neurons")
     with pytest.warns(UserWarning, match="the measurement stopped at step 6"):
         trainer(tmp_path, callback, max_epochs=2).fit(Regressor(), loader(batches(6)))

@@ -320,14 +320,14 @@ def test_exactly_the_totals_are_logged(tmp_path: Path) -> None:
     run = trainer(tmp_path, quiet())
     run.fit(Regressor(), loader(batches(3)))
     assert set(run.callback_metrics) == {f"speed_limit/{name}" for name in LOGGED}
-    assert len(LOGGED) == 18
+    assert len(LOGGED) == 21
     assert not run.progress_bar_metrics
 
 
-def test_the_progress_bar_shows_the_efficiency_alone(tmp_path: Path) -> None:
+def test_the_progress_bar_shows_noise_and_critical_batch(tmp_path: Path) -> None:
     run = trainer(tmp_path, quiet(prog_bar=True))
     run.fit(Regressor(), loader(batches(3)))
-    assert set(run.progress_bar_metrics) == {"speed_limit/efficiency"}
+    assert set(run.progress_bar_metrics) == {"speed_limit/noise_share", "speed_limit/critical_batch_size"}
 
 
 def test_layers_are_logged_on_request(tmp_path: Path) -> None:

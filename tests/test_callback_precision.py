@@ -165,6 +165,8 @@ def test_the_infinite_loss_of_a_skipped_step_is_in_no_window(tmp_path: Path, kin
     assert callback.record is not None
     assert math.isfinite(last_row(callback)["loss_drop"])
     assert "loss_drop" not in callback.record.reasons
+    assert callback.record.run["samples_per_step"] == 6  # the skipped batch is no part of the next step,
+    assert callback.record.columns["samples"][-1] == 16 * 6  # and was paid for
 
 
 @pytest.mark.mode(SKIP, "measured")

@@ -94,6 +94,7 @@ def make_run(folder: Path, *, rate: float, action: float, parameters: int = 1000
                 "loss_drop_se": 0.0,
                 "entropy_production": drop,
                 "elapsed": step,
+                "samples": 32.0 * step,
                 "displacement": speed * step,
                 "path_length": speed * step,
                 "action": action * step,
@@ -367,12 +368,12 @@ def test_a_terminal_gets_tables_that_fit(home: Path, columns: int) -> None:
     assert raw != text, "headings in bold"
     assert ESCAPE not in text
     assert max(map(len, text.splitlines())) <= columns
-    heads = [line for line in text.splitlines() if line.startswith("run ")]
+    heads = [line for line in text.splitlines() if line.startswith("group ")]
     assert (len(heads) > 1) == (columns == 80)  # 13 + 9 columns of 10 characters: not in 80
-    assert " ".join(heads).split().count("run") == len(heads)
+    assert " ".join(heads).split().count("group") == len(heads)
     for heading in ("steps", "seconds", "loss", "action", "efficiency", "kinematic", "conversion"):
         assert sum(heading in head.split() for head in heads) == 1
-    assert "\n* beaten by none in both time and action\n" in text
+    assert "\n* beaten by none in both steps and action\n" in text
     assert re.search(r"^adamw \*", text, re.MULTILINE)
 
 
@@ -701,4 +702,6 @@ def test_two_hundred_short_runs(tmp_path: Path) -> None:
     many(tmp_path / "runs", rows=100, sketches=False)
     text = without_escapes(on_terminal("compare", "runs", cwd=tmp_path))
     assert max(map(len, text.splitlines())) <= 80
-    assert len(re.findall(r"^run_\d+ ", text, re.MULTILINE)) >= 200
+    assert len(re.findall(r"^run_\d+ ", text, re.MULTILINE)) < 20
+    assert "195 more: in the page" in text
+    assert len(text.splitlines()) <= 40

@@ -12,7 +12,7 @@ from lightning_speedlimit import RunRecord, TrajectoryMeter
 from lightning_speedlimit.record import MAX_SKETCHES
 
 
-def loop(steps: int, every: int = 1) -> tuple[RunRecord, list[torch.Tensor]]:
+def loop(steps: int, every: int = 1, samples: int | None = None) -> tuple[RunRecord, list[torch.Tensor]]:
     """SGD on a linear regression: the record, and θ before each step and after the last."""
     torch.manual_seed(0)
     model = nn.Linear(5, 1).double()
@@ -29,7 +29,7 @@ def loop(steps: int, every: int = 1) -> tuple[RunRecord, list[torch.Tensor]]:
         optimizer.step()
         weights.append(flat(model))
         if step % every == 0:
-            record.take(meter)
+            record.take(meter, None if samples is None else {"samples": samples * step})
     meter.close()
     return record, weights
 
@@ -46,6 +46,12 @@ def test_rows_are_the_meters() -> None:
     assert columns["displacement"] == pytest.approx(moved, rel=1e-12)  # float64 sums of a dozen terms
     # 6 coordinates in 4093 buckets share none: the sketch is the displacement itself, in float32
     assert np.linalg.norm(record.sketches.astype(float), axis=1) == pytest.approx(moved, rel=1e-6)
+
+
+def test_samples_are_told_with_the_row() -> None:
+    record, _ = loop(6, every=2, samples=8)
+    assert record.columns["samples"].tolist() == [16, 32, 48]
+    assert "samples" not in loop(2)[0].columns
 
 
 def test_what_was_run_is_in_it() -> None:

@@ -126,8 +126,8 @@ def test_unknown_steps_and_columns_are_nan() -> None:
 
 def test_a_window_has_to_start_before_it_ends() -> None:
     record = recorded(path(straight, 9), np.array([3, 6, 9]))
-    for first, last in ((3, 3), (6, 3), (-3, 3)):
-        with pytest.raises(ValueError, match="below last_step"):
+    for first, last, said in ((3, 3, "below last_step"), (6, 3, "below last_step"), (-3, 3, "wanted steps")):
+        with pytest.raises(ValueError, match=said):
             record.windows(first, last)
 
 

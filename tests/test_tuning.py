@@ -207,7 +207,7 @@ def test_rows_and_summary_carry_them() -> None:
     assert f"critical batch        {summary.critical_batch_size:.1f}" in str(summary)
 
 
-@pytest.mark.parametrize(("after", "to"), [(150, None), (0, 150), (-100, None)])
+@pytest.mark.parametrize(("after", "to"), [(150, None), (0, 150), (999, None)])
 def test_a_stretch_is_between_rows(after: int, to: int | None) -> None:
     with pytest.raises(ValueError, match=r"tuning got .*, wanted the step of a row"):
         noisy_slope("sgd", steps=400).tuning(after, to)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 By = Literal["loss", "step", "time"]  # as in report.alignment, which would cost the help half a second
+Cost = Literal["steps", "samples", "tokens", "epochs", "seconds"]  # as in report.costs
 
 EXAMPLES = {
     "demo": ("speedlimit demo", "speedlimit demo --quick --output tried"),
@@ -16,6 +17,8 @@ EXAMPLES = {
     "compare": (
         "speedlimit compare runs",
         "speedlimit compare runs/sgd runs/adamw --by step --at 40",
+        "speedlimit compare runs/sgd runs/adamw --cost samples",
+        "speedlimit compare runs/sgd/seed_0@0:40 runs/sgd/seed_0@40:80 --by step",
         "speedlimit compare --group plain=runs/sgd --group adaptive=runs/adamw",
         "speedlimit compare runs --html report.html",
         "speedlimit compare runs models --split --json",
@@ -151,7 +154,8 @@ def compare(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders of runs, or that hold runs. Those named alike but for seed_0, seed_1, … are one group.",
+            help="Folders of runs, or that hold runs. Those named alike but for seed_0, seed_1, … are one group. "
+            "RUN@1000:2000 is a run from step 1000 to step 2000.",
             metavar="RUN",
             show_default=False,
             parser=_place,
@@ -163,7 +167,15 @@ def compare(
     at: Annotated[
         float | None,
         typer.Option(
-            help="That loss, step or second. Left out: the lowest loss, or last step or second, that all have.",
+            help="That loss, step or second. Left out: a low loss that most runs reached, or the last step or second "
+            "that all have.",
+            show_default=False,
+        ),
+    ] = None,
+    cost: Annotated[
+        Cost | None,
+        typer.Option(
+            help="What a loss is paid for with. Left out: samples where the batches differ, else steps.",
             show_default=False,
         ),
     ] = None,
@@ -187,7 +199,7 @@ def compare(
     """Compare runs: which came how far, at what price, and what wasted the others' work."""
     from lightning_speedlimit.cli.comparing import compare_runs
 
-    compare_runs(runs or [], group or [], by=by, at=at, split=split, html=html, json=json)
+    compare_runs(runs or [], group or [], by=by, at=at, cost=cost, split=split, html=html, json=json)
 
 
 @theory.command("gradient-flow", epilog=_examples("gradient-flow"))

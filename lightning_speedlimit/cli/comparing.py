@@ -13,6 +13,7 @@ from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import Complaint, check_writable, from_user, writing
 from lightning_speedlimit.report import Comparison, compare, compare_models, text
 from lightning_speedlimit.report.alignment import By
+from lightning_speedlimit.report.costs import Cost
 
 
 def compare_runs(
@@ -21,6 +22,7 @@ def compare_runs(
     *,
     by: By,
     at: float | None,
+    cost: Cost | None,
     split: bool,
     html: Path | None,
     json: bool,
@@ -30,7 +32,8 @@ def compare_runs(
         check_writable(html)
     sources = _sources(runs, groups)
     with from_user():
-        found = compare_models(sources, by=by, at=at) if split else [compare(sources, by=by, at=at)]
+        several = compare_models(sources, by=by, at=at, cost=cost) if split else None
+        found = several or [compare(sources, by=by, at=at, cost=cost)]
     if json:
         terminal.print_json([c.to_dict() for c in found] if split else found[0].to_dict())
     else:
@@ -85,18 +88,21 @@ def _model(comparison: Comparison) -> str:
 def _print_for_terminal(comparison: Comparison) -> None:
     """What `Comparison.table` says, laid out for the width; and a mark at the groups that none beats."""
     columns = text.shown_columns(comparison)
-    marks = comparison.frontier if comparison.by == "loss" and len(comparison.groups) > 1 else ()
-    rows = [
-        [text.label(group) + (" *" if group.name in marks else ""), *text.cells(group, columns)]
-        for group in comparison.groups
-    ]
+    marks = comparison.by == "loss" and len(comparison.groups) > 1
     console = terminal.console()
     console.print(text.heading(comparison))
     print()
-    terminal.print_rows(["run", *text.headings(comparison, columns)], rows)
-    print("* beaten by none in both time and action\n" if marks else "")
+    terminal.print_rows(text.head(comparison, columns), text.rows(comparison, columns, " *" if marks else ""))
+    for line in text.left_away(comparison):
+        console.print(line)
+    print(f"* beaten by none in both {comparison.axis.words.noun} and action\n" if marks else "")
     for sentence in (*text.measured(comparison), *comparison.verdict()):
         console.print(sentence)
+    if places := text.order(comparison):
+        print()
+        terminal.print_title(text.order_title(comparison))
+        terminal.print_rows(places[0], places[1:])
+        console.print(text.order_sentence(comparison))
     for title, texts in (("What cost the most", text.costliest(comparison)), ("Beware", comparison.notes)):
         if texts:
             print()

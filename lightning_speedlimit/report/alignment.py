@@ -22,7 +22,9 @@ LOSS_WINDOW = 50  # losses at each end that L_0 and L_K come from, where a recor
 NAN = math.nan
 
 # What grows with every step: 0 at the start, and linear between two log steps.
-SUMS = ("elapsed", "path_length", "action", "work_ito", "work_stratonovich", "work_anti_ito", "work_action", "seconds")
+SUMS = ("elapsed", "path_length", "action", "work_ito", "work_stratonovich", "work_anti_ito", "work_action")
+# What is paid for; the same, where a record has it.
+COSTS = ("seconds", "samples", "tokens", "epochs")
 # What is read off between two rows as it is: the first row's holds before it.
 LEVELS = ("learning_rate", "grad_norm", "grad_norm_clipped", "step_norm", "loss_se", "loss_drop_se")
 
@@ -68,6 +70,8 @@ class Timeline:
 
     def column(self, name: str, first: float) -> Values:
         """A column from step 0 on; NaN throughout where the record has none."""
+        if name == "step":
+            return self.steps
         found = self._columns.get(name)
         return self.missing if found is None else np.concatenate([[first], found])
 
@@ -117,6 +121,24 @@ class Timeline:
         """Within which a sum, or the loss, is at a step: linear where it is known, and what may be between two rows."""
         return read_between(self.steps, self.loss if name == "loss" else self.column(name, 0.0), step)
 
+    def reach(self, name: str, steps: Interval) -> Interval:
+        """Of a sum that grows, from the first step to the last: what is not within the run is above all of it."""
+        first, last = steps
+        end = float(self.steps[-1])
+        low = self.read(name, first if first <= end else end)[0]
+        return low, self.read(name, last)[1] if last <= end else math.inf
+
+    def cost_interval(self, name: str, level: float) -> Interval:
+        """Within which a sum is where the loss came down to a level; up to inf where it may not have."""
+        where = self.crossing(level)
+        return self.reach(name, (where.earliest, where.latest))
+
+    @property
+    def lowest(self) -> float:
+        """The lowest loss of any row; NaN where none is finite."""
+        known = self.loss[1:][np.isfinite(self.loss[1:])]
+        return float(known.min()) if len(known) else NAN
+
     def lowest_sure(self) -> float:
         """The lowest level that the loss + 3 standard errors came down to; NaN without losses."""
         values = self.loss + SURE * self.loss_error
@@ -148,7 +170,7 @@ class Timeline:
         def at(column: Values) -> float:
             return float(np.interp(step, self.steps, column))
 
-        found = {name: at(self.column(name, 0.0)) for name in SUMS}
+        found = {name: at(self.column(name, 0.0)) for name in (*SUMS, *COSTS)}
         found |= {name: at(self._from_first(name)) for name in LEVELS}
         found["displacement"] = at(self.column("displacement", 0.0))
         found["loss"] = at(self.loss)
@@ -183,7 +205,7 @@ class Timeline:
 
 def _ratios(sums: Mapping[str, float], step: float, full_batch: bool) -> dict[str, float]:
     """D²/ℓ², ℓ²/(τA), D²/(τA), D²/A, conversion and signal of the sums; the balance of the work."""
-    found = {"step": float(step), **{name: float(sums.get(name, NAN)) for name in (*SUMS, *LEVELS, *OTHERS)}}
+    found = {"step": float(step), **{name: float(sums.get(name, NAN)) for name in (*SUMS, *COSTS, *LEVELS, *OTHERS)}}
     squared, path, action, elapsed = (found[n] for n in ("displacement", "path_length", "action", "elapsed"))
     squared = squared * squared
     met = 2.0 * found["work_stratonovich"] - found["work_anti_ito"]  # Σ f_k·u_k of the steps that met the next force
@@ -231,18 +253,3 @@ def values_at(record: RunRecord, step: float | None = None) -> dict[str, float]:
 
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else NAN
-
-
-def common_level(timelines: Mapping[Any, Timeline]) -> tuple[float, Any]:
-    """The lowest loss that every run clearly reached, and the run that got no lower; NaN, None without losses.
-
-    Of the runs whose loss fell, if there are any: the others, at a rate far too high or too low, would have all
-    compared before the first step.
-    """
-    fell = {key: timeline for key, timeline in timelines.items() if timeline.fell}
-    lowest = {key: timeline.lowest_sure() for key, timeline in (fell or timelines).items()}
-    known = {key: level for key, level in lowest.items() if math.isfinite(level)}
-    if not known:
-        return NAN, None
-    key = max(known, key=lambda key: known[key])
-    return known[key], key

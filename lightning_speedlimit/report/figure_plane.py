@@ -23,7 +23,12 @@ Box = tuple[float, float, float, float]
 
 MOST_NAMED = 12  # of more points, those on the frontier alone are named
 _KEPT_FREE = "frontier"  # the mark of a line that no name is put upon
-_TITLE = "Elapsed time and action at the same loss"
+_TITLE = "{} and action at the same loss"
+_COSTS = {  # of the horizontal axis: name, label
+    "steps": ("Elapsed time", "elapsed time τ (steps)"),
+    "lr": ("Elapsed time", "elapsed time τ (sum of learning rates)"),
+    **{name: (name.capitalize(), name) for name in ("samples", "tokens", "epochs", "seconds")},
+}
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,13 @@ class PlanePoint:
 
     name: str
     elapsed: float
-    """τ, clock; positive."""
+    """τ, clock, or what else is counted; positive."""
     action: float
     """A, parameter²/clock; positive."""
     displacement: float
-    """D, parameter: τ·A ≥ D²; NaN draws no hyperbola."""
+    """D, parameter: τ·A ≥ D²; NaN draws no hyperbola. Times √(cost/τ) where another cost than τ is counted."""
     elapsed_interval: tuple[float, float] | None = None
-    """(lower, upper) end of τ's interval, clock."""
+    """(lower, upper) end of the interval of `elapsed`."""
     action_interval: tuple[float, float] | None = None
     """(lower, upper) end of A's interval, parameter²/clock."""
     on_frontier: bool = False
@@ -53,8 +58,10 @@ class PlanePoint:
         _arguments.check_flag("on_frontier", self.on_frontier)
 
 
-def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _TITLE) -> Figure:
-    """A against τ, both logarithmic, with each run's hyperbola τ·A = D² and the frontier.
+def plane(
+    points: Sequence[PlanePoint], *, clock: str = "steps", cost: str | None = None, title: str | None = None
+) -> Figure:
+    """A against τ or another cost, both logarithmic, with each run's hyperbola τ·A = D² and the frontier.
 
     With this displacement a run could not have been below its hyperbola: on a logarithmic plane, the distance to it is
     1/kinematic efficiency. The frontier joins the runs that no other beats in both; what is above and to the right of
@@ -63,6 +70,7 @@ def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _T
     Args:
         points: at least one with a positive τ and A; the others are named in a note below.
         clock: "steps" or "lr", the unit of τ.
+        cost: what `elapsed` counts: "steps", "lr", "samples", "tokens", "epochs" or "seconds"; None: as the clock.
 
     Raises:
         ValueError: no point that can be drawn.
@@ -70,7 +78,10 @@ def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _T
     if not isinstance(points, Sequence) or not all(isinstance(point, PlanePoint) for point in points):
         raise TypeError(f"points got {shown(points)}, wanted a list of PlanePoint")
     _arguments.check_among("clock", clock, "steps", "lr")
-    title = plain_text(_arguments.check_text("title", title))
+    if cost is not None:
+        _arguments.check_among("cost", cost, *_COSTS)
+    spoken, label = _COSTS[cost or clock]
+    title = _TITLE.format(spoken) if title is None else plain_text(_arguments.check_text("title", title))
     placed = [p for p in points if _is_positive(p.elapsed) and _is_positive(p.action)]
     if not placed:
         raise NothingToDraw(
@@ -88,7 +99,7 @@ def plane(points: Sequence[PlanePoint], *, clock: str = "steps", title: str = _T
         _draw_frontier(panel, [p for p in placed if p.on_frontier])
         for index, point in enumerate(named):
             _draw_point(panel, point, look(index))
-        panel.set_xlabel("elapsed time τ (steps)" if clock == "steps" else "elapsed time τ (sum of learning rates)")
+        panel.set_xlabel(label)
         panel.set_ylabel("action A (parameter²/step)" if clock == "steps" else "action A (parameter²/learning rate)")
         panel.set_title(title)
         _draw_legend(panel, frontier=any(p.on_frontier for p in placed), rest=not few)

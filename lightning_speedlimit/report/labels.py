@@ -26,7 +26,9 @@ def optimizer_title(run: Mapping[str, Any] | RunRecord) -> str:
     optimizers = list(said.get("optimizers", []))
     peaks = peak_rates(run) if isinstance(run, RunRecord) else None
     titles = [_one_optimizer(o, peaks if i == 0 else None) for i, o in enumerate(optimizers)]
-    return one_line(" + ".join(titles or ["run"]) + _batch(said), _LONGEST)
+    part = said.get("stretch")
+    stretch = ", steps {start} to {stop}".format(**part) if part else ""
+    return one_line(" + ".join(titles or ["run"]) + _batch(said) + stretch, _LONGEST)
 
 
 def _one_optimizer(optimizer: Mapping[str, Any], peaks: Sequence[float] | None) -> str:

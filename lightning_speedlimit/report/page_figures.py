@@ -13,7 +13,7 @@ from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report import figures
 from lightning_speedlimit.report.figure_windows import log_spaced
 from lightning_speedlimit.report.runs import KEEP_SKETCHES, with_sketches
-from lightning_speedlimit.report.text import clock_word, number
+from lightning_speedlimit.report.text import number
 
 if TYPE_CHECKING:
     from lightning_speedlimit.report.comparison import Comparison, Point
@@ -76,15 +76,17 @@ def plane(comparison: Comparison, prefix: str) -> Picture | None:
     """The first figure; None where no run has a place in it."""
     if not any(group.placed for group in comparison.at_loss):
         return None
+    words = comparison.axis.words
     caption = (
         f"Each mark is where a run's loss first came down to {number(comparison.loss_level)}; bars are intervals: of a "
         "single run where its loss ± 3 standard errors was that low, of several seeds 95 % of the mean. "
-        f"Down and to the left is better: less time ({clock_word(comparison)}), less action (what the motion cost). "
-        "The thin line of a run is τ·A = D²: the least action and time that this change of its weights could have "
-        "taken; the further a run is from its line, the more it wasted (of a run far from it the line may lie outside "
-        "of the picture). The wide grey line is the frontier: runs on it are beaten by none in both."
+        f"Down and to the left is better: {words.less}, less action (what the motion cost). The thin line of a run is "
+        f"τ·A = D²: the least action and {words.noun} that this change of its weights could have taken; the further a "
+        "run is from its line, the more it wasted (of a run far from it the line may lie outside of the picture). The "
+        "wide grey line is the frontier: runs on it are beaten by none in both."
     )
-    return _picture(f"{prefix}-plane", "Time and action at the same loss", caption, comparison.figure)
+    title = f"{words.noun.capitalize()} and action at the same loss"
+    return _picture(f"{prefix}-plane", title, caption, comparison.figure)
 
 
 def of_all(comparison: Comparison, detailed: list[Point], prefix: str) -> list[Picture]:

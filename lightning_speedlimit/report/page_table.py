@@ -7,21 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_speedlimit.report.text import clock_word, headings, interval, number, shown_columns, where, with_error
+from lightning_speedlimit.report.text import headings, interval, number, shown_columns, where, with_error
 
 if TYPE_CHECKING:
     from lightning_speedlimit.report.comparison import Comparison, Group
 
 # What a column tells, in one or two sentences; {where} is where the runs are compared.
 MEANINGS: Mapping[str, str] = {
-    "elapsed": "How long the run took to where it is compared ({where}): {clock}.{interval_by_loss}",
+    "cost": "What the run took to where it is compared ({where}): {cost}.{interval_by_loss}",
+    "step": "Optimizer steps up to there.",
     "seconds": "Wall-clock seconds of the fit up to there. They depend on the machine.",
     "loss": "Training loss there, extrapolated from the last losses, so that it is not one batch's.{interval}",
+    "loss_drop": "How far the loss fell from the start of the stretch.",
     "action": "What the motion cost: the squared lengths of all updates, each over its clock increment (1 on the clock "
     '"steps"), added up. The same path in half the steps costs twice the action.{interval_by_loss}',
     "efficiency": "Least time in which gradient flow could make this change of the weights for this loss drop, over "
     "the time taken. 1 is the thermodynamic limit; steps that are not small can exceed it. It is no ranking: blind to "
-    "batch noise, and high for a slow run that wastes nothing; who beats whom is seen in time and action.",
+    "batch noise, and high for a slow run that wastes nothing; who beats whom is seen in cost and action.",
     "kinematic_efficiency": "Straightness × steadiness: the least time for this displacement on the same action, over "
     "the time taken. Never above 1.",
     "straightness": "(Distance from first to last weights / length of the path)². Low: the path turns, from noise, "
@@ -34,7 +36,7 @@ _ROUNDING = 1e-12  # of a mean: replicas at the same loss differ by less
 _INTERVAL = " Below it the 95 % interval."
 _INTERVAL_BY_LOSS = " Below it the interval."  # of what: the caption of the plane
 STANDING = (
-    "At loss {level}: on the frontier, if no other needed both less time and less action; else the one that did, and "
+    "At loss {level}: on the frontier, if no other needed both {less} and less action; else the one that did, and "
     "whether the intervals of both keep apart."
 )
 
@@ -87,9 +89,9 @@ class Table:
 def table_of(comparison: Comparison) -> Table:
     """The table of `Comparison.table`, with intervals, and for each group its standing in the plane."""
     shown = shown_columns(comparison)
-    ranked_by = "elapsed" if comparison.by == "loss" else "loss"
-    words = {"where": where(comparison), "clock": clock_word(comparison), "level": number(comparison.loss_level)}
-    words |= {"interval": "" if comparison.by == "loss" else _INTERVAL}
+    ranked_by = "cost" if comparison.by == "loss" else "loss"
+    words = {"where": where(comparison), "cost": comparison.axis.words.heading, "level": number(comparison.loss_level)}
+    words |= {"less": comparison.axis.words.less, "interval": "" if comparison.by == "loss" else _INTERVAL}
     words |= {"interval_by_loss": _INTERVAL_BY_LOSS if comparison.by == "loss" else ""}
     replicas = any(len(group.points) > 1 for group in comparison.groups)
     columns = [Column("name", "group" if replicas else "run", "Its name, from its folder.", False, "none")]
@@ -108,7 +110,7 @@ def table_of(comparison: Comparison) -> Table:
 
 
 def _row(group: Group, at_loss: Group | None, shown: list[tuple[str, int]], comparison: Comparison) -> Row:
-    with_interval = ("elapsed", "action") if comparison.by == "loss" else ("loss",)
+    with_interval = ("cost", "action") if comparison.by == "loss" else ("loss",)
     cells = [] if at_loss is None else [standing(at_loss, comparison.loss_level)]
     cells += [_cell(group, key, digits, interval_too=key in with_interval) for key, digits in shown]
     return Row(
@@ -136,7 +138,7 @@ def standing(group: Group, level: float) -> Cell:
     if not group.reached:
         return Cell(f"did not get to loss {number(level)}", "")
     if not group.placed:
-        return Cell("time or action unknown", "")
+        return Cell("cost or action unknown", "")
     if group.beaten_by is None:
         return Cell("frontier", "0")
     if group.clearly:

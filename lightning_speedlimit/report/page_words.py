@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_speedlimit._plain_text import one_line, plain_text
-from lightning_speedlimit.report.text import clock_word, number, where
+from lightning_speedlimit.report.text import number, where
 
 if TYPE_CHECKING:
     from lightning_speedlimit.report.comparison import Comparison, Group, Point
@@ -46,7 +46,7 @@ def name(comparison: Comparison) -> str:
 
 
 def answer(comparison: Comparison) -> str:
-    """One sentence for who does not know the plane: who made the best of time and action, and who did not."""
+    """One sentence for who does not know the plane: who made the best of cost and action, and who did not."""
     placed = [group for group in comparison.at_loss if group.placed]
     if comparison.by != "loss" or len(placed) < 2:
         return comparison.verdict()[0]
@@ -66,11 +66,11 @@ def answer(comparison: Comparison) -> str:
 
 
 def _best(best: Sequence[Group], comparison: Comparison, *, clearly: bool) -> str:
-    steps = clock_word(comparison) == "steps"
+    words = comparison.axis.words
     names, at = listed([group.name for group in best]), f"loss {number(comparison.loss_level)}"
     if len(best) > 1:
-        return f"{names} came to {at} with the best trades of {'steps' if steps else 'time'} for action"
-    least = f"{'the fewest steps' if steps else 'the least time'} and the least action"
+        return f"{names} came to {at} with the best trades of {words.noun} for action"
+    least = f"the {words.least} and the least action"
     return f"{names} came to {at} with {least}" if clearly else f"{names} seems to have come to {at} with {least}"
 
 
@@ -163,7 +163,8 @@ def _compare_call(comparison: Comparison) -> str:
     """With the groups by name, and `at` where it was asked for."""
     lines = [f"    {group.name!r}: [{', '.join(map(_source, group.points))}]," for group in comparison.groups]
     at = f", at={comparison.at!r}" if comparison.set_by is None else ""
-    return "\n".join(["compare({", *lines, f"}}, by={comparison.by!r}{at})"])
+    cost = "" if comparison.axis.name == "lr" else f", cost={comparison.axis.name!r}"
+    return "\n".join(["compare({", *lines, f"}}, by={comparison.by!r}{at}{cost})"])
 
 
 def _source(point: Point) -> str:

@@ -20,6 +20,8 @@ from lightning_speedlimit.report.labels import optimizer_title
 Source = RunRecord | str | os.PathLike[str]
 Sources = Source | Iterable[Source] | Mapping[str, Source | Iterable[Source]]
 
+Stretch = tuple[int, int | None]  # of a run: from step, to step
+
 KEEP_SKETCHES = 24  # runs at most whose sketches are read at once: 8 MB each
 
 _WANTED = "records or folders of them: one, several, or a mapping of groups"
@@ -27,6 +29,7 @@ _RECORD = "record.json"
 _FOLDER = "speed_limit"  # the last part of every run's folder, which tells nothing
 _LEFT_OUT = "left out: "
 _SETTINGS = ("optimizers", "batch_size", "accumulate_grad_batches")  # that replicas have in common
+_STRETCH = re.compile(r"@(\d*):(\d*)$")  # of a path
 _SEED = re.compile(r"[\s_.\-]*(?<![a-z])(seed|replica)[\s_.=\-]*\d+", re.IGNORECASE)
 
 
@@ -55,9 +58,10 @@ def gather(sources: Sources) -> Gathered:
     """Every record among the sources, named, and put into groups; those that are damaged are left out.
 
     Args:
-        sources: a record, a folder (of a record, or one that holds records somewhere within), or several of them: each
-            a group of its own, but that folders whose names differ in a seed alone ("adam/seed_0", "adam/seed_1") are
-            one. Or a mapping: name of the group → what it consists of.
+        sources: a record, a folder (of a record, or one that holds records somewhere within; with "@1000:2000" behind
+            it that stretch of them), or several of them: each a group of its own, but that folders whose names differ
+            in a seed alone ("adam/seed_0", "adam/seed_1") are one. Or a mapping: name of the group → what it consists
+            of.
 
     Raises:
         RecordError: a folder without a record, or none that can be read.
@@ -151,26 +155,46 @@ def _named(sources: Sequence[Source]) -> Gathered:
 
     Each run once, however often it is named: twice it would be two replicas that agree to the last digit.
     """
-    found: list[tuple[RunRecord | None, Path | None]] = []
+    folders: dict[Path, Path] = {}  # as they were named first
+    wanted: dict[tuple[Path, Stretch | None], None] = {}
     for source in sources:
-        if isinstance(source, RunRecord):
-            found.append((source, None))
-        else:
-            found += [(None, path) for path in records_within(_arguments.path("runs", source, "a folder of runs"))]
-    paths = list({path.resolve(): path for _, path in reversed(found) if path is not None}.values())[::-1]
+        if not isinstance(source, RunRecord):
+            folder, stretch = _split(_arguments.path("runs", source, "a folder of runs"))
+            for path in records_within(folder):
+                wanted[folders.setdefault(path.resolve(), path), stretch] = None
+    paths = list(folders.values())
     loaded, left_out = read_all(paths, sketches=len(paths) <= KEEP_SKETCHES)
-    labels = [plain_text(label) for label in _labels(list(loaded))]
-    runs = [
-        Run(name, _without_seed(name), record, path)
-        for name, (path, record) in zip(labels, loaded.items(), strict=True)
-    ]
-    records = {id(record): record for record, _ in found if record is not None}.values()
+    labels = dict(zip(loaded, map(plain_text, _labels(list(loaded))), strict=True))
+    runs = [_run(labels[path], loaded[path], path, stretch) for path, stretch in wanted if path in loaded]
+    records = {id(source): source for source in sources if isinstance(source, RunRecord)}.values()
     runs += [Run(title, title, record) for record in records for title in [optimizer_title(record)]]
     names = _unique(runs)  # of one name, but told apart: no replicas
     runs = [
         run if run.name == name else replace(run, name=name, group=name) for run, name in zip(runs, names, strict=True)
     ]
     return Gathered(runs, left_out)
+
+
+def _split(source: str | os.PathLike[str]) -> tuple[Path, Stretch | None]:
+    """The folder, and which steps are wanted: "runs/adamw@1000:2000"."""
+    text = os.fspath(source)
+    match = _STRETCH.search(text)
+    if match is None or os.path.exists(text):
+        return Path(text), None
+    return Path(text[: match.start()]), (int(match[1] or 0), int(match[2]) if match[2] else None)
+
+
+def _run(label: str, record: RunRecord, path: Path, stretch: Stretch | None) -> Run:
+    """Raises ValueError for a stretch without a row."""
+    group = _without_seed(label)
+    if stretch is None:
+        return Run(label, group, record, path)
+    try:
+        part = record.stretch(*stretch)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    suffix = "@{start}:{stop}".format(**part.run["stretch"])
+    return Run(label + suffix, group + suffix, part)  # its record is nowhere on disk
 
 
 def _without_seed(label: str) -> str:
@@ -235,6 +259,12 @@ def named_records(runs: Mapping[str, RunRecord] | RunRecord) -> dict[str, RunRec
 
 def check_record(name: str, got: object) -> None:
     _arguments.check_kind(name, got, RunRecord, "a RunRecord; RunRecord.load(folder) gives one")
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """ "a, b, c, d and 3 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _check_groups(runs: Sequence[Run]) -> None:

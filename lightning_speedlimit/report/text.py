@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_speedlimit._summary_text import measured_share
-from lightning_speedlimit.report.comparison import below, rivals
 
 if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Comparison, Group
+    from lightning_speedlimit.report.comparison import Comparison
+    from lightning_speedlimit.report.places import Group
 
 WIDTH = 100
 UNDEFINED = "?"
-_LONGEST = 60  # letters of a name in a table
+MOST_ROWS, FIRST_ROWS = 16, 5  # of more groups than that the table shows so many
+_LONGEST, _SHORT = 60, 20  # letters of a name in a table, and where several stand in a line
+_DETAILS = ("kinematic_efficiency", "straightness", "steadiness")
 _ROUNDING = 1e-9  # relative: of sums and means in float64
 
 # Heading, key in the values, significant digits: what a row of the table shows.
 COLUMNS = (
-    ("steps", "elapsed", 3),
+    ("cost", "cost", 3),
+    ("steps", "step", 3),
     ("seconds", "seconds", 3),
     ("loss", "loss", 3),
+    ("loss drop", "loss_drop", 3),
     ("action", "action", 3),
     ("efficiency", "efficiency", 2),
     ("kinematic", "kinematic_efficiency", 2),
@@ -69,25 +73,75 @@ def where(comparison: Comparison) -> str:
     return unit.format(number(comparison.at))
 
 
-def clock_word(comparison: Comparison) -> str:
-    """What τ counts."""
-    clock = comparison.groups[0].points[0].run.record.run.get("clock", "steps")
-    return "steps" if clock == "steps" else "learning rate, summed"
-
-
 def table(comparison: Comparison) -> str:
-    """A heading, a row for each group, the verdict, the findings, what to beware of."""
+    """A heading, a row for each group, the verdict, the order at three losses, the findings, what to beware of."""
     columns = shown_columns(comparison)
-    head = ["run" if all(len(g.points) == 1 for g in comparison.groups) else "group", *headings(comparison, columns)]
-    rows = [[label(group), *cells(group, columns)] for group in comparison.groups]
-    lines = [heading(comparison), "", *aligned([head, *rows]), ""]
+    lines = [heading(comparison), "", *aligned([head(comparison, columns), *rows(comparison, columns)])]
+    lines += [*left_away(comparison), ""]
     for text in measured(comparison):
         lines += [*textwrap.wrap(text, WIDTH, subsequent_indent="  "), ""]
     lines += [line for text in comparison.verdict() for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
+    if places := order(comparison):
+        lines += ["", order_title(comparison), *aligned(places), order_sentence(comparison)]
     for title, texts in (("What cost the most", costliest(comparison)), ("Beware", comparison.notes)):
         if texts:
             lines += ["", title, *(line for text in texts for line in _item(text))]
     return "\n".join(lines)
+
+
+def head(comparison: Comparison, columns: Sequence[tuple[str, str, int]]) -> list[str]:
+    """Of the table of groups."""
+    first = "run" if all(len(group.points) == 1 for group in comparison.groups) else "group"
+    return [first, *headings(comparison, columns)]
+
+
+def rows(comparison: Comparison, columns: Sequence[tuple[str, str, int]], mark: str = "") -> list[list[str]]:
+    """Of the table: all groups, or the first of many. mark: behind the names of those on the frontier."""
+    marked = comparison.frontier if mark else ()
+    return [
+        [label(group) + (mark if group.name in marked else ""), *cells(group, columns)] for group in _shown(comparison)
+    ]
+
+
+def left_away(comparison: Comparison) -> list[str]:
+    """How many groups the table does not show."""
+    count = len(comparison.groups) - len(_shown(comparison))
+    return [f"{count} more: in the page (--html) and in JSON (--json)"] if count else []
+
+
+def _shown(comparison: Comparison) -> Sequence[Group]:
+    return comparison.groups if len(comparison.groups) <= MOST_ROWS else comparison.groups[:FIRST_ROWS]
+
+
+# --- the order at three losses
+
+
+def order_title(comparison: Comparison) -> str:
+    """ "Who was first, in samples"."""
+    return f"Who was first, in {comparison.axis.words.heading}"
+
+
+def order(comparison: Comparison) -> list[list[str]]:
+    """Heading and a row for each of three losses: the first groups with what each took; empty of a single group."""
+    if len(comparison.groups) < 2 or not comparison.levels:
+        return []
+    places = min(len(comparison.groups), 3 if len(comparison.groups) <= MOST_ROWS else 2)
+    found = [["loss", *("first", "second", "third")[:places]]]
+    for level in comparison.levels:
+        first = [f"{_cut(name, _SHORT)} ({number(cost)})" for name, cost in level.order[:places]]
+        found.append([number(level.loss), *first, *["nobody else"] * (places - len(first))])
+    return found
+
+
+def order_sentence(comparison: Comparison) -> str:
+    """Whether the means keep their order, of the groups that are there at all three losses."""
+    there = set.intersection(*({name for name, _ in level.order} for level in comparison.levels))
+    orders = [[name for name, _ in level.order if name in there] for level in comparison.levels]
+    if all(found == orders[-1] for found in orders):
+        return "The order does not change on the way."
+    if orders[0][0] == orders[1][0] == orders[2][0]:
+        return "The first stays the first; behind it the order changes on the way."
+    return f"The order changes on the way: {orders[0][0]} is first early, {orders[-1][0]} late."
 
 
 def heading(comparison: Comparison) -> str:
@@ -105,15 +159,16 @@ def measured(comparison: Comparison) -> list[str]:
     if not found:
         return []
     alone = len(found) == 1 and len(next(iter(found.values()))) == len(comparison.groups)
-    shares = [share if alone else f"{share} in {_listed(names)}" for share, names in found.items()]
+    shares = [share if alone else f"{share} in {listed(names)}" for share, names in found.items()]
     return [f"measured: {'; '.join(shares)}, values ± standard error"]
 
 
 def costliest(comparison: Comparison) -> list[str]:
     """For each group that has a finding its first, and what to try. A name as "version_0" is told with its settings."""
+    groups = comparison.groups if len(comparison.groups) <= MOST_ROWS else comparison.groups[:1]
     return [
         f"{_introduced(group)}: {finding.sentence} {finding.advice}".rstrip()
-        for group in comparison.groups
+        for group in groups
         for finding in group.findings[:1]
     ]
 
@@ -127,20 +182,33 @@ def _item(text: str) -> list[str]:
 
 
 def shown_columns(comparison: Comparison) -> list[tuple[str, str, int]]:
-    """Those that any group has a number for."""
-    return [c for c in COLUMNS if c[1] == "elapsed" or any(math.isfinite(g.values[c[1]]) for g in comparison.groups)]
+    """What is counted, and of the others those that any group has a number for; of many runs the most telling ones."""
+    axis, many = comparison.axis, len(comparison.groups) > MOST_ROWS
+    counted = {"seconds"} if axis.name == "seconds" else {"step"} if axis.name == "steps" else set()
+    counted |= set(_DETAILS) if many else set()
+    counted |= set() if any(group.stretched for group in comparison.groups) else {"loss_drop"}
+    return [
+        c
+        for c in COLUMNS
+        if c[1] not in counted and (c[1] == "cost" or any(math.isfinite(g.values[c[1]]) for g in comparison.groups))
+    ]
 
 
 def headings(comparison: Comparison, columns: Sequence[tuple[str, str, int]]) -> list[str]:
-    """Of the columns; the first is what the clock counts."""
-    return [clock_word(comparison), *(heading for heading, *_ in columns[1:])]
+    """Of the columns; the first is what is counted."""
+    return [comparison.axis.words.heading, *(heading for heading, *_ in columns[1:])]
 
 
 def label(group: Group) -> str:
     """The name on one line, cut, with the number of replicas where there are several."""
-    name = " ".join(group.name.split())
-    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    name = _cut(group.name, _LONGEST)
     return name if len(group.points) == 1 else f"{name} ({len(group.points)} seeds)"
+
+
+def _cut(name: str, most: int) -> str:
+    """On one line."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def cells(group: Group, columns: Sequence[tuple[str, str, int]]) -> list[str]:
@@ -164,121 +232,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
-# --- the verdict
-
-
-def verdict(comparison: Comparison) -> list[str]:
-    """Sentences; each claim of a winner rests on intervals that do not overlap."""
-    if len(comparison.groups) < 2:
-        one = "One run" if len(comparison.groups[0].points) == 1 else "One group"
-        return [f"{one}: there is nothing to compare it with."]
-    sentences = _ranking(comparison) if comparison.by != "loss" else []
-    if not comparison.at_loss:
-        return [*sentences, "The losses are unknown, so that steps and action can't be compared at the same one."]
-    at = f"at loss {number(comparison.loss_level)}"
-    absent = [group.name for group in comparison.at_loss if not group.reached]
-    there = [group for group in comparison.at_loss if group.reached]
-    groups = [group for group in there if group.placed]
-    if absent:
-        sentences.append(f"{_listed(absent)} did not get to loss {number(comparison.loss_level)}.")
-    sentences += [_unknown(group) for group in there if not group.placed]
-    if len(groups) < 2:
-        return [*sentences, f"That leaves {groups[0].name if groups else 'none'}: there is nothing to compare {at}."]
-    if len(groups) < len(comparison.at_loss):
-        at = f"among the others, {at}"
-    clock = clock_word(comparison)
-    return [*sentences, _extreme(groups, at, clock), _free(groups, at, clock), *_losers(groups, clock)]
-
-
-def _ranking(comparison: Comparison) -> list[str]:
-    """Who has the lowest loss at the same step or time, and who has none there."""
-    ended = [group.name for group in comparison.groups if not group.reached]
-    known = rivals(comparison.groups, comparison.by)
-    unknown = [group.name for group in comparison.groups if group.reached and group not in known]
-    told = [f"{_listed(ended)} ended before."] if ended else []
-    told += [f"{_listed(unknown)} has no finite loss {where(comparison)}."] if unknown else []
-    if len(known) < 2:
-        return [*told, f"No two runs have a loss {where(comparison)}."]
-    if comparison.winner is not None:
-        return [*told, f"{comparison.winner} has the lowest loss {where(comparison)}."]
-    return [*told, f"No run has clearly the lowest loss {where(comparison)}: the intervals overlap."]
-
-
-def _unknown(group: Group) -> str:
-    """Why a group has no place in the plane."""
-    key = "action" if math.isfinite(group.values["elapsed"]) else "elapsed"
-    reasons = [point.run.record.reasons.get(key) for point in group.points]
-    why = next((f": {reason}" for reason in reasons if reason), "")
-    return f"The {'action' if key == 'action' else 'elapsed time'} of {group.name} is unknown{why}."
-
-
-def _extreme(groups: Sequence[Group], at: str, clock: str) -> str:
-    """Who was the fastest and who the cheapest, as far as that can be told."""
-    told = []
-    for key, least, unit in (
-        ("elapsed", "fewest steps" if clock == "steps" else "least time", f" {clock}"),
-        ("action", "least action", ""),
-    ):
-        first, *others = sorted(groups, key=lambda group: group.values[key])
-        bounds = getattr(first, f"{key}_interval")
-        near = [other.name for other in others if not below(bounds, getattr(other, f"{key}_interval"))]
-        value = f"{number(first.values[key])}{unit}"
-        if interval(bounds) != number(first.values[key]):
-            value += f", {interval(bounds)}"
-        if near:
-            told.append(
-                f"who needed the {least} can't be told: {first.name} ({value}) overlaps with {_listed(near, 3)}"
-            )
-        else:
-            told.append(f"{first.name} needed the {least} ({value})")
-    return f"{_capital(at)}, {told[0]}; {told[1]}."
-
-
-def _free(groups: Sequence[Group], at: str, clock: str) -> str:
-    """Who is on the frontier, of the means."""
-    names = [group.name for group in groups if group.beaten_by is None]
-    means = " in the mean" if any(len(group.points) > 1 for group in groups) else ""
-    if len(names) == 1:
-        less = "fewer steps" if clock == "steps" else "less time"
-        return f"{_capital(at)}, no other took {less} or less action than {names[0]}{means}."
-    time = "steps" if clock == "steps" else "time"
-    return f"{_capital(at)}, {_listed(names)} are beaten by none{means}: these trade {time} for action."
-
-
-def _losers(groups: Sequence[Group], clock: str) -> list[str]:
-    """Beaten clearly, and those of which that can't be told."""
-    by_name = {group.name: group for group in groups}
-    time = "steps" if clock == "steps" else "time"
-    sentences, unclear = [], []
-    for group in groups:
-        if group.beaten_by is None:
-            continue
-        other = by_name[group.beaten_by]
-        if group.clearly:
-            elapsed, action = (_times(group, other, *what) for what in (("elapsed", time), ("action", "action")))
-            sentences.append(f"{group.name} is beaten by {other.name}: {elapsed}, {action}.")
-        else:
-            unclear.append(f"{group.name} (behind {other.name})")
-    if len(sentences) > 8:
-        sentences = [*sentences[:7], f"{len(sentences) - 7} more are beaten clearly."]
-    return sentences + ([f"Behind, but within the intervals: {_listed(unclear, 6)}."] if unclear else [])
-
-
-def _times(group: Group, other: Group, key: str, word: str) -> str:
-    """ "2.0 times the steps"; "40.0 steps against 0" where the other was there at its start."""
-    value, least = group.values[key], other.values[key]
-    return f"{number(value / least, 2)} times the {word}" if least else f"{number(value)} {word} against 0"
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 # --- JSON
 
 
@@ -288,9 +241,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "by": comparison.by,
         "at": plain(comparison.at),
         "set_by": comparison.set_by,
+        "cost": comparison.axis.name,
         "winner": comparison.winner,
         "frontier": list(comparison.frontier),
         "loss_level": plain(comparison.loss_level),
+        "levels": [plain(dataclasses.asdict(level)) for level in comparison.levels],
         "groups": [_group_json(group) for group in comparison.groups],
         "at_loss": [_group_json(group) for group in comparison.at_loss],
         "distances": [plain(dataclasses.asdict(distance)) for distance in comparison.distances],
@@ -305,6 +260,7 @@ def _group_json(group: Group) -> dict[str, Any]:
         "title": group.title,
         "values": plain(group.values),
         "standard_errors": plain(group.standard_errors),
+        "cost_interval": plain(group.cost_interval),
         "elapsed_interval": plain(group.elapsed_interval),
         "action_interval": plain(group.action_interval),
         "loss_interval": plain(group.loss_interval),
@@ -316,6 +272,7 @@ def _group_json(group: Group) -> dict[str, Any]:
                 "name": point.run.name,
                 "path": None if point.run.path is None else str(point.run.path),
                 "values": plain(point.values),
+                "cost_interval": plain(point.cost_interval),
                 "elapsed_interval": plain(point.elapsed_interval),
                 "action_interval": plain(point.action_interval),
                 "loss_interval": plain(point.loss_interval),
@@ -323,6 +280,12 @@ def _group_json(group: Group) -> dict[str, Any]:
             for point in group.points
         ],
     }
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """ "a, b and c"; "a, b and 7 more"."""
+    shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""
 
 
 def plain(value: Any) -> Any:

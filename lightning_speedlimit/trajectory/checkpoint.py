@@ -77,11 +77,11 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "after": motion.after.rows.cpu().clone(),
         "vectors": {name: getattr(motion, name).cpu().clone() for name in _VECTORS},
         "gradient": _last_gradient(motion),
-        "origin": None if motion.origin is None else motion.origin.cpu().clone(),
+        "origin": None if motion.moves.origin is None else motion.moves.origin.cpu().clone(),
         "averages": None if motion.mobility.averages is None else motion.mobility.averages.cpu().clone(),
         "pairs": {n: (p.high.cpu().clone(), p.low.cpu().clone(), p.count) for n, p in pairs.items() if p is not None},
         "sums": {name: total.host() for name, total in motion.sums.known.items()},
-        "moves": motion.moves.host(),
+        "moves": motion.moves.sums.host(),
         "waiting": motion.waiting,
         "rates": [float(rate) for rate in motion.rates],
         "noise_weight": {index: float(weight) for index, weight in motion.noise_weight.items()},
@@ -136,11 +136,11 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
         None if saved is None else saved.to(coordinates.device, copy=True)
         for saved in (entry["origin"], entry["averages"])
     )
-    motion.origin, motion.mobility.averages = origin, averages
+    motion.moves.origin, motion.mobility.averages = origin, averages
     motion.mobility.m, motion.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))
     for name, value in entry["sums"].items():
         motion.sums.load(name, value)
-    motion.moves.load_(entry["moves"])
+    motion.moves.sums.load_(entry["moves"])
     motion.waiting, motion.rates = entry["waiting"], list(entry["rates"])
     motion.noise_weight = dict(entry["noise_weight"])
 

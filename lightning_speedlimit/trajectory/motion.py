@@ -23,11 +23,12 @@ from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.decay import remove_decay
 from lightning_speedlimit.trajectory.mobility import Scalar
+from lightning_speedlimit.trajectory.moves import Moves
 from lightning_speedlimit.trajectory.overlap import Overlap
 from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
-from lightning_speedlimit.trajectory.sums import Pair, RunningSum, sum_dtype
+from lightning_speedlimit.trajectory.sums import Pair, sum_dtype
 from lightning_speedlimit.trajectory.valid import chosen, masked
 
 
@@ -36,7 +37,6 @@ class _Stretch(NamedTuple):
 
     before: Tensor
     after: Tensor
-    start: Tensor
     update: Tensor
     gradient: Tensor
     squares: Tensor
@@ -78,9 +78,6 @@ class Motion:
         self.waiting = False  # `update` has met no gradient yet
         self.rates: list[Scalar] = []  # by group, of the update that waits
         self.noise_weight: dict[int, Scalar] = {}  # Σ lr_k of each group over the steps that met their next gradient
-        # Of moves outside of step Σ 1 and Σ ‖move‖², and the latter of those that came before θ_0 was kept apart.
-        self.moves = RunningSum(3, device=coordinates.device)
-        self.origin: Tensor | None = None  # θ_0 as it was, where moves have gone into `start`
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
         self.scratch = coordinates.scratch(), coordinates.scratch()
@@ -94,7 +91,7 @@ class Motion:
         self._layer_of_rows: Tensor | None = None
         coordinates.gather(coordinates.parameters, self.after)
         self.start.copy_(self.after.rows)
-        self._version = self._written()
+        self.moves = Moves(coordinates, self.start)
 
     # -- before the step -------------------------------------------------------------------------------------
 
@@ -120,20 +117,8 @@ class Motion:
     def open(self) -> None:
         """θ_k; moves since the last step go into θ_0."""
         self.coordinates.gather(self.coordinates.parameters, self.before)
-        found = []
-        for rows in self.coordinates.all_stretches:
-            here = self._at(rows)
-            moved = torch.sub(here.before, here.after, out=here.room)
-            if self.coordinates.on_host and not any(torch.aminmax(moved)):
-                continue  # nearly always; on a device, looking would wait for it
-            if self.origin is None and (self.coordinates.on_host or self._written() != self._version):
-                self.origin = self.start.clone()
-            here.start.add_(moved)
-            self.coordinates.dot(moved, moved, moved, here.work)
-            found.append(torch.dot(here.work.to(self.total), self.coordinates.weights[rows]))
-        if found:
-            total = torch.stack(found).sum() * self.coordinates.unscaled
-            self.moves.add_(torch.stack([total.sign(), total, total * (self.origin is None)]))
+        parts = ((rows, self._at(rows)) for rows in self.coordinates.all_stretches)
+        self.moves.take_in((rows, here.after, here.before, here.room, here.work) for rows, here in parts)
 
     def force(self) -> None:
         """g ← −f = ±g + wθ_k, the upper sign unless the loss is maximized; the update that waits meets it."""
@@ -164,7 +149,7 @@ class Motion:
                 left θ alone. measured: False: only the update before is still to be summed up.
         """
         self.coordinates.gather(self.coordinates.parameters, self.after)
-        self._version = self._written()
+        self.moves.settled()
         self._add_met(valid, measured=measured)
         self.closed = True
         if self.overlap is not None:
@@ -299,12 +284,6 @@ class Motion:
         found.index_add_(0, self._layer_of_rows, self.squares * self.coordinates.weights)
         return found.mul_(self.coordinates.unscaled)
 
-    def _written(self) -> int:
-        """Grows with each write to the parameters (not through .data); 0 where the values themselves tell of moves."""
-        if self.coordinates.on_host or self.origin is not None:
-            return 0
-        return sum(p._version for p in self.coordinates.parameters)
-
     def now(self) -> Tensor:
         """θ as it is."""
         return self.coordinates.gather(self.coordinates.parameters, self.coordinates.vector())
@@ -324,7 +303,7 @@ class Motion:
         key = rows.start, rows.stop
         found = self._stretches.get(key)
         if found is None:
-            vectors = (self.before.rows, self.after.rows, self.start, self.update, self.gradient.rows)
+            vectors = (self.before.rows, self.after.rows, self.update, self.gradient.rows)
             each = (self.squares, self.free, self.work, self.anti)
             rooms = (room[: rows.stop - rows.start] for room in self.scratch)
             found = self._stretches[key] = _Stretch(*(t[rows] for t in (*vectors, *each)), *rooms)

@@ -80,14 +80,14 @@ class Table:
         motion, coordinates = self.motion, self.motion.coordinates
         displacement, weighted = coordinates.row(motion.total), coordinates.row()
         free = displacement if motion.travelled is None else coordinates.row(motion.total)
-        net = displacement if motion.origin is None else coordinates.row(motion.total)
+        net = displacement if motion.moves.origin is None else coordinates.row(motion.total)
         rooms = *motion.scratch, coordinates.scratch()
         for rows in coordinates.all_stretches:
             moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
             torch.sub(motion.after.rows[rows], motion.start[rows], out=moved)
             coordinates.squares(moved, displacement[rows])
-            if motion.origin is not None:
-                coordinates.squares(torch.sub(motion.after.rows[rows], motion.origin[rows], out=room), net[rows])
+            if motion.moves.origin is not None:
+                coordinates.squares(torch.sub(motion.after.rows[rows], motion.moves.origin[rows], out=room), net[rows])
             if sketch is not None and self.sketch is not None:
                 sketch.add(moved, rows, self.sketch)
             if motion.travelled is not None:
@@ -177,7 +177,7 @@ class Part:
     def put(self, mail: Mail, share: Share) -> None:
         table, motion = self.table, self.table.motion
         mail.put(f"values {self.key}", table.values, share)
-        mail.put_sum(f"moves {self.key}", motion.moves, share)
+        mail.put_sum(f"moves {self.key}", motion.moves.sums, share)
         for index, weight in motion.noise_weight.items():
             if isinstance(weight, Tensor):
                 mail.put(f"weight {self.key} {index}", weight)

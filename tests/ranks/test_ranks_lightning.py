@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from callback_cases import repeatable
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from ranks_cases import Net
+from ranks_cases import PARTS, Net
 from ranks_lightning import BATCHES, EPOCHS, LOG_EVERY, Module, ddp, fit, launched, speed_limit
 from two_processes import in_two_processes
 
@@ -49,8 +49,18 @@ def witness(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
-def assert_rows_of_one_process(folder: Path, alone: Path, callback: SpeedLimit, width: int = 11) -> None:
-    """Every column of the record, and the values that the logger wrote last."""
+PER_BATCH = ("samples", "critical_batch_size", "critical_batch_size_se")  # of all processes together
+
+
+def of_all_processes(columns: dict[str, Any], processes: int) -> dict[str, Any]:
+    """What several with a batch each have, from the columns of one with the same batches."""
+    return {name: column * (processes if name in PER_BATCH else 1) for name, column in repeatable(columns).items()}
+
+
+def assert_rows_of_one_process(
+    folder: Path, alone: Path, callback: SpeedLimit, width: int = 11, processes: int = 2
+) -> None:
+    """Every column of the record, and the values that the logger wrote last. processes: with samples of their own."""
     model = Module()
     model.net = Net(width)
     fit(alone, callback, model)
@@ -58,7 +68,10 @@ def assert_rows_of_one_process(folder: Path, alone: Path, callback: SpeedLimit, 
     assert wanted is not None
     got = RunRecord.load(folder / "run" / "speed_limit")
     assert got.columns["step"].tolist() == ROWS
-    for name, column in repeatable(wanted.columns).items():
+    assert got.run["samples_per_step"] == pytest.approx(processes * wanted.run["samples_per_step"])
+    first = [PARTS[k % len(PARTS)][0] for k in range(LOG_EVERY)]  # rows of the first tensor of each batch
+    assert got.columns["samples"][0] == processes * sum(first)
+    for name, column in of_all_processes(wanted.columns, processes).items():
         assert got.columns[name].tolist() == pytest.approx(column.tolist(), rel=SAME, abs=1e-12, nan_ok=True), name
     assert math.isfinite(got.columns["loss_drop"][-1])
     one = witness(alone, 0)["metrics"]
@@ -66,6 +79,7 @@ def assert_rows_of_one_process(folder: Path, alone: Path, callback: SpeedLimit, 
         metrics = witness(folder, rank)["metrics"]
         for name, value in one.items():
             if name.startswith("speed_limit/"):
+                value *= processes if name.removeprefix("speed_limit/") in PER_BATCH else 1
                 assert metrics[name] == pytest.approx(value, rel=LOGGED, abs=1e-9, nan_ok=True), name
     assert witness(folder, 0)["metrics"] == pytest.approx(witness(folder, 1)["metrics"], rel=0, abs=0, nan_ok=True)
 
@@ -139,7 +153,7 @@ def test_resumed(root: Path, tmp_path: Path) -> None:
     fit(tmp_path, callback)
     assert callback.record is not None
     got = RunRecord.load(root / "resumed" / "run" / "speed_limit")
-    for name, column in repeatable(callback.record.columns).items():
+    for name, column in of_all_processes(callback.record.columns, 2).items():
         assert got.columns[name].tolist() == pytest.approx(column.tolist(), rel=SAME, abs=1e-12, nan_ok=True), name
 
 
@@ -191,7 +205,8 @@ SHARDED = (
 @pytest.mark.mode("tensor parallel, ModelParallelStrategy", "caveat", SHARDED + "; no sketch")
 @pytest.mark.parametrize(("name", "sketches"), [("fully sharded", True), ("tensor parallel", False)])
 def test_sharded_parameters(root: Path, tmp_path: Path, name: str, sketches: bool) -> None:
-    assert_rows_of_one_process(root / name, tmp_path, speed_limit(), width=12)
+    shares = 1 if name == "tensor parallel" else 2  # both processes see all samples, or each its own
+    assert_rows_of_one_process(root / name, tmp_path, speed_limit(), width=12, processes=shares)
     record = RunRecord.load(root / name / "run" / "speed_limit")
     assert (len(record.sketches) > 0) == sketches
     assert math.isnan(record.columns["wasserstein2"][-1])

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
-from lightning_speedlimit.report.alignment import Timeline, common_level, values_at, work_shares
+from lightning_speedlimit.report.alignment import Timeline, values_at, work_shares
 from lightning_speedlimit.report.interpolation import first_below, read_between, time_above
+from lightning_speedlimit.report.levels import fair_level
 from lightning_speedlimit.trajectory.losses import drop as losses_drop
 
 ROUNDING = 1e-12  # a dozen operations in float64 on numbers of order 1 to 500
@@ -464,17 +465,17 @@ def test_the_common_level_is_the_lowest_that_all_surely_reached() -> None:
         "lost": straight(range(1, 101), lambda k: math.nan),
     }
     timelines = {name: Timeline(record) for name, record in lines.items()}
-    level, name = common_level(timelines)
+    level, name = fair_level(timelines)
     assert level == pytest.approx(0.5 + 0.06, abs=ROUNDING)
     assert name == "shallow"
     for kept in ("deep", "shallow"):
         assert timelines[kept].crossing(level).latest <= 100
-    level, nobody = common_level({"lost": timelines["lost"]})
+    level, nobody = fair_level({"lost": timelines["lost"]})
     assert math.isnan(level)
     assert nobody is None
 
 
-def test_runs_that_did_not_learn_set_no_common_level() -> None:
+def test_runs_that_did_not_learn_set_no_fair_level() -> None:
     """Of a sweep the lowest and the highest rate: their level is above all starts, where nobody has taken a step."""
     wild = {11: -0.5, 12: 7.0}
     lines = {
@@ -484,12 +485,12 @@ def test_runs_that_did_not_learn_set_no_common_level() -> None:
     }
     timelines = {name: Timeline(record) for name, record in lines.items()}
     assert [timeline.fell for timeline in timelines.values()] == [True, False, False]
-    level, name = common_level(timelines)
+    level, name = fair_level(timelines)
     assert level == pytest.approx(1 + 0.03, abs=ROUNDING)
     assert name == "good"
     assert math.isnan(timelines["blown"].crossing(level).step), "one estimate below it, of an error of 3, is noise"
     assert timelines["blown"].crossing(2.5).step == 0, "but it began below this one"
-    level, name = common_level({name: timelines[name] for name in ("dead", "blown")})
+    level, name = fair_level({name: timelines[name] for name in ("dead", "blown")})
     assert name == "blown", "of these alone, as before"
     assert level == pytest.approx(-0.5 + 9, abs=ROUNDING)
 

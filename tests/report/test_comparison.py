@@ -228,8 +228,8 @@ def test_a_run_that_stopped_early_is_not_behind() -> None:
     assert found.groups[1].elapsed_interval == (100, math.inf)
     assert found.frontier == ("long",)
     assert found.verdict() == [
-        "short did not get to loss 0.100.",
-        "That leaves long: there is nothing to compare at loss 0.100.",
+        "At loss 0.100, long is alone: it took 230 steps.",
+        "Left out: short, never below 0.135.",
     ]
     later = compare({"long": long, "stuck": straight(range(1, 501), decay(400))}, at=0.1)
     assert later.winner == "long", "who has no such loss after 500 steps took more than 230"
@@ -257,7 +257,7 @@ def test_a_seed_that_did_not_get_there_leaves_the_group_out() -> None:
     assert by_name["short"].elapsed_interval == (50, math.inf), "from what the shortest took"
     assert found.winner is None
     assert found.frontier == ("other",)
-    assert "short did not get to loss 0.200." in found.verdict()
+    assert found.verdict()[-1] == "Left out: short, never below 0.287."  # of the run that came least far
 
 
 def test_nobody_got_there() -> None:
@@ -266,8 +266,8 @@ def test_nobody_got_there() -> None:
     assert nobody.winner is None
     assert nobody.frontier == ()
     assert nobody.verdict() == [
-        "a and b did not get to loss -3.00.",
-        "That leaves none: there is nothing to compare at loss -3.00.",
+        "At loss -3.00, there is nothing to compare.",
+        "Left out: a, never below 0; b, never below 0.",
     ]
     assert "?" in nobody.table()
     assert found.frontier == ("r0",)
@@ -286,11 +286,11 @@ def test_an_action_that_is_unknown_is_not_a_loss_that_was_missed() -> None:
     assert "did not get" not in told
     assert "The elapsed time of lost is unknown." in told
     assert "The action of no action is unknown." in told
-    assert "Among the others, at loss 0.200, a needed the fewest steps" in told
+    assert "At loss 0.200, a needed the fewest steps" in told
     reason = RunRecord(lost.run)
     reason.append(10, {"loss": 0.1, "loss_drop": 0.9}, {"elapsed": "groups have several rates"})
     two = compare({"lost": reason, "a": known[0]}, at=0.2).verdict()
-    assert two[0] == "The elapsed time of lost is unknown: groups have several rates."
+    assert two[1] == "The elapsed time of lost is unknown: groups have several rates."
 
 
 def test_a_run_that_broke_down_sets_the_level_where_it_was_last_seen() -> None:
@@ -414,8 +414,8 @@ def test_one_run_alone() -> None:
 def test_notes_say_what_to_beware_of() -> None:
     a, b = reaching(4, 1), reaching(5, 1)
     assert compare([a, b]).notes == (
-        "one run each: the intervals come from the noise of the loss, and know nothing of other seeds (runs in folders "
-        "named seed_0, seed_1, … are taken as one group; others by --group NAME=PATH, or a list in Python)",
+        "one run each: the intervals know nothing of other seeds (folders named seed_0, seed_1, … are one group; "
+        "others by --group NAME=PATH, or a list in Python)",
     )
     assert compare({"A": [a, b]}).notes == ()
     late = compare([a, reaching(5, 1, since_step=70, measure_every_n_steps=4, monitor="val")]).notes
@@ -555,10 +555,16 @@ def test_many_runs() -> None:
     found = at_half(places)
     verdict = found.verdict()
     assert len(verdict) <= 11
-    told = sum("is beaten by" in text for text in verdict)
-    more = next(int(text.split()[0]) for text in verdict if text.endswith("more are beaten clearly."))
-    assert told + more == sum(group.clearly for group in found.at_loss)
-    assert sum(line.startswith("r") for line in found.table().split("\n\n")[1].splitlines()) == 201, "and the heading"
+    beaten = next(int(text.split()[0]) for text in verdict if text.endswith(" are beaten clearly."))
+    assert beaten == sum(group.clearly for group in found.at_loss)
+    few = at_half([(2.0, 1.0), *places[:11]])
+    told = sum("is beaten by" in text for text in few.verdict())
+    more = next(int(text.split()[0]) for text in few.verdict() if text.endswith("more are beaten clearly."))
+    assert told == 7
+    assert told + more == sum(group.clearly for group in few.at_loss)
+    shown = found.table().split("\n\n")[1].splitlines()
+    assert sum(line.startswith("r") for line in shown) == 1 + 5, "the heading and the first ones"
+    assert shown[-1] == "195 more: in the page (--html) and in JSON (--json)"
     assert len(json.loads(json.dumps(found.to_dict(), allow_nan=False))["groups"]) == 200
 
 

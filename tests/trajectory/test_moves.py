@@ -126,7 +126,7 @@ def test_where_nothing_moves_the_weights_but_the_steps_they_are_one() -> None:
         walk.step()
     values = walk.meter.compute()
     assert values["net_displacement"] == values["displacement"] > 0
-    assert all(motion.origin is None for follower in walk.meter._followers for motion in follower.motions)
+    assert all(motion.moves.origin is None for follower in walk.meter._followers for motion in follower.motions)
 
 
 def test_the_first_weights_survive_a_checkpoint() -> None:
