@@ -82,6 +82,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "compare, one of several": (lambda **given: report.compare([RECORD, given["runs"]]), {"runs": "saved"}),
     "compare_models": (report.compare_models, {"runs": [RECORD], "by": "loss", "at": None}),
     "diagnose": (report.diagnose, {"values": {"loss": 1.0}, "record": RECORD}),
+    "advise": (report.advise, {"record": RECORD, "others": [RECORD]}),
     "html": (COMPARISON.html, {"path": "page.html"}),
     "page": (page.page, {"comparisons": [COMPARISON], "command": "speedlimit compare"}),
     "write_page": (page.write_page, {"path": "page.html", "comparisons": [COMPARISON], "command": "speedlimit"}),

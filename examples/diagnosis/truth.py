@@ -73,8 +73,11 @@ def true_cause(shares: dict[str, float]) -> str:
 
 
 def told(findings: Sequence[diagnosis.Finding]) -> str:
-    """What the diagnosis says of the work: the first of its findings on it; "nothing" where there is none."""
-    causes = [finding.cause for finding in findings]
+    """What the diagnosis says of the work: the first of its findings on it; "nothing" where there is none.
+
+    A loss that rose is bouncing: the curvature took more than the slope gave.
+    """
+    causes = ["bouncing" if finding.cause == "divergence" else finding.cause for finding in findings]
     if "undefined" in causes:
         return "undefined"
     return next((cause for cause in causes if cause in ("noise", "bouncing")), "nothing")

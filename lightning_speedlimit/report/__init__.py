@@ -1,6 +1,18 @@
-"""Runs side by side: comparison, diagnosis in words, figures, a page."""
+"""Runs side by side: comparison, diagnosis in words, advice, figures, a page."""
 
+from lightning_speedlimit.report.advice import Advice, AtBatch, advise
 from lightning_speedlimit.report.comparison import Comparison, Group, Point, compare, compare_models
 from lightning_speedlimit.report.diagnosis import Finding, diagnose
 
-__all__ = ["Comparison", "Finding", "Group", "Point", "compare", "compare_models", "diagnose"]
+__all__ = [
+    "Advice",
+    "AtBatch",
+    "Comparison",
+    "Finding",
+    "Group",
+    "Point",
+    "advise",
+    "compare",
+    "compare_models",
+    "diagnose",
+]

@@ -14,6 +14,9 @@ from lightning_speedlimit.report.interpolation import Values
 
 _LOST = 10.0  # times the loss's error at its smallest: beyond this, and beyond all that the loss fell, it is not known
 _UNCHANGED = 0.999  # a clipped gradient is shorter than this share of what it was: float32 norms round to 1e-6
+_BEYOND = (
+    10.0  # times the loss: in a quadratic bowl the work of a step is 2 L where it ends at the bottom, 4 L at the edge
+)
 
 # A plateau, in shares of the whole fall: conventions.
 LEAST_STRETCH = 0.25  # of the steps
@@ -25,7 +28,8 @@ LARGEST_SHARE = 0.1  # of its own level: a loss that goes to 0 falls for ever
 
 @dataclass(frozen=True)
 class Divergence:
-    """A loss that ended beyond its start, unknown by more than all that it ever fell, or not finite."""
+    """A loss that ended beyond its start, unknown by more than all that it ever fell, not finite, or far below the work
+    of each step."""
 
     step: int
     """Of the first row from which on it stayed so."""
@@ -37,6 +41,8 @@ class Divergence:
     """Standard error of it, loss."""
     start_error: float = 0.0
     """Standard error of `start`, loss: in a run that ran away at once, the losses from which it follows had too."""
+    work: float = math.nan
+    """Mean over the steps of their work along the gradients, loss."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ def divergence(record: RunRecord, step: float = math.inf) -> Divergence | None:
     """Whether the loss ran away by this step, and from which row on.
 
     A row has run away where its loss drop is below −3 standard errors; or where the loss is not known to 10 times
-    what it once was, nor to all that it ever fell; or where a recorded loss was not finite.
+    what it once was, nor to all that it ever fell; or where a recorded loss was not finite; or where the mean work of a
+    step along its gradient is above 10 times the loss, at its start and there: a run that blew up within its first
+    rows has no start to be compared with.
     """
     columns = record.columns
     rows = (columns["step"] > 0) & (columns["step"] <= step)
@@ -71,6 +79,8 @@ def divergence(record: RunRecord, step: float = math.inf) -> Divergence | None:
     start, loss = float(timeline.loss[0]), timeline.loss[1 : len(steps) + 1]
     finite = np.isfinite(loss)
     away = finite & (drop < -SURE * np.nan_to_num(drop_error)) | finite & _lost(error, start, loss)
+    work = columns["work_ito"][rows] / steps if "work_ito" in columns else unknown
+    away |= finite & (work > _BEYOND * np.maximum(np.abs(loss), abs(start)))
     if "not finite" in record.reasons.get("loss", "") or np.isinf(loss).any():
         away |= ~finite
     if not away[-1]:
@@ -81,7 +91,7 @@ def divergence(record: RunRecord, step: float = math.inf) -> Divergence | None:
     both = drop_error**2 - error**2  # the start's own is in every row's
     started = math.sqrt(max(float(both[np.isfinite(both)].min(initial=math.inf)), 0.0))
     own = float(np.nan_to_num(error[-1]))
-    return Divergence(int(steps[first]), start, last, own, started if math.isfinite(started) else 0.0)
+    return Divergence(int(steps[first]), start, last, own, started if math.isfinite(started) else 0.0, float(work[-1]))
 
 
 def _lost(error: Values, start: float, loss: Values) -> npt.NDArray[np.bool_]:

@@ -39,6 +39,13 @@ def rose(run: JudgedRun) -> list[Finding]:
             f"The loss rose from {start} to {number(found.loss)}: it is beyond its start from step {found.step} "
             f"on{where}."
         )
+    elif found.work > max(abs(found.loss), found.error):
+        evidence = {name: evidence[name] for name in ("step", "learning_rate") if name in evidence}
+        evidence |= {"work_per_step": found.work, "loss": found.loss}
+        sentence = (
+            f"The loss ran away from step {found.step} on{where}: a step's work along its gradient is "
+            f"{number(found.work)} in the mean, and the loss {number(found.loss)}."
+        )
     else:
         evidence["loss_se"] = found.error
         sentence = (

@@ -265,13 +265,13 @@ def test_work_against_the_force_is_not_judged() -> None:
 # --- words
 
 
-def course_of(losses: list[float], error: float, reasons: dict[str, str] | None = None) -> RunRecord:
+def course_of(losses: list[float], error: float, reasons: dict[str, str] | None = None, **more: float) -> RunRecord:
     """Losses that began at 2.34, every 60 steps, at a falling rate; the last one known to this error."""
     record = RunRecord({"optimizers": [sgd()]})
     for i, loss in enumerate(losses, 1):
         own = error if i == len(losses) else 0.01
         row = {"loss": loss, "loss_se": own, "loss_drop": 2.34 - loss, "loss_drop_se": 1.5 * own}
-        record.append(60 * i, row | {"learning_rate": 0.1 / i}, reasons)
+        record.append(60 * i, row | {"learning_rate": 0.1 / i} | more, reasons)
     return record
 
 
@@ -294,6 +294,7 @@ EVERY_KIND = [
     record_of(0.1, 0.0, grad_norm=3.0, grad_norm_clipped=1.0),
     course_of([1.9, 3.0, 1234.5], 0.1),
     course_of([1.9, 3.0, -76543.2], 9e5),
+    course_of([1.9, 1.5, 1.2], 0.1, work_ito=1e5),
     course_of([1.9, 1.5, NAN], 0.1, {"loss": "a recorded loss is not finite"}),
     course_of([1.0, *[0.5 + 0.001 * (-1) ** i for i in range(20)]], 0.01),
     RunRecord(),

@@ -149,34 +149,71 @@ def cases(found: dict[str, Any], cause: str, optimizer: str) -> list[dict[str, A
     return [rows for rows in chosen if rows["before"]["setting"].startswith(optimizer)]
 
 
-def test_the_advice_given_is_the_advice_that_helped(found: dict[str, Any]) -> None:
-    """On digits and on the transformer each: a clear gain in what the advice promises."""
-    for cause in ("noise", "bouncing"):
-        plain = cases(found, cause, "SGD")
-        assert len(plain) == 2
-        for rows in plain:  # momentum: about the steps, the same data, a fraction of the action
-            before, after = rows["before"], rows["momentum 0.9, lr / 10"]
-            assert after["steps"] < 1.15 * before["steps"]
-            assert after["action"] < before["action"] / 4
-            assert after["conversion"] > 2 * before["conversion"]
-    noisy = cases(found, "noise", "Adam")
-    assert len(noisy) == 2
-    for rows in noisy:  # a larger batch: far fewer steps for no more action
-        assert rows["batch x 4"]["steps"] < 0.7 * rows["before"]["steps"]
-        assert rows["batch x 4"]["action"] < 1.05 * rows["before"]["action"]
-    bouncing = cases(found, "bouncing", "momentum")
-    assert len(bouncing) == 2
-    for rows in bouncing:  # a lower rate: the action falls by more than the steps grow
-        more_steps = rows["lr / 3"]["steps"] / rows["before"]["steps"]
-        assert rows["before"]["action"] / rows["lr / 3"]["action"] > more_steps > 1
+def held_out_neighbours(
+    found: dict[str, Any], cause: str
+) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """Held-out runs that are told this cause, with four times the batch, and with a third of the rate; {}: none."""
+    held_out = [run for group in HELD_OUT for run in runs(found, group)]
+    places = {(r["group"], r["optimizer"], f"{r['lr']:.1g}", r["batch"]): r for r in held_out}
+    neighbours = []
+    for run in (run for run in held_out if told(run) == cause):
+        at = run["group"], run["optimizer"]
+        larger = places.get((*at, f"{run['lr']:.1g}", 4 * (run["batch"] or 0)), {})
+        neighbours.append((run, larger, places.get((*at, f"{run['lr'] / 3:.1g}", run["batch"]), {})))
+    return neighbours
 
+
+def test_the_advice_that_is_given_held_in_runs_that_it_was_not_made_on(found: dict[str, Any], page: str) -> None:
+    """A larger batch against noise: fewer steps, more data, in at least 8 of 10."""
+    pairs = [(a, b) for a, b, _ in held_out_neighbours(found, "noise") if b and a["reached"] and b["reached"]]
+    steps = [b["steps"] / a["steps"] for a, b in pairs]
+    data = [4 * ratio for ratio in steps]
+    assert len(pairs) >= 10
+    assert {a["group"] for a, _ in pairs} == set(HELD_OUT)
+    fewer = sum(few < 1 < more for few, more in zip(steps, data, strict=True))
+    assert fewer >= 0.8 * len(pairs)
+    text = one_line(page)
+    assert f"told noise, {len(pairs)} came to the loss" in text
+    assert (
+        f"All {fewer} took fewer steps with the larger one ({statistics.median(steps):.2g} times in the median, "
+        in text
+    )
+    assert f"{min(steps):.2f} to {max(steps):.2f}) and more data ({statistics.median(data):.1f} times, " in text
+    assert f"{min(data):.2f} to {max(data):.1f})" in text
+    assert f"{fewer} of {len(pairs)} held-out runs" in text
+
+
+def test_a_lower_rate_against_bouncing_took_more_steps(found: dict[str, Any], page: str) -> None:
+    pairs = [(a, c) for a, _, c in held_out_neighbours(found, "bouncing") if c]
+    more = sum(c["steps"] > a["steps"] or not c["reached"] for a, c in pairs)
+    assert more == len(pairs)
+    assert f"{more} of {len(pairs)} held-out runs" in one_line(page)
+    assert f"{len(pairs)} have a neighbour with a third of the rate. All {more} took more steps" in one_line(page)
+
+
+def test_what_was_withdrawn_is_told_with_its_figures(found: dict[str, Any], page: str) -> None:
+    """What the trials of the table showed, and why that was not enough."""
+    text = one_line(page)
+    rows = [case for cause in ("noise", "bouncing") for case in cases(found, cause, "SGD")]
+    pairs = [(case["before"], case["momentum 0.9, lr / 10"]) for case in rows]
+    percent = [100 * (after["steps"] / before["steps"] - 1) for before, after in pairs]
+    less = [before["action"] / after["action"] for before, after in pairs]
+    assert len(pairs) == 4
+    assert f"a few percent more steps and data ({min(percent):.0f} to {max(percent):.0f})" in text
+    assert f"and {min(less):.0f} to {max(less):.0f} times less action" in text
+    assert "It failed outside: 44 % more steps on a CNN with BatchNorm" in text
+    for rows_of_one in cases(
+        found, "bouncing", "momentum"
+    ):  # a lower rate: the action falls by more than the steps grow
+        more_steps = rows_of_one["lr / 3"]["steps"] / rows_of_one["before"]["steps"]
+        assert rows_of_one["before"]["action"] / rows_of_one["lr / 3"]["action"] > more_steps > 1
     early, falling = cases(found, "uneven speed", "Adam"), cases(found, "uneven speed", "momentum")
-    for rows in [*early, falling[0]]:  # less time for no more action
-        assert rows["constant, lr / 3"]["steps"] < rows["before"]["steps"] / 2
-        assert rows["constant, lr / 3"]["action"] < 1.05 * rows["before"]["action"]
+    for rows_of_one in [*early, falling[0]]:
+        share = rows_of_one["constant, lr / 3"]["steps"] / rows_of_one["before"]["steps"]
+        assert 0.25 <= share < 0.35
+        assert rows_of_one["constant, lr / 3"]["action"] < 1.05 * rows_of_one["before"]["action"]
     before, after = falling[1]["before"], falling[1]["lr rises fivefold to twice it"]
-    assert after["steps"] < 0.9 * before["steps"]
-    assert after["action"] < 0.9 * before["action"]
+    assert max(after[key] / before[key] for key in ("steps", "action")) < 0.9
 
 
 def test_what_is_not_advised_did_not_help_in_both(found: dict[str, Any]) -> None:
