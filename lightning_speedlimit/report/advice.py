@@ -18,6 +18,7 @@ from statistics import fmean
 
 import numpy as np
 
+from lightning_speedlimit._guard import look, shown
 from lightning_speedlimit._summary_text import number
 from lightning_speedlimit._tuning import Tuned, Tuning
 from lightning_speedlimit.record import RunRecord
@@ -85,9 +86,12 @@ def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:
         TypeError: what is no record.
     """
     check_record("record", record)
-    timed = [record, *others]
-    for other in timed[1:]:
+    beside: list[RunRecord] | None = look(list, None, others)
+    if beside is None:
+        raise TypeError(f"others got {shown(others)}, wanted records, as a list: [RunRecord.load(folder)]")
+    for other in beside:
         check_record("a record among others", other)
+    timed = [record, *beside]
     ran_away, stopped = divergence(record), plateau(record)
     steps = record.columns["step"]
     row = int(np.flatnonzero(steps == stopped.step)[0]) if stopped is not None else len(steps) - 1

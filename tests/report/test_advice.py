@@ -231,5 +231,7 @@ def test_no_promise_is_made_of_the_rate() -> None:
 def test_what_is_no_record() -> None:
     with pytest.raises(TypeError, match="record got"):
         advise("runs/a")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="others got 3, wanted records"):
+        advise(run(), 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a record among others"):
         advise(run(), ["runs/a"])  # type: ignore[list-item]
