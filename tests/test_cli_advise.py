@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from in_this_process import run_here
-from test_cli import ESCAPE, environment
+from test_cli import ESCAPE, environment, on_terminal, without_escapes
 
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.cli import main
@@ -102,9 +102,13 @@ def test_a_run_beside_that_can_not_be_read_is_said_aside(home: Path, tmp_path: P
     assert done.stderr.startswith("left out: b: data-")
 
 
-def test_show_speaks_in_the_same_order_on_a_terminal(home: Path) -> None:
-    from test_cli import on_terminal, without_escapes
+def test_a_terminal_gets_lines_that_fit(home: Path) -> None:
+    raw = on_terminal("advise", "runs/a", cwd=home, columns=80)
+    assert raw != without_escapes(raw), "titles in bold"
+    assert max(map(len, without_escapes(raw).splitlines())) <= 80
 
+
+def test_show_speaks_in_the_same_order_on_a_terminal(home: Path) -> None:
     text = without_escapes(on_terminal("show", "runs/a", cwd=home, columns=100))
     heads = ["What it cost", "What it bought", "What to change", "How close to the speed limit", "What cost the most"]
     assert [text.index(head) for head in heads] == sorted(text.index(head) for head in heads)

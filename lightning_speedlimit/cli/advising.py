@@ -14,7 +14,7 @@ from lightning_speedlimit.cli.complaints import Complaint, from_user
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report import diagnose, text
 from lightning_speedlimit.report.advice import Advice, advise
-from lightning_speedlimit.report.advice_text import blocks
+from lightning_speedlimit.report.advice_text import WIDTH, blocks
 from lightning_speedlimit.report.runs import read_all, records_within
 
 
@@ -38,7 +38,8 @@ def advise_run(run: Path, times: Sequence[Path], *, json: bool) -> None:
 
 def _print(path: Path, record: RunRecord, found: Advice) -> None:
     terminal.print_title(f"{found.title}   {plain_text(str(path))}")
-    for title, lines in blocks(record, found):
+    width = min(terminal.console().width, WIDTH) if terminal.is_terminal() else WIDTH
+    for title, lines in blocks(record, found, width):
         print()
         terminal.print_title(title)
         print("\n".join(lines))

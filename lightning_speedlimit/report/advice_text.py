@@ -18,26 +18,26 @@ _MOST_FINDINGS = 2
 GREEDY = "along the path that was taken: what a whole run at another rate would take is not told by it"
 
 
-def blocks(record: RunRecord, advice: Advice) -> list[tuple[str, list[str]]]:
-    """(title, lines): cost, gain, what to change, physics."""
+def blocks(record: RunRecord, advice: Advice, width: int = WIDTH) -> list[tuple[str, list[str]]]:
+    """(title, lines): cost, gain, what to change, physics; texts wrapped to the width."""
     summary = record.summary()
     spent = ", ".join(f"{value} {name}" for name, value, _ in cost(summary))
     bought = "; ".join(f"{name} {value}" for name, value, _ in gain(summary))
     return [
-        ("What it cost", _wrapped(spent)),
-        ("What it bought", _wrapped(bought)),
-        ("What to change", _changes(record, advice)),
-        ("The physics", _wrapped(summary.sentence())),
+        ("What it cost", textwrap.wrap(spent, width)),
+        ("What it bought", textwrap.wrap(bought, width)),
+        ("What to change", _changes(record, advice, width)),
+        ("The physics", textwrap.wrap(summary.sentence(), width)),
     ]
 
 
-def _changes(record: RunRecord, advice: Advice) -> list[str]:
-    lines = [line for text in numbers(advice) for line in _item(text)]
+def _changes(record: RunRecord, advice: Advice, width: int) -> list[str]:
+    lines = [line for text in numbers(advice) for line in _item(text, width)]
     if advice.at_batches:
-        lines += ["", *_wrapped(caption(advice)), *table(advice), ""]
-    lines += [line for text in advice.cautions for line in _item(f"Beware: {text}.")]
+        lines += ["", *textwrap.wrap(caption(advice), width), *table(advice), ""]
+    lines += [line for text in advice.cautions for line in _item(f"Beware: {text}.", width)]
     for finding in diagnose(record)[:_MOST_FINDINGS]:
-        lines += _item(f"{finding.sentence} {finding.advice}".strip())
+        lines += _item(f"{finding.sentence} {finding.advice}".strip(), width)
     return lines
 
 
@@ -108,9 +108,5 @@ def _told(name: str, tuned: Tuned, meaning: str) -> str:
     return f"{name}: {number(tuned.value)} +/- {number(tuned.standard_error, 2)} {meaning}."
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH)
-
-
-def _item(text: str) -> Sequence[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
+def _item(text: str, width: int) -> Sequence[str]:
+    return textwrap.wrap(text, width, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
