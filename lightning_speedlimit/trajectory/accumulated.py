@@ -96,6 +96,11 @@ class AccumulatedMobility:
             return torch.where(free == 0, torch.zeros_like(free), free / mu)
         return free * (1.0 / mu if mu else 0.0)
 
+    def of(self, i: int) -> Tensor:
+        """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
+        rows = torch.zeros_like(self._like) if self.m is None else self.m.value(slice(None))
+        return self._coordinates.scatter(rows, i, elsewhere=torch.nan)
+
     def _entries(self, run: Run) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name in run.names:
