@@ -225,7 +225,7 @@ class Motion:
                 torch.sub(self.before.rows, self.start, out=self.travelled.high)
         decay = mobility.number(run.group["lr"]) * run.decoupled
         decay = decay if valid is None else decay * valid.to(self.total)
-        here, low = self._at(rows), self.travelled.low[rows]
+        here, low = self._at(rows), self.coordinates.cut(self.travelled.low, rows)
         parameters = self.coordinates.parameters[run.members.start : run.members.stop]
         coarsest = max(torch.finfo(p.dtype).eps for p in parameters)
         remove_decay(here.update, here.before, decay, coarsest, here.other, low if self.snapshots else None)
@@ -235,7 +235,7 @@ class Motion:
 
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> None:
         """Where there is no decoupled decay, u is free of it; m and Σ u²/μ where there is a formula."""
-        free = (self.free if run.decoupled else self.squares)[run.rows]
+        free = self.coordinates.cut(self.free if run.decoupled else self.squares, run.rows)
         if self.travelled is not None and not run.decoupled:
             self.free[run.rows].copy_(free)
             if not self.snapshots:
@@ -243,8 +243,8 @@ class Motion:
         if run.formula is None or run.missing:
             return
         response = self.members[run.members.start].response
-        work = self.mobility.add(run, self.update, free, self.scratch, clip, valid, response)
-        self.sums.add("work_action", masked(work, valid), rows=run.rows)
+        work, factor = self.mobility.add(run, self.update, free, self.scratch, clip, valid, response)
+        self.sums.add("work_action", masked(work, valid), factor, None if len(work) == len(self.squares) else run.rows)
 
     def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
