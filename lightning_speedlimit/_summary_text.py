@@ -27,6 +27,7 @@ OUTSIDE_MOVES = (
 # Values that are there only where clouds were measured.
 CLOUDS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")
 COSTS = ("samples", "tokens", "epochs", "seconds")
+_WITHIN = ("gradient_signal", "gradient_noise")  # of what the critical batch is made; its own reason tells
 _MOST_REASONS = 100
 _CHANGED_PLACES = 0.01  # identity_excess above which neurons are said to have changed places
 
@@ -290,6 +291,8 @@ def _reasons(s: Summary) -> list[str]:
     """One line per reason; the cloud's values, which share theirs, in one. A hundred are more than anyone reads."""
     lines: dict[tuple[str, bool], list[str]] = {}
     for name, reason in islice(s.reasons.items(), _MOST_REASONS):
+        if name in _WITHIN:
+            continue
         undefined = math.isnan(getattr(s, name)) if _is_value(s, name) else False
         group = reason if name in (*CLOUDS, *TUNING) else f"{name} {reason}"
         lines.setdefault((group, undefined), []).append(name)

@@ -29,6 +29,7 @@ class AccumulatedMobility:
         self._like = like
         self.m: Pair | None = None
         self._kept: Vector | None = None  # a state entry as it was before the step
+        self._work: Tensor | None = None  # Σ u²/μ of each row, of the last step
         self.averages: Tensor | None = None  # B_k of RMSprop with momentum, where the response is its mobility
 
     def keep(self, runs: list[Run]) -> None:
@@ -41,8 +42,8 @@ class AccumulatedMobility:
     def add(
         self, run: Run, update: Tensor, free: Tensor, scratch: tuple[Tensor, Tensor], clip: Tensor | None,
         valid: Tensor | None, response: float | None,
-    ) -> Tensor:  # fmt: skip
-        """m += μ where u ≠ 0; returns Σ u²/μ of the run's rows, scaled as `Coordinates.dot` does.
+    ) -> tuple[Tensor, float]:  # fmt: skip
+        """m += μ where u ≠ 0; returns Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it.
 
         Args:
             update, free: of all rows; u without decoupled decay and its squares. scratch: room for two stretches.
@@ -53,10 +54,11 @@ class AccumulatedMobility:
         if not run.names:
             return self._add_shared(run, update, free, scratch[0], clip, valid, response)
         if not run.stretches:  # shards of no coordinate
-            return free
+            return free, 1.0
         entries, cut = self._entries(run), self._coordinates.cut
         state = self._optimizer.state.get(run.lead, {})
-        works = []
+        factor = 1.0
+        self._work = self._coordinates.row() if self._work is None else self._work
         for rows in run.stretches:
             moved, out = (cut(room, slice(0, rows.stop - rows.start)) for room in scratch)
             u, own = cut(update, rows), {name: cut(vector, rows) for name, vector in entries.items()}
@@ -69,15 +71,14 @@ class AccumulatedMobility:
             if valid is not None:  # a skipped first step leaves a state of zeros: 0/0
                 torch.where(valid, out, torch.ones_like(out), out=out)
             cut(self.m.low, rows).addcdiv_(torch.ne(u, 0.0, out=moved), out, value=numerator)
-            work = torch.empty_like(u[:, 0])
-            self._coordinates.dot(out.mul_(u), u, moved, work)
-            works.append(work.mul_(1.0 / numerator if numerator else 0.0))
-        return works[0] if len(works) == 1 else torch.cat(works)
+            self._coordinates.dot(out.mul_(u), u, moved, cut(self._work, rows))
+            factor = 1.0 / numerator if numerator else 0.0
+        return cut(self._work, run.rows), factor
 
     def _add_shared(
         self, run: Run, update: Tensor, free: Tensor, scratch: Tensor, clip: Tensor | None, valid: Tensor | None,
         response: float | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, float]:  # fmt: skip
         """One μ for all coordinates."""
         assert run.formula is not None
         assert self.m is not None
@@ -93,8 +94,13 @@ class AccumulatedMobility:
             low = cut(self.m.low, rows)
             low.addcmul_(moved, mu.to(low.dtype)) if isinstance(mu, Tensor) else low.add_(moved, alpha=mu)
         if isinstance(mu, Tensor):
-            return torch.where(free == 0, torch.zeros_like(free), free / mu)
-        return free * (1.0 / mu if mu else 0.0)
+            return torch.where(free == 0, torch.zeros_like(free), free / mu), 1.0
+        return free, 1.0 / mu if mu else 0.0
+
+    def of(self, i: int) -> Tensor:
+        """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
+        rows = torch.zeros_like(self._like) if self.m is None else self.m.value(slice(None))
+        return self._coordinates.scatter(rows, i, elsewhere=torch.nan)
 
     def _entries(self, run: Run) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -109,7 +109,7 @@ def _sections(
 def _section(part: Part, i: int, host: dict[str, Tensor], told: Verdict) -> SectionTotals:
     section, motion = part.table.sections[i], part.table.motion
     sums = _named(host[f"values {part.key}"][i], told)
-    weight: Any = motion.noise_weight.get(section.group, 0.0)
+    weight: Any = motion.rates.weight.get(section.group, 0.0)
     weight = host.get(f"weight {part.key} {section.group}", weight)
     runs = [r for r in motion.runs.current(motion.missing) if r.index == section.group]
     run = next((r for r in runs if not motion.members[r.members.start].gone), runs[0])

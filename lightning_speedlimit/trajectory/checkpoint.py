@@ -83,8 +83,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "sums": {name: total.host() for name, total in motion.sums.known.items()},
         "moves": motion.moves.sums.host(),
         "waiting": motion.waiting,
-        "rates": [float(rate) for rate in motion.rates],
-        "noise_weight": {index: float(weight) for index, weight in motion.noise_weight.items()},
+        "rates": motion.rates.state_dict(),
     }
 
 
@@ -141,8 +140,8 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
     for name, value in entry["sums"].items():
         motion.sums.load(name, value)
     motion.moves.sums.load_(entry["moves"])
-    motion.waiting, motion.rates = entry["waiting"], list(entry["rates"])
-    motion.noise_weight = dict(entry["noise_weight"])
+    motion.waiting = entry["waiting"]
+    motion.rates.load_state_dict(entry["rates"])
 
 
 def _pair(motion: Motion, saved: tuple[Tensor, Tensor, int] | None) -> Pair | None:

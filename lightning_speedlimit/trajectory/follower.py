@@ -13,6 +13,7 @@ from lightning_speedlimit.trajectory.coordinates import Vector
 from lightning_speedlimit.trajectory.marks import Marks
 from lightning_speedlimit.trajectory.membership import Membership
 from lightning_speedlimit.trajectory.mobility import Scalar
+from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import norms_as_used, norms_observed, total
 from lightning_speedlimit.trajectory.settings import Settings
 
@@ -142,7 +143,7 @@ class Follower:
             if self._scale is not None:
                 vector.rows.div_(self._scale)
         given = [vector.rows for vector in self._given]
-        found = self._change(given)
+        found = _change(self.motions, given)
         self.changes.add(found)
         self._clip = found.factor
         if self.changes.mode == "clipping":
@@ -150,17 +151,6 @@ class Follower:
         self._clip = torch.where(found.even, found.factor, 1.0)
         for motion, rows in zip(self.motions, given, strict=True):
             torch.where(found.even, motion.gradient.rows, rows, out=motion.gradient.rows)
-
-    def _change(self, given: list[Tensor]) -> Change:
-        rr = total([m.coordinates.fast_norm_squared(m.gradient.rows) for m in self.motions])
-        ss = total([m.coordinates.fast_norm_squared(rows) for m, rows in zip(self.motions, given, strict=True)])
-        factor = factor_of(rr, ss)
-        rests = []
-        for motion, rows in zip(self.motions, given, strict=True):
-            rest = torch.mul(motion.gradient.rows, factor.to(rows)).sub_(rows)
-            rests.append(motion.coordinates.fast_norm_squared(rest))
-        coarse = any(p.dtype.itemsize < 4 for m in self.motions for p in m.coordinates.parameters)
-        return change(rr, ss, total(rests), coarse)
 
     # -- within the step -------------------------------------------------------------------------------------
 
@@ -273,3 +263,16 @@ class Follower:
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
     return term if total is None else total + term.to(total.device, non_blocking=True)
+
+
+def _change(motions: list[Motion], given: list[Tensor]) -> Change:
+    """Between the gradients that were observed and those that the optimizer was given."""
+    rr = total([m.coordinates.fast_norm_squared(m.gradient.rows) for m in motions])
+    ss = total([m.coordinates.fast_norm_squared(rows) for m, rows in zip(motions, given, strict=True)])
+    factor = factor_of(rr, ss)
+    rests = []
+    for motion, rows in zip(motions, given, strict=True):
+        rest = torch.mul(motion.gradient.rows, factor.to(rows)).sub_(rows)
+        rests.append(motion.coordinates.fast_norm_squared(rest))
+    coarse = any(p.dtype.itemsize < 4 for m in motions for p in m.coordinates.parameters)
+    return change(rr, ss, total(rests), coarse)

@@ -49,7 +49,7 @@ class Membership:
                     member.options = {k: v for k, v in held[member.group].items() if k != "params"}
                 member.gone = index is None
                 member.group = member.group if index is None else index
-            motion.regroup(before)
+            motion.rates.regroup(before)
             motion.runs.forget()
         return True
 
@@ -134,7 +134,7 @@ class Membership:
                 raise ValueError(
                     f"accumulated_mobility: {name} has no mobility formula; register_mobility gives it one"
                 )
-            return motion.accumulated_mobility(i)
+            return motion.mobility.of(i)
         return None
 
     def loaded(self) -> None:

@@ -25,11 +25,12 @@ from lightning_speedlimit.trajectory.decay import remove_decay
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.moves import Moves
 from lightning_speedlimit.trajectory.overlap import Overlap
+from lightning_speedlimit.trajectory.rates import GroupRates, over
 from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
 from lightning_speedlimit.trajectory.sums import Pair, sum_dtype
-from lightning_speedlimit.trajectory.valid import chosen, masked
+from lightning_speedlimit.trajectory.valid import masked
 
 
 class _Stretch(NamedTuple):
@@ -64,9 +65,8 @@ class Motion:
         self.per_rate = per_rate
         self.after, self.before, self.gradient = (coordinates.vector() for _ in range(3))
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
-        self.travelled: Pair | None = (
-            None  # Σ u without decoupled decay, where there is one; of sampled steps Σ lr w θ_k
-        )
+        # Σ u without decoupled decay, where there is one; of sampled steps Σ lr w θ_k.
+        self.travelled: Pair | None = None
         self.mobility = AccumulatedMobility(optimizer, coordinates, self.before, self.start)
         self.overlap = Overlap(coordinates) if overlaps else None
         self.closed = False  # the gradient is the last step's
@@ -76,8 +76,7 @@ class Motion:
         self.squares, self.free, self.work, self.anti, self.last = (coordinates.row() for _ in range(5))
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
         self.waiting = False  # `update` has met no gradient yet
-        self.rates: list[Scalar] = []  # by group, of the update that waits
-        self.noise_weight: dict[int, Scalar] = {}  # Σ lr_k of each group over the steps that met their next gradient
+        self.rates = GroupRates(members, coordinates)
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
         self.scratch = coordinates.scratch(), coordinates.scratch()
@@ -185,19 +184,14 @@ class Motion:
         if self.overlap is not None:
             self.overlap.add(self.sums, valid)
         noise = anti - met
-        groups = self.groups()
-        for index, rows in groups:
-            rate = self.rates[index] if index < len(self.rates) else 0.0
-            self.sums.add("noise", noise if rows is None else noise[rows], rate, rows)
-        for index in {index for index, _ in groups}:
-            rate = self.rates[index] if index < len(self.rates) else 0.0
-            known = self.noise_weight.get(index, 0.0)
-            self.noise_weight[index] = known + (rate if valid is None else rate * valid.to(self.total))
+        for index, rows in self.rates.rows():
+            self.sums.add("noise", noise if rows is None else noise[rows], self.rates.of(index), rows)
+        self.rates.met(valid)
         self._met, self.waiting = False, valid is not None
         if valid is not None and not measured:  # no update takes its place: it must not meet another gradient
             for waited in (self.update, self.last):
                 torch.where(valid, torch.zeros_like(waited), waited, out=waited)
-            self.rates = [chosen(valid, 0.0, rate) for rate in self.rates]
+            self.rates.forget(valid)
 
     def _count_unmeasured(self) -> None:
         """What a response so far remembers of a step that is not measured."""
@@ -231,7 +225,7 @@ class Motion:
                 torch.sub(self.before.rows, self.start, out=self.travelled.high)
         decay = mobility.number(run.group["lr"]) * run.decoupled
         decay = decay if valid is None else decay * valid.to(self.total)
-        here, low = self._at(rows), self.travelled.low[rows]
+        here, low = self._at(rows), self.coordinates.cut(self.travelled.low, rows)
         parameters = self.coordinates.parameters[run.members.start : run.members.stop]
         coarsest = max(torch.finfo(p.dtype).eps for p in parameters)
         remove_decay(here.update, here.before, decay, coarsest, here.other, low if self.snapshots else None)
@@ -241,7 +235,7 @@ class Motion:
 
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> None:
         """Where there is no decoupled decay, u is free of it; m and Σ u²/μ where there is a formula."""
-        free = (self.free if run.decoupled else self.squares)[run.rows]
+        free = self.coordinates.cut(self.free if run.decoupled else self.squares, run.rows)
         if self.travelled is not None and not run.decoupled:
             self.free[run.rows].copy_(free)
             if not self.snapshots:
@@ -249,8 +243,8 @@ class Motion:
         if run.formula is None or run.missing:
             return
         response = self.members[run.members.start].response
-        work = self.mobility.add(run, self.update, free, self.scratch, clip, valid, response)
-        self.sums.add("work_action", masked(work, valid), rows=run.rows)
+        work, factor = self.mobility.add(run, self.update, free, self.scratch, clip, valid, response)
+        self.sums.add("work_action", masked(work, valid), factor, None if len(work) == len(self.squares) else run.rows)
 
     def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
@@ -260,17 +254,15 @@ class Motion:
             self.squares.copy_(masked(self.squares, valid))
             kept = self.last if self.waiting else torch.zeros_like(self.last)
             self.last.copy_(torch.where(valid, self.work, kept))
-            rates = [chosen(valid, now, known) for now, known in zip(rates, self.rates or rates, strict=False)]
         if self.travelled is not None:
             self.sums.begin("free_squares", "squares")  # what went before had no decay
             self.sums.add("free_squares", masked(self.free, valid))
         self.sums.add("squares", self.squares)
+        self.rates.take(rates, valid)
         if self.per_rate:
-            for index, rows in self.groups():
+            for index, rows in self.rates.rows():
                 own = self.squares if rows is None else self.squares[rows]
-                action = over(own, rates[index] if index < len(rates) else 0.0)
-                self.sums.add("action", action, rows=rows)
-        self.rates = rates
+                self.sums.add("action", over(own, self.rates.of(index)), rows=rows)
 
     def share_path(self, norm: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that all of the joint step is known."""
@@ -292,12 +284,6 @@ class Motion:
         """‖u‖² of the last step."""
         return self.coordinates.total(self.squares) * self.coordinates.unscaled
 
-    def accumulated_mobility(self, i: int) -> Tensor:
-        """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
-        m = self.mobility.m
-        rows = torch.zeros_like(self.start) if m is None else m.value(slice(None))
-        return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
-
     def _at(self, rows: slice) -> _Stretch:
         """The vectors at some rows, as views that are made once."""
         key = rows.start, rows.stop
@@ -308,34 +294,3 @@ class Motion:
             rooms = (room[: rows.stop - rows.start] for room in self.scratch)
             found = self._stretches[key] = _Stretch(*(t[rows] for t in (*vectors, *each)), *rooms)
         return found
-
-    def groups(self) -> list[tuple[int, slice | None]]:
-        """Neighbouring rows of one group, which may have others elsewhere; None: all."""
-        found: list[tuple[int, slice]] = []
-        for member, rows in zip(self.members, self.coordinates.rows, strict=True):
-            if found and found[-1][0] == member.group:
-                found[-1] = member.group, slice(found[-1][1].start, rows.stop)
-            else:
-                found.append((member.group, rows))
-        return [(index, None if len(found) == 1 else rows) for index, rows in found]
-
-    def regroup(self, before: list[int]) -> None:
-        """The members are in other groups than before: what is known by group goes with them."""
-        came: dict[int, int] = {}
-        for gone in (False, True):  # a group of the same number may have left
-            for member, old in zip(self.members, before, strict=True):
-                if member.gone is gone:
-                    came.setdefault(member.group, old)
-        rates, weights = self.rates, self.noise_weight
-        numbers = range(max(came) + 1) if rates else ()
-        self.rates = [rates[old] if (old := came.get(i, i)) < len(rates) else 0.0 for i in numbers]
-        self.noise_weight = {new: weights[old] for new, old in came.items() if old in weights}
-
-
-def over(squared: Tensor, rate: Scalar) -> Tensor:
-    """‖u‖²/lr: 0/0 counts 0 (a warm-up from 0); a motion without learning rate is undefined."""
-    if isinstance(rate, Tensor):
-        moved = torch.where(rate > 0, squared / rate, torch.full_like(squared, torch.nan))
-    else:
-        moved = squared / rate if rate > 0 else torch.full_like(squared, torch.nan)
-    return torch.where(squared == 0, torch.zeros_like(squared), moved)

@@ -25,9 +25,10 @@ class Overlap:
 
     def meet(self, gradient: Vector, rows: slice, room: Tensor) -> None:
         """Products of some rows of g_k."""
-        now, before = gradient.rows[rows], self.before.rows[rows]
-        self._coordinates.dot(now, before, room, self._signal[rows])
-        self._coordinates.dot(now, now, room, self._squares[rows])
+        cut = self._coordinates.cut
+        now, before = cut(gradient.rows, rows), cut(self.before.rows, rows)
+        self._coordinates.dot(now, before, room, cut(self._signal, rows))
+        self._coordinates.dot(now, now, room, cut(self._squares, rows))
 
     def add(self, sums: RowSums, valid: Tensor | None) -> None:
         """The products go into the sums; valid: False where g_k is of no step."""
