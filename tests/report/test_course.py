@@ -324,6 +324,7 @@ def test_a_loss_that_wild_losses_put_anywhere() -> None:
 FINE = {
     "falls": (np.linspace(1.9, 0.5, 20), np.full(20, 0.05)),
     "noise as large as the loss": (noisy(np.full(20, 1.9), 1.0), np.full(20, 1.0)),
+    "not known to itself from the start on": (np.full(20, 1.9), np.full(20, 3.0)),
     "rises within its error": (np.linspace(2.0, 2.1, 20), np.full(20, 0.05)),
     "a spike that went by": (np.r_[np.linspace(1.9, 1.0, 10), 50.0, np.linspace(1.0, 0.5, 9)], np.full(20, 0.05)),
     "noisier as it goes": (np.linspace(1.9, 0.5, 20), np.linspace(0.01, 0.9, 20)),
