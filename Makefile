@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-gpu | test-matrix | modes | docs | paper | diagnosis | bench | clean
+# make demo | test | test-slow | test-gpu | test-matrix | modes | docs | paper | diagnosis | tuning | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test test-slow test-gpu test-matrix modes docs paper diagnosis bench clean setup
+.PHONY: demo test test-slow test-gpu test-matrix modes docs paper diagnosis tuning bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
 
@@ -90,6 +90,13 @@ paper: $(STAMP)
 diagnosis: $(STAMP)
 	$(BIN)/python examples/diagnosis/truth.py --output docs
 	$(BIN)/python examples/diagnosis/mended.py --output docs
+
+# What docs/tuning.md rests on: 25 minutes, less what docs/tuning.json has already. make tuning DATA=folder with
+# mnist/ and fashion-mnist/ as they are published.
+tuning: $(STAMP)
+	$(BIN)/python examples/tuning/sweep.py --data "$(DATA)" --seeds 0 1 2 --output docs
+	$(BIN)/python examples/tuning/headroom.py --data "$(DATA)" --output docs
+	$(BIN)/python examples/tuning/shown.py --output docs
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py --cases a b c d --operations --memory
