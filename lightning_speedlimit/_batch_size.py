@@ -88,7 +88,7 @@ class SampleCount:
     def load(self, state: dict[str, Any] | None) -> None:
         """What `state` returned; None: of a version that did not count."""
         if state is None:
-            self._total = self._of_steps = (math.nan, 0.0, math.nan)
+            self._total = self._of_steps = (math.nan, math.nan, math.nan)
             why = "resumed from a checkpoint without it"
             self.reasons = {SAMPLES: why, EPOCHS: why}
             return
@@ -113,7 +113,7 @@ class SampleCount:
         if not 0 < length < math.inf:
             self.reasons[EPOCHS], length = "the training's data have no length", math.nan
         times = math.nan if self._processes is None else self._processes
-        tokens = look(tokens_of, 0, batch)
+        tokens = 0 if self._per_batch else look(tokens_of, 0, batch)
         return (math.nan if samples is None else samples * times), (tokens * times if tokens else 0.0), 1.0 / length
 
     def _compare(self, samples: int, trainer: Any) -> None:
@@ -131,8 +131,9 @@ def samples_of(batch: Any) -> int | None:
 
 
 def tokens_of(batch: Any) -> int:
-    """The elements of the first 2-D tensor of whole numbers, padding too; 0 where there is none."""
-    return next((t.numel() for t in _tensors(batch) if t.ndim == 2 and t.dtype in _INDICES), 0)
+    """The elements of the first tensor where it is 2-D and of whole numbers, padding too; else 0."""
+    first = next(_tensors(batch), None)
+    return first.numel() if first is not None and first.ndim == 2 and first.dtype in _INDICES else 0
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

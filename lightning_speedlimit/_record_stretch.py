@@ -11,7 +11,16 @@ import numpy.typing as npt
 Values = npt.NDArray[np.float64]
 
 _SUMS = (
-    *("elapsed", "path_length", "action", "work_ito", "work_stratonovich", "work_anti_ito", "work_action"),
+    *(
+        "elapsed",
+        "path_length",
+        "action",
+        "work_ito",
+        "work_stratonovich",
+        "work_anti_ito",
+        "work_action",
+        "work_decay",
+    ),
     *("gradient_signal", "gradient_noise", "loss_drop", "entropy_production", "seconds", "samples", "tokens", "epochs"),
 )
 _LEVELS = ("loss", "loss_se", "learning_rate", "grad_norm", "grad_norm_clipped", "step_norm")

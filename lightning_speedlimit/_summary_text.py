@@ -157,7 +157,7 @@ def changes(s: Summary) -> list[Row]:
         (
             "step headroom",
             _told(s, "step_headroom"),
-            "steps this many times as long would have lowered the loss most; 0.5: bouncing",
+            "above 1: longer steps would have lowered the loss more",
         ),
     ]
 

@@ -1,7 +1,8 @@
 """What a change of batch size or learning rate would buy, from the columns of a record between two rows.
 
 To second order in the step and for independent batches, with W = Σ f_k·u_k, a = Σ f_{k+1}·u_k and the drop d of the
-mean loss between the rows:
+mean loss between the rows that these updates made (what decoupled weight decay did, Σ f_k·v_k with v = −lr w θ_k, is
+taken out):
 
     slope S = 2d − a        curvature C = 2(d − a)        noise N = W − S
     noise_share = N/W       step_headroom = S/C
@@ -29,7 +30,8 @@ TUNING = ("critical_batch_size", "step_headroom", "noise_share")
 _NAN = math.nan
 _BLOCKS = 8  # rows whose spread tells the noise of steps, at least, where there are so many
 _FEWEST = 4  # rows
-_TOLD = 2.0  # standard errors that a difference must have to be divided by
+_SAME_BATCH = 0.2  # epochs end with smaller batches
+_TOLD = 3.0  # standard errors that a difference must have to be divided by
 _KNOWN = {"critical_batch_size": (0.0, 0.3), "step_headroom": (0.0, 0.3), "noise_share": (0.1, 0.0)}
 
 
@@ -78,11 +80,13 @@ class Tuning:
     def __init__(self, columns: Columns, run: Mapping[str, Any], start: int | None = None, stop: int = -1) -> None:
         rows = len(columns["step"])
         self._columns, self._run = columns, run
+        begun = int(np.searchsorted(columns["step"], 1))  # a row at step 0 is the start
+        start = None if start is not None and start % rows < begun else start
         self._stop = stop % rows if rows else -1
         self._start = -1 if start is None else start % rows
         if rows and self._start >= self._stop:
             raise ValueError(f"a stretch got rows {start} to {stop}, wanted one that ends after it begins")
-        first = max(-1, min(self._start, self._stop - _BLOCKS))
+        first = max(begun - 1, min(self._start, self._stop - _BLOCKS))
         self._blocks = range(first + 1, self._stop + 1)
 
     def only(self, names: Iterable[str]) -> dict[str, Tuned]:
@@ -96,13 +100,15 @@ class Tuning:
     @property
     def noise_share(self) -> Tuned:
         """N/W: the share of the work that the updates did on the noise of their own batches."""
+        if is_full_batch(self._run) and math.isfinite(self._total("work_ito")):
+            return Tuned(0.0, 0.0)
         if not self._of(_WORK) > 0.0:
             return Tuned.undefined(self._why("no work was done") if self._stop >= 0 else "nothing was recorded")
         return self._ratio(_NOISE, _WORK, "the work")
 
     @property
     def step_headroom(self) -> Tuned:
-        """S/C: the multiple of the step at which the loss would have fallen most; ½: no gain at all (bouncing)."""
+        """S/C: the multiple of each step at which it would have lowered the loss most, to second order."""
         return self._ratio(_SLOPE, _CURVATURE, "the curvature along the updates")
 
     @property
@@ -110,13 +116,26 @@ class Tuning:
         """B·N/S, of plain SGD; else by neighbouring gradients. In the unit of `batch`."""
         batch = self.batch
         if math.isnan(batch):
-            return Tuned.undefined("the batch size is not known: SpeedLimit(samples_per_batch=...) says it")
+            return Tuned.undefined(
+                "the batch size is not known; SpeedLimit(samples_per_batch=...) says it, or in a plain loop "
+                'record.take(meter, {"samples": ...})'
+            )
+        if self._batch_changed:
+            return Tuned.undefined("the batch size changed within; RunRecord.tuning(after, to) takes a part")
         found = self.critical_batches
         return Tuned(batch * found.value, batch * found.standard_error, found.reason)
 
     @property
     def critical_batches(self) -> Tuned:
         """The same in batches, B_c/B."""
+        if is_full_batch(self._run):
+            return Tuned.undefined("each step sees all data: there is no noise")
+        found = self._critical_batches()
+        if found.value < 0.0:
+            return Tuned.undefined("no noise can be told: gradients are more alike than those of independent batches")
+        return found
+
+    def _critical_batches(self) -> Tuned:
         if self._by_gradients:
             return self._ratio(_SCATTER, _SIGNAL, "the overlap of neighbouring gradients")
         if not is_plain_sgd(self._run):
@@ -128,11 +147,23 @@ class Tuning:
     @property
     def batch(self) -> float:
         """B: samples of a step, or tokens where these were counted; NaN where neither was."""
-        steps = self._total("step")
-        for name in ("tokens", "samples"):
-            if name in self._columns and math.isfinite(total := self._total(name)):
-                return total / steps
-        return _NAN
+        steps, name = self._total("step"), self._counted
+        return self._total(name) / steps if name and steps > 0 else _NAN
+
+    @property
+    def _counted(self) -> str:
+        known = [n for n in ("tokens", "samples") if n in self._columns and math.isfinite(self._total(n))]
+        return known[0] if known else ""
+
+    @property
+    def _batch_changed(self) -> bool:
+        """Between the first and the second half of the rows."""
+        rows = len(self._blocks)
+        sizes = [
+            self._each(self._counted)[half].sum() / self._each("step")[half].sum()
+            for half in (slice(0, rows // 2), slice(rows // 2, rows))
+        ]
+        return rows > 1 and abs(sizes[0] - sizes[1]) > _SAME_BATCH * max(sizes)
 
     @property
     def _by_gradients(self) -> bool:
@@ -147,7 +178,7 @@ class Tuning:
             return Tuned.undefined(self._why("a value that it is made of is NaN"))
         error = self._error(below)
         if math.isnan(error):
-            return Tuned.undefined("fewer than four rows: how far it is known can't be told; log more often")
+            return Tuned.undefined(self._why_no_error(below))
         if y <= _TOLD * error:
             return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g}); a longer run tells more")
         names = sorted(above.parts.keys() | below.parts.keys())
@@ -156,11 +187,24 @@ class Tuning:
             {n: (above.parts.get(n, 0.0) - slope * below.parts.get(n, 0.0)) / y for n in names},
             (above.drops - slope * below.drops) / y,
         )
-        return Tuned(slope, self._error(change))
+        error = self._error(change)
+        return Tuned.undefined(self._why_no_error(change)) if math.isnan(error) else Tuned(slope, error)
+
+    def _why_no_error(self, what: _Sum) -> str:
+        if len(self._blocks) < _FEWEST:
+            return "fewer than four rows: how far it is known can't be told; log more often"
+        if what.drops and math.isnan(self._error_of_drop):
+            return "how far the losses are known is not known; loss_window of 3 and more, or probe_batches of 2, tell"
+        return "a value before it is NaN"
 
     def _of(self, what: _Sum) -> float:
         total = sum(share * self._total(name) for name, share in what.parts.items())
-        return total + what.drops * self._total("loss_drop") if what.drops else total
+        return total + what.drops * self._drop if what.drops else total
+
+    @property
+    def _drop(self) -> float:
+        """d of the updates alone, without what decoupled decay did to the loss."""
+        return self._total("loss_drop") - float(np.nan_to_num(self._total("work_decay")))
 
     def _error(self, what: _Sum) -> float:
         """√(K·v + (drops · the error of d)²), v the variance of a step, from the second differences of the rows.
@@ -172,7 +216,8 @@ class Tuning:
             return _NAN
         rates = sum(share * self._each(name) for name, share in what.parts.items()) / steps
         apart = np.diff(rates, 2) ** 2 / (1 / steps[2:] + 4 / steps[1:-1] + 1 / steps[:-2])
-        return math.hypot(math.sqrt(self._total("step") * float(apart.mean())), what.drops * self._error_of_drop)
+        own = math.sqrt(self._total("step") * float(apart.mean()))
+        return math.hypot(own, what.drops * self._error_of_drop) if what.drops else own
 
     def _each(self, name: str) -> npt.NDArray[np.float64]:
         """What each row of the blocks added."""
@@ -204,18 +249,26 @@ class Tuning:
 
     @property
     def _error_of_drop(self) -> float:
-        """Of the loss drop between two rows: both ends are estimated. 0 where the losses have no known error.
+        """Of the loss drop between two rows: both ends are estimated. NaN where the losses have no known error.
 
-        Of a probe's batches the drop since the start is known better than the loss, of a window's losses less well.
+        Of a probe's batches the drop since the start is known better than the loss, of a window's losses less well;
+        while the first window fills, each row estimates the start anew.
         """
+        window = self._run.get("loss_window") or 0
+        if 0 < window < 3 and not self._run.get("probe_batches"):
+            return _NAN
         if self._start < 0:
             return self._at("loss_drop_se", self._stop)
-        ends = self._start, self._stop
-        return math.hypot(*(min(self._at("loss_se", row), self._at("loss_drop_se", row)) for row in ends))
+        filling = int(self._columns["step"][self._start]) < window
+        errors = [
+            [self._at(name, row) for name in ("loss_drop_se", "loss_se")[: 1 if filling else 2]]
+            for row in (self._start, self._stop)
+        ]
+        return math.hypot(*(min((e for e in own if not math.isnan(e)), default=_NAN) for own in errors))
 
     def _at(self, name: str, row: int) -> float:
         column = self._columns.get(name, ())
-        return float(np.nan_to_num(column[row])) if len(column) else 0.0
+        return float(column[row]) if len(column) else _NAN
 
     def _why(self, otherwise: str) -> str:
         known = [n for n in ("work_ito", "work_anti_ito", "loss_drop") if math.isnan(self._total(n))]
@@ -258,3 +311,8 @@ def is_plain_sgd(run: Mapping[str, Any]) -> bool:
         optimizer.get("class") == "SGD" and not any(group.get("momentum") for group in optimizer.get("groups", ()))
         for optimizer in optimizers
     )
+
+
+def is_full_batch(run: Mapping[str, Any]) -> bool:
+    """Whether a run says that each of its steps sees all data: one step in an epoch."""
+    return 0 < (run.get("batches_per_epoch") or 0) <= (run.get("accumulate_grad_batches") or 1)

@@ -46,7 +46,7 @@ class Summary:
     """B_c = tr Σ/‖F‖², samples (tokens, where these are counted): the batch whose noise is as large as the gradient.
     B·N/(2d − a) for SGD without momentum, else by the overlap of neighbouring gradients. Over the whole run."""
     step_headroom: float = _NAN
-    """(2d − a)/2(d − a), 1: the multiple of the steps at which the loss would have fallen most; ½: bouncing."""
+    """(2d − a)/2(d − a), 1: the multiple of the steps at which the loss would have fallen most, to second order."""
     noise_share_se: float = _NAN
     """Standard errors of these three, in their units."""
     critical_batch_size_se: float = _NAN
@@ -121,6 +121,8 @@ class Summary:
     """½ Σ (f_k + f_{k+1})·u_k, loss: counts half of the noise."""
     work_anti_ito: float = _NAN
     """Σ f_{k+1}·u_k, loss: counts no noise of batch k where batches are independent."""
+    work_decay: float = _NAN
+    """Σ f_k·v_k with v_k = −lr w θ_k, loss: what decoupled weight decay took off the loss; 0 without it."""
     work_action: float = _NAN
     """Σ_k Σ_i u_{k,i}²/μ_{k,i}, loss: the Q for which efficiency ≤ 1 is a theorem."""
 
@@ -146,6 +148,7 @@ class Summary:
     work_stratonovich_se: float = _NAN
     work_anti_ito_se: float = _NAN
     work_action_se: float = _NAN
+    work_decay_se: float = _NAN
     grad_norm_se: float = _NAN
     grad_norm_clipped_se: float = _NAN
 

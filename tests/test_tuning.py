@@ -71,7 +71,7 @@ def test_rows_of_unequal_length_weigh_as_their_steps() -> None:
     for _ in range(300):
         steps = draw.normal(0.3, 0.3, cuts[-1])
         data = {"step": cuts, "work_ito": steps.cumsum()[cuts - 1], "work_anti_ito": np.zeros(10)}
-        data["loss_drop"] = 0.05 * cuts
+        data |= {"loss_drop": 0.05 * cuts, "loss_drop_se": np.zeros(10)}
         stated.append(Tuning(data, PLAIN).noise_share)
     # 1 − S/W with S = 2d exact: its error is S/W² √K σ.
     slope, work = 0.1 * cuts[-1], 0.3 * cuts[-1]
@@ -127,6 +127,66 @@ def test_the_latest_are_of_as_many_rows_as_it_takes() -> None:
         enough = [t.standard_error <= (0.1 if limit is None else limit * t.value) for t in tuned]
         assert found[name] == tuned[enough.index(True)]
     assert not enough[0], "one row is too few here"
+
+
+def test_what_was_lost_to_others_is_no_noise() -> None:
+    """Of the drop 0.3 a step, decay made 0.2: the updates' own balance is that of a drop of 0.1."""
+    data = columns(np.random.default_rng(8), drop=0.3)
+    decay = {"work_decay": 0.2 * data["step"]}
+    less = Tuning(data | {"loss_drop": data["loss_drop"] - decay["work_decay"]}, ADAM).values
+    assert Tuning(data | decay, ADAM).values == less
+
+
+def test_a_full_batch_has_no_noise() -> None:
+    run = ADAM | {"batches_per_epoch": 4, "accumulate_grad_batches": 4}
+    found = Tuning(columns(np.random.default_rng(9)), run).values
+    assert found["noise_share"].value == 0.0
+    assert "each step sees all data" in found["critical_batch_size"].reason
+    other = Tuning(columns(np.random.default_rng(9)), run | {"accumulate_grad_batches": 3}).values
+    assert other["noise_share"].value > 0.0
+
+
+def test_gradients_that_are_more_alike_than_chance_have_no_critical_batch() -> None:
+    found = Tuning(columns(np.random.default_rng(10), gradient_noise=-1.0), ADAM).critical_batch_size
+    assert math.isnan(found.value)
+    assert "no noise can be told" in found.reason
+
+
+@pytest.mark.parametrize("jump", [1.0, 16.0])
+def test_a_batch_that_changes_midway(jump: float) -> None:
+    data = columns(np.random.default_rng(11))
+    data["samples"] = np.where(data["step"] <= 100, 1.0, jump).cumsum() * 320.0
+    whole, half = Tuning(data, ADAM), Tuning(data, ADAM, 11)
+    assert ("the batch size changed" in whole.critical_batch_size.reason) == (jump > 1)
+    assert half.critical_batch_size.value > 0 or jump > 1  # eight rows tell its error, some with the smaller batch
+
+
+def test_a_row_before_the_first_step_is_the_start() -> None:
+    data = columns(np.random.default_rng(12))
+    early = {name: np.concatenate([[0], column]) for name, column in data.items()}
+    assert Tuning(early, ADAM).values == Tuning(data, ADAM).values
+    assert Tuning(early, ADAM, 0).values == Tuning(data, ADAM).values
+    assert Tuning(early, ADAM, 5, 15).values == Tuning(data, ADAM, 4, 14).values
+    record = RunRecord(ADAM)
+    record.append(0, {"samples": 0.0, "work_ito": 0.0})
+    assert all(math.isnan(t.value) for t in record.tuning().values())
+
+
+@pytest.mark.parametrize("window", [2, 50])
+def test_losses_of_unknown_error_tell_nothing(window: int) -> None:
+    data = without_overlap(columns(np.random.default_rng(13)))
+    del data["loss_drop_se"]
+    if window == 2:
+        data["loss_drop_se"] = 0.0 * data["loss_se"]  # two losses have none
+    found = Tuning(data, PLAIN | {"loss_window": window}).values
+    assert all("how far the losses are known" in t.reason for t in found.values())
+
+
+def test_while_the_first_window_fills_the_start_is_uncertain() -> None:
+    data, run = columns(np.random.default_rng(14)), ADAM | {"loss_window": 100}
+    data["loss_drop_se"] = 100 * data["loss_se"]
+    early, late = Tuning(data, run, 5, 15).noise_share, Tuning(data, run, 10, 19).noise_share
+    assert early.standard_error > 3 * late.standard_error
 
 
 def test_even_all_rows_may_be_too_few() -> None:
@@ -186,7 +246,7 @@ def test_headroom_of_a_parabola() -> None:
     theta = 0.97 ** np.arange(41.0)
     data = {"step": np.arange(1, 41), "loss_drop": 0.5 * (1 - theta[1:] ** 2)}
     data["work_anti_ito"] = (0.03 * theta[1:] * theta[:-1]).cumsum()
-    data["work_ito"] = (0.03 * theta[:-1] ** 2).cumsum()
+    data["work_ito"], data["loss_drop_se"] = (0.03 * theta[:-1] ** 2).cumsum(), np.zeros(40)
     found = Tuning(data, PLAIN).values
     assert found["step_headroom"].value == pytest.approx(1 / 0.03, rel=1e-9)
     assert found["noise_share"].value == pytest.approx(0.0, abs=1e-12)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from lightning_speedlimit._tuning import is_full_batch
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report.interpolation import Interval, Values, first_below, read_between, time_above
 
@@ -22,7 +23,16 @@ LOSS_WINDOW = 50  # losses at each end that L_0 and L_K come from, where a recor
 NAN = math.nan
 
 # What grows with every step: 0 at the start, and linear between two log steps.
-SUMS = ("elapsed", "path_length", "action", "work_ito", "work_stratonovich", "work_anti_ito", "work_action")
+SUMS = (
+    "elapsed",
+    "path_length",
+    "action",
+    "work_ito",
+    "work_stratonovich",
+    "work_anti_ito",
+    "work_action",
+    "work_decay",
+)
 # What is paid for; the same, where a record has it.
 COSTS = ("seconds", "samples", "tokens", "epochs")
 # What is read off between two rows as it is: the first row's holds before it.
@@ -218,7 +228,9 @@ def _ratios(sums: Mapping[str, float], step: float, full_batch: bool) -> dict[st
         "conversion": _ratio(drop, work),
         "conversion_se": _ratio(found["loss_drop_se"], abs(work)),
         "signal_fraction": _ratio(anti, met),
-        **work_shares(_ratio(drop, work), _ratio(anti, met), full_batch=full_batch),
+        **work_shares(
+            _ratio(drop - np.nan_to_num(found["work_decay"]), work), _ratio(anti, met), full_batch=full_batch
+        ),
     }
 
 
@@ -231,6 +243,7 @@ def work_shares(conversion: float, signal_fraction: float, *, full_batch: bool =
     (d < a), and where batches are not independent.
 
     Args:
+        conversion: of the drop that the updates without decoupled decay made, d − work_decay.
         full_batch: every step sees all data. There is no noise then, and what did not lower the loss is bouncing: steps
             that overshoot are beyond second order, and the balance would book some of that as noise.
     """
@@ -238,11 +251,6 @@ def work_shares(conversion: float, signal_fraction: float, *, full_batch: bool =
     # NaN where the conversion is
     noise = 0.0 * conversion if full_batch else 1.0 - 2.0 * conversion + signal_fraction
     return {"useful_share": conversion, "bouncing_share": bouncing, "noise_share": noise}
-
-
-def is_full_batch(run: Mapping[str, Any]) -> bool:
-    """Whether a run says that each of its steps sees all data: one step in an epoch."""
-    return 0 < (run.get("batches_per_epoch") or 0) <= (run.get("accumulate_grad_batches") or 1)
 
 
 def values_at(record: RunRecord, step: float | None = None) -> dict[str, float]:

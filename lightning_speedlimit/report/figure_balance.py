@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lightning_speedlimit._tuning import is_full_batch
 from lightning_speedlimit.record import RunRecord
 
-from .alignment import is_full_batch, work_shares
+from .alignment import work_shares
 from .runs import named_records
 from .style import GREY, INK, NothingToDraw, describe, drawable, figure, number, short_name, style
 

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lightning_speedlimit._tuning import is_full_batch
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report import course
-from lightning_speedlimit.report.alignment import is_full_batch, work_shares
+from lightning_speedlimit.report.alignment import work_shares
 from lightning_speedlimit.report.interpolation import Values
 from lightning_speedlimit.report.labels import effective_batch
 
@@ -59,7 +60,8 @@ class JudgedRun:
         self.step = float(values.get("step", math.inf))
         self.step = math.inf if math.isnan(self.step) else self.step
         self.conversion, self.signal = self["conversion"], self["signal_fraction"]
-        self.shares = work_shares(self.conversion, self.signal, full_batch=is_full_batch(record.run))
+        decay = self["work_decay"] / self["work_ito"] if abs(self["work_decay"]) > 0 else 0.0
+        self.shares = work_shares(self.conversion - decay, self.signal, full_batch=is_full_batch(record.run))
         self._columns = record.columns
 
     def __getitem__(self, name: str) -> float:

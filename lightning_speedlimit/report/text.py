@@ -137,6 +137,8 @@ def order_sentence(comparison: Comparison) -> str:
     """Whether the means keep their order, of the groups that are there at all three losses."""
     there = set.intersection(*({name for name, _ in level.order} for level in comparison.levels))
     orders = [[name for name, _ in level.order if name in there] for level in comparison.levels]
+    if any({name for name, _ in level.order} != there for level in comparison.levels):
+        return "Not all of them are known at all three."
     if all(found == orders[-1] for found in orders):
         return "The order does not change on the way."
     if orders[0][0] == orders[1][0] == orders[2][0]:

@@ -27,7 +27,7 @@ _DISAGREED = (
     "differ?): there is no mean over them"
 )
 # What counts c times where gradients were scaled by c and not clipped; and sums whose sign is that of −f.
-_SCALED = ("work_ito", "work_met", "work_anti_ito", "waiting", "noise", "work_action", "weighted")
+_SCALED = ("work_ito", "work_met", "work_anti_ito", "waiting", "noise", "work_action", "work_decay", "weighted")
 
 
 def assembled(

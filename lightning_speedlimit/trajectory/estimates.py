@@ -200,6 +200,7 @@ WITH_ERRORS = (
     "speed_limit_time",
     *WORKS,
     *GRADIENTS,
+    "work_decay",
     "entropy_production",
     "grad_norm",
     "grad_norm_clipped",
@@ -228,6 +229,7 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
         "work_anti_ito": anti,
         "work_stratonovich": 0.5 * (met + anti),
         "work_action": work_action,
+        "work_decay": run.sum("work_decay"),
     }
     produced = drop if estimator == "loss_drop" else works[f"work_{estimator}"]
     gradients = {name: run.sum(name) for name in GRADIENTS}

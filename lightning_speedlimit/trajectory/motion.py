@@ -74,6 +74,7 @@ class Motion:
         self.sums = RowSums(coordinates)
         # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
         self.squares, self.free, self.work, self.anti, self.last = (coordinates.row() for _ in range(5))
+        self.decayed = coordinates.row()  # −f·θ_k
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
         self.waiting = False  # `update` has met no gradient yet
         self.rates = GroupRates(members, coordinates)
@@ -232,6 +233,7 @@ class Motion:
         if not self.snapshots:
             low.add_(here.update)
         self.coordinates.dot(here.update, here.update, here.other, here.free)
+        self.coordinates.dot(here.gradient, here.before, here.other, self.coordinates.cut(self.decayed, rows))
 
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> None:
         """Where there is no decoupled decay, u is free of it; m and Σ u²/μ where there is a formula."""
@@ -240,11 +242,15 @@ class Motion:
             self.free[run.rows].copy_(free)
             if not self.snapshots:
                 self.travelled.low[run.rows].add_(self.update[run.rows])
+        whole = None if free is self.free or free is self.squares else run.rows
+        if run.decoupled:
+            decay = mobility.number(run.group["lr"]) * run.decoupled
+            self.sums.add("work_decay", masked(self.coordinates.cut(self.decayed, run.rows), valid), decay, whole)
         if run.formula is None or run.missing:
             return
         response = self.members[run.members.start].response
         work, factor = self.mobility.add(run, self.update, free, self.scratch, clip, valid, response)
-        self.sums.add("work_action", masked(work, valid), factor, None if len(work) == len(self.squares) else run.rows)
+        self.sums.add("work_action", masked(work, valid), factor, whole)
 
     def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""

@@ -20,6 +20,7 @@ SUMS = (
     "noise",  # Σ lr_k (f_k − f_{k+1})·u_k over those steps, with this sign
     "l2_drop",  # ½w Σ (‖θ_{k+1}‖² − ‖θ_k‖²)
     "work_action",  # Σ u²/μ
+    "work_decay",  # Σ f_k·v_k of decoupled decay, v = −lr w θ_k; with this sign
     "gradient_signal",  # Σ g_k·g_{k−1} over the steps whose gradient before is known
     "gradient_noise",  # Σ (‖g_k‖² − g_k·g_{k−1}) over those steps
 )

@@ -142,3 +142,27 @@ def test_drawn_coordinates_say_how_far_off_they_are() -> None:
     scatter, stated = of_all[:, 0].std(), of_all[:, 1].square().mean().sqrt()
     assert float(of_all[:, 0].mean()) == pytest.approx(wanted(pairs)[1], abs=4 * float(scatter) / 50**0.5)
     assert float(stated / scatter) == pytest.approx(1.0, abs=0.4)
+
+
+@pytest.mark.parametrize("coordinates", ["all", 1200])
+def test_what_decoupled_decay_did_to_the_loss(coordinates: Any) -> None:
+    """Σ f_k·v_k with v = −lr w θ_k, of two groups with rates and decays of their own."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(n)) for n in (700, 900, 300)]
+    groups = [{"params": weights[:1]}, {"params": weights[1:2], "lr": 0.05, "weight_decay": 0.0}]
+    groups.append({"params": weights[2:], "lr": 0.02, "weight_decay": 0.3})
+    optimizer = AdamW(groups, lr=0.01, weight_decay=0.1)
+    meter, wanted = TrajectoryMeter(optimizer, coordinates=coordinates), 0.0
+    for _ in range(6):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.randn_like(p) + 0.5 * p.detach()
+                wanted += group["lr"] * group["weight_decay"] * float((p.grad.double() * p.detach().double()).sum())
+        optimizer.step()
+    values = meter.compute()
+    meter.close()
+    if coordinates == "all":
+        assert values["work_decay"] == pytest.approx(wanted, rel=REL)
+    else:
+        assert values["work_decay"] == pytest.approx(wanted, abs=4 * values["work_decay_se"])
+        assert 0 < values["work_decay_se"] < 0.3 * wanted
