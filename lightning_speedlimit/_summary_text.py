@@ -326,7 +326,7 @@ def _may_be_absent(name: str) -> bool:
 
     Records of plain numbers have no `net_displacement`, samples and critical batch.
     """
-    return name.endswith("_se") or name in (*CLOUDS, *COSTS, *TUNING, "net_displacement")
+    return name.endswith("_se") or name in (*CLOUDS, *COSTS, *TUNING, "net_displacement", "work_decay")
 
 
 # --- one sentence

@@ -120,8 +120,6 @@ class Tuning:
                 "the batch size is not known; SpeedLimit(samples_per_batch=...) says it, or in a plain loop "
                 'record.take(meter, {"samples": ...})'
             )
-        if self._batch_changed:
-            return Tuned.undefined("the batch size changed within; RunRecord.tuning(after, to) takes a part")
         found = self.critical_batches
         return Tuned(batch * found.value, batch * found.standard_error, found.reason)
 
@@ -130,6 +128,8 @@ class Tuning:
         """The same in batches, B_c/B."""
         if is_full_batch(self._run):
             return Tuned.undefined("each step sees all data: there is no noise")
+        if self._counted and self._batch_changed:
+            return Tuned.undefined("the batch size changed within; RunRecord.tuning(after, to) takes a part")
         found = self._critical_batches()
         if found.value < 0.0:
             return Tuned.undefined("no noise can be told: gradients are more alike than those of independent batches")

@@ -76,9 +76,10 @@ def test_what_has_no_tensor_has_no_samples_and_is_not_used_up() -> None:
     assert samples_of(torch.tensor(2.0)) == 1  # as Lightning has it
 
 
-def test_tokens_are_the_elements_of_the_first_table_of_whole_numbers() -> None:
+def test_tokens_are_the_elements_of_a_table_of_whole_numbers_that_comes_first() -> None:
     ids = torch.zeros(3, 8, dtype=torch.int64)
-    assert tokens_of({"image": torch.zeros(3, 8), "ids": ids, "labels": ids[:, :2]}) == 24
+    assert tokens_of({"ids": ids, "labels": ids[:, :2]}) == 24
+    assert tokens_of({"image": torch.zeros(3, 8), "labels": ids}) == 0  # several labels of each image
     assert tokens_of((ids.int(),)) == 24
     for other in (ids.bool(), ids.byte(), ids[0], ids[None], ids.float()):
         assert tokens_of([other]) == 0

@@ -29,7 +29,7 @@ def save_run(folder: Path, *, batch: int, seconds: float) -> None:
     for i, (work, anti) in enumerate(works.T, 1):
         row = {"work_ito": work, "work_anti_ito": anti, "loss_drop": 1.2 * i, "loss": 30 - 1.2 * i, "elapsed": 10.0 * i}
         row |= {"samples": 10.0 * i * batch, "seconds": seconds * i, "conversion": 0.4, "signal_fraction": 0.33}
-        record.append(10 * i, row | {"straightness": 0.5, "steadiness": 0.9})
+        record.append(10 * i, row | {"loss_se": 0.01, "loss_drop_se": 0.01, "straightness": 0.5, "steadiness": 0.9})
     record.save(folder)
 
 

@@ -154,6 +154,7 @@ class Estimates:
         named = WITH_ERRORS if self.run.sampled else ("conversion", "efficiency")
         for name in named:
             error_of = math.sqrt(variances[name]) if not self.run.unspread or not self.run.sampled else NAN
+            error_of = 0.0 if name == "work_decay" and self.values[name] == 0.0 else error_of  # not even by rounding
             self.values[f"{name}_se"] = error_of if math.isfinite(self.values[name]) else NAN
         if not self.run.sampled and self.estimator != "loss_drop":
             self.values["efficiency_se"] = NAN

@@ -239,7 +239,8 @@ def test_a_fifth_of_the_coordinates_tells_the_rest(kind: str) -> None:
 def test_every_value_of_a_draw_states_its_error(kind: str) -> None:
     run = watched(kind)
     wanted = {
-        f"{name}_se" for name in (*SAMPLED, *GRADIENTS, "net_displacement", "grad_norm_clipped", "entropy_production")
+        f"{name}_se"
+        for name in (*SAMPLED, *GRADIENTS, "work_decay", "net_displacement", "grad_norm_clipped", "entropy_production")
     } | OF_THE_LOSS
     assert {name for name in run.exact if name.endswith("_se")} == OF_THE_LOSS
     for drawn in run.drawn:
