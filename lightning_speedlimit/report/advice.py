@@ -20,7 +20,7 @@ import numpy as np
 
 from lightning_speedlimit._guard import look, shown
 from lightning_speedlimit._summary_text import number
-from lightning_speedlimit._tuning import Tuned, Tuning
+from lightning_speedlimit._tuning import Tuned, Tuning, is_plain_sgd
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report.course import Plateau, clipped, divergence, plateau
 from lightning_speedlimit.report.findings_of_course import MOSTLY
@@ -168,6 +168,10 @@ def _cautions(record: RunRecord, stopped: Plateau | None) -> list[str]:
         if (run.get("accumulate_grad_batches") or 1) > 1:
             size = run.get("batch_size")
             said.append(f"BatchNorm normalises by the {size} samples of one batch, however many are accumulated")
+    if not is_plain_sgd(run):
+        said.append(
+            "where it was tried, Adam's larger batches took fewer steps than this says, up to three times fewer"
+        )
     short = clipped(record)
     if short is not None and short.share >= MOSTLY:
         said.append(f"gradients were clipped at {number(short.share)} of the log steps: the threshold sets these steps")

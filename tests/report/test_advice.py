@@ -180,6 +180,8 @@ def test_cautions() -> None:
         row = {n: float(c[i]) for n, c in record.columns.items() if n != "step"}
         found.append(int(step), row | {"learning_rate": rates[i], "grad_norm": 2.0, "grad_norm_clipped": 1.0})
     assert advise(run()).cautions == ()
+    adam = RunRecord({**run().run, "optimizers": [{"class": "Adam", "groups": [{"lr": 1e-3}]}]})
+    assert "Adam's larger batches took fewer steps than this says" in advise(adam).cautions[0]
     assert [caution.split(":")[0] for caution in advise(found).cautions] == [
         "the learning rate went between 0.0100 and 0.100 (CosineAnnealingLR)",
         "BatchNorm",
