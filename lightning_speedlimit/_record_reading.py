@@ -59,7 +59,7 @@ def read_folder(folder: Path, *, sketches: bool = True) -> RecordData:
     try:
         document, arrays = _read(folder, sketches=sketches)
     except OSError as error:
-        raise RecordError(f"can't be read: {error.strerror or error}; copy it again, or mend its rights") from error
+        raise RecordError(f"can't be read: {error.strerror or error}; copy it again, or fix its permissions") from error
     run = from_json(document["run"])
     check(run, {"type": "object"}, "run")  # and not a number that JSON has no word for
     check_nesting(run, "run", MAX_NESTING - 2)  # as what can be written

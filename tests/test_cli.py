@@ -129,7 +129,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-# --- what the user can mend
+# --- what the user can fix
 
 
 def test_a_path_that_is_not_there(home: Path) -> None:

@@ -17,7 +17,7 @@ _LIBRARIES = ("typer", "rich", "matplotlib", "jinja2")  # of the extra "report"
 def main() -> None:
     """Runs the command that `sys.argv` asks for.
 
-    Exit codes: 0; 2 for what the user can mend, said in one line on stderr; 130 for Ctrl-C; 1 where whoever read the
+    Exit codes: 0; 2 for what the user can fix, said in one line on stderr; 130 for Ctrl-C; 1 where whoever read the
     output went away, silently.
     """
     for stream in (sys.stdout, sys.stderr):

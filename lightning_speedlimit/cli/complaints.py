@@ -1,4 +1,4 @@
-"""What the user can mend, told from faults of the program."""
+"""What the user can fix, told from faults of the program."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ __all__ = ["Comparison", "Group", "Point", "compare", "compare_models"]
 class Comparison:
     """Runs at one loss, step or time, and what follows. `print` shows it as text.
 
-    τ·A ≥ D²: steps and action buy each other, so at the same loss one group beats another when it took less of both
+    τ·A ≥ D²: steps trade against action, so at the same loss one group beats another when it took less of both
     (the plane of cost and action); where their intervals overlap no winner is named.
     """
 
