@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ LEAST_STRETCH = 0.25  # of the steps
 FEWEST_ROWS = 9  # of losses that have none in common
 NO_FALL = 0.005  # a fall that may be told from 0, and is none
 LARGEST_FALL = 0.05  # what it may have fallen by, two errors included
+_SLACK = 1e-6  # more than running sums of rows round to
 LARGEST_SHARE = 0.1  # of its own level: a loss that goes to 0 falls for ever
 
 
@@ -129,12 +131,37 @@ def plateau(record: RunRecord, step: float = math.inf) -> Plateau | None:
     x, y = _apart(x[x > 0], y[x > 0], record.run.get("loss_window") or 1)
     if not drop > 0:
         return None
-    for first in range(len(x) - FEWEST_ROWS + 1):
+    for first in _perhaps_flat(y, drop):
         if x[-1] - x[first] < LEAST_STRETCH * x[-1]:
             return None
         if (found := _flat(y[first:], drop)) is not None:
             return Plateau(int(x[first]), *found, drop)
     return None
+
+
+def _perhaps_flat(y: Values, drop: float) -> list[int]:
+    """First rows from which on `_flat` may find one: all at once, by running sums, and what these round to allowed."""
+    rows = len(y)
+    first = np.arange(max(0, rows - FEWEST_ROWS + 1))
+    if not len(first):
+        return []
+    third = (rows - first) // 3
+    ends = first, first + third, rows - third, np.full_like(first, rows)
+    level, near = y[-1], y - y[-1]
+    one, two = (np.concatenate([[0.0], np.cumsum(near**power)]) for power in (1, 2))
+    counts = [after - before for before, after in itertools.pairwise(ends)]
+    sums = [one[after] - one[before] for before, after in itertools.pairwise(ends)]
+    means = [total / count for total, count in zip(sums, counts, strict=True)]
+    squares = two[rows] - two[first] - sum(mean * total for mean, total in zip(means, sums, strict=True))
+    scatter = np.sqrt(np.maximum(squares, 0.0) / (rows - first - 3)) * (1 + _SLACK)
+    error, fall = scatter * np.sqrt(2 / third), means[0] - np.minimum(means[1], means[2])
+    most, slack = np.maximum(fall, 0.0) + 2 * error * (1 - 2 * _SLACK), _SLACK * drop
+    flat = (fall <= np.maximum(error, NO_FALL * drop) + slack) & (most <= LARGEST_FALL * drop + slack)
+    flat &= means[2] - means[0] <= LARGEST_FALL * drop + slack
+    flat &= most <= LARGEST_SHARE * np.abs(level + means[0]) + slack
+    flat &= near[first] <= means[0] + 2 * scatter + NO_FALL * drop + slack
+    found: list[int] = np.flatnonzero(flat).tolist()
+    return found
 
 
 def _flat(y: Values, drop: float) -> tuple[float, float] | None:

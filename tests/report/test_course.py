@@ -386,3 +386,17 @@ def test_seldom_clipped_or_never_is_no_finding() -> None:
         assert (found.share if found else 0.0) == pytest.approx(share)
         assert ("clipping" in [finding.cause for finding in diagnose(record)]) == (share >= 0.5)
     assert clipped(rows(np.ones(3))) is None
+
+
+def test_no_row_is_missed_by_looking_at_all_at_once() -> None:
+    """Against each row by itself, of losses with and without a floor, at several sizes."""
+    draw, some = np.random.default_rng(0), 0
+    for trial in range(300):
+        rows = int(draw.integers(9, 60))
+        fall = np.exp(-np.arange(rows) / draw.uniform(1, rows))
+        y = draw.choice([1e-3, 1.0, 1e6]) * (draw.choice([0.0, 1.0, 100.0]) + fall + draw.normal(0, 0.01, rows))
+        drop = float(y.max() - y.min()) or 1.0
+        found = [i for i in range(rows - course.FEWEST_ROWS + 1) if course._flat(y[i:], drop) is not None]
+        assert set(found) <= set(course._perhaps_flat(y, drop)), trial
+        some += bool(found)
+    assert 10 < some < 290
