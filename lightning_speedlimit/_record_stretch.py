@@ -10,19 +10,19 @@ import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
 
-_SUMS = (
-    *(
-        "elapsed",
-        "path_length",
-        "action",
-        "work_ito",
-        "work_stratonovich",
-        "work_anti_ito",
-        "work_action",
-        "work_decay",
-    ),
-    *("gradient_signal", "gradient_noise", "loss_drop", "entropy_production", "seconds", "samples", "tokens", "epochs"),
+# What grows with every step, and what is paid for.
+SUMS = (
+    "elapsed",
+    "path_length",
+    "action",
+    "work_ito",
+    "work_stratonovich",
+    "work_anti_ito",
+    "work_action",
+    "work_decay",
 )
+COSTS = ("seconds", "samples", "tokens", "epochs")
+_SUMS = (*SUMS, *COSTS, "gradient_signal", "gradient_noise", "loss_drop", "entropy_production")
 _LEVELS = ("loss", "loss_se", "learning_rate", "grad_norm", "grad_norm_clipped", "step_norm")
 _SUMS_WITH_ERROR = ("action", "path_length", "work_ito", "work_stratonovich", "work_anti_ito", "work_action")
 _OF_THE_WHOLE = ("samples_per_step", "tokens_per_step", "since_step")

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from lightning_speedlimit._record_stretch import COSTS, SUMS
 from lightning_speedlimit._tuning import is_full_batch
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report.interpolation import Interval, Values, first_below, read_between, time_above
@@ -22,19 +23,6 @@ SURE = 3.0
 LOSS_WINDOW = 50  # losses at each end that L_0 and L_K come from, where a record does not say
 NAN = math.nan
 
-# What grows with every step: 0 at the start, and linear between two log steps.
-SUMS = (
-    "elapsed",
-    "path_length",
-    "action",
-    "work_ito",
-    "work_stratonovich",
-    "work_anti_ito",
-    "work_action",
-    "work_decay",
-)
-# What is paid for; the same, where a record has it.
-COSTS = ("seconds", "samples", "tokens", "epochs")
 # What is read off between two rows as it is: the first row's holds before it.
 LEVELS = ("learning_rate", "grad_norm", "grad_norm_clipped", "step_norm", "loss_se", "loss_drop_se")
 
