@@ -137,6 +137,16 @@ def test_what_was_lost_to_others_is_no_noise() -> None:
     assert Tuning(data | decay, ADAM).values == less
 
 
+def test_the_last_update_has_met_no_gradient_yet() -> None:
+    """a is of the steps that have: of all W it is a · W over the work of these, met = 2 work_stratonovich − a."""
+    data = without_overlap(columns(np.random.default_rng(15)))
+    met = data["work_ito"] - 3.0
+    data["work_stratonovich"] = 0.5 * (met + data["work_anti_ito"])
+    work, anti, drop = (float(data[name][-1]) for name in ("work_ito", "work_anti_ito", "loss_drop"))
+    found = Tuning(data, PLAIN).noise_share
+    assert found.value == pytest.approx(1 - 2 * drop / work + anti / float(met[-1]))
+
+
 def test_a_full_batch_has_no_noise() -> None:
     run = ADAM | {"batches_per_epoch": 4, "accumulate_grad_batches": 4}
     found = Tuning(columns(np.random.default_rng(9)), run).values
