@@ -32,11 +32,14 @@ class Run:
         self.draw = torch.Generator().manual_seed(1)
 
     def step(self) -> None:
+        self.backward()
+        self.optimizer.step()
+
+    def backward(self) -> None:
         x = torch.randn(5, 6, generator=self.draw)
         self.optimizer.zero_grad()
         cross_entropy(self.model(x), torch.randint(3, (5,), generator=self.draw)).backward()
         self.gradients.append(torch.cat([p.grad.double().view(-1) for p in self.model.parameters()]))  # type: ignore[union-attr]
-        self.optimizer.step()
 
     def found(self) -> list[float]:
         values = self.meter.compute()
@@ -97,18 +100,22 @@ def test_a_step_that_found_inf_leaves_no_gradient() -> None:
     assert run.found() == pytest.approx(wanted(list(itertools.pairwise(kept))), rel=REL)
 
 
+@pytest.mark.parametrize("midway", [False, True])
 @pytest.mark.parametrize("coordinates", ["all", 1200])
-def test_it_goes_on_from_a_checkpoint(coordinates: Any) -> None:
-    """Also from one that was taken between a backward and its step."""
+def test_it_goes_on_from_a_checkpoint(coordinates: Any, midway: bool) -> None:
+    """midway: from one that was taken between a backward, whose gradients had been observed, and its step."""
     whole, parted = (Run(OPTIMIZERS["adam"], width=200, coordinates=coordinates) for _ in range(2))
     for k in range(10):
         whole.step()
-        parted.step()
+        parted.backward()
         if k == 5:
+            if midway:
+                parted.meter.observe_gradients()
             state = parted.meter.state_dict()
             parted.meter.close()
             parted.meter = TrajectoryMeter(parted.optimizer, coordinates=coordinates)
             parted.meter.load_state_dict(state)
+        parted.optimizer.step()
     assert parted.found() == whole.found()
 
 
