@@ -609,8 +609,16 @@ def test_the_quick_demo(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    def listens() -> None:  # a shell ignores SIGINT for what it runs behind, and children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
-        [*COMMAND, "demo"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "demo"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=listens,
     )
     assert process.stdout is not None
     assert process.stdout.readline().startswith(b"Training on ")
