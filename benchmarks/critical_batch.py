@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
-from lightning_speedlimit._tuning import Tuning
+from lightning_speedlimit.record.tuning import Tuning
 
 torch.set_num_threads(1)
 POINTS, ROWS, THIRDS = 15, 20, 3

@@ -48,8 +48,8 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.image import imread
 
-from lightning_speedlimit import RunRecord, SpeedLimit, _record_keeper
-from lightning_speedlimit.record import RecordError
+from lightning_speedlimit import RunRecord, SpeedLimit
+from lightning_speedlimit.record import RecordError, keeper
 from lightning_speedlimit.report import figures  # noqa: F401 - before the forks, so that no child has to
 
 FULL = {"alone": 700, "fits": 100, "saves": 100, "figures": 100}  # kills
@@ -126,14 +126,14 @@ def child(place: Path, writer: int, work: Callable[[], None], *, write_every: fl
 def _in_child(place: Path, writer: int, work: Callable[[], None], write_every: float) -> NoReturn:
     global _told
     _told = os.open(place / f"told-{writer}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    real = _record_keeper.RecordKeeper.write
+    real = keeper.RecordKeeper.write
 
-    def told(keeper: Any, record: RunRecord, *, at_once: bool = False) -> None:
-        real(keeper, record, at_once=at_once)
-        tell(f"{len(record)} {keeper.folder}")
+    def told(writer: Any, record: RunRecord, *, at_once: bool = False) -> None:
+        real(writer, record, at_once=at_once)
+        tell(f"{len(record)} {writer.folder}")
 
-    _record_keeper.WRITE_EVERY = write_every
-    _record_keeper.RecordKeeper.write = told  # type: ignore[method-assign]
+    keeper.WRITE_EVERY = write_every
+    keeper.RecordKeeper.write = told  # type: ignore[method-assign]
     warnings.simplefilter("ignore")
     try:
         work()

@@ -20,7 +20,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lightning_speedlimit._checked import number, positive
+from lightning_speedlimit.checks.tensors import number, positive
 from lightning_speedlimit.trajectory.sums import sum_dtype
 from lightning_speedlimit.transport import Transport, wasserstein2_squared
 

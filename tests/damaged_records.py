@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from lightning_speedlimit._plain_text import plain_text
 from lightning_speedlimit.cli.comparing import print_comparisons
 from lightning_speedlimit.cli.complaints import Complaint
 from lightning_speedlimit.cli.showing import show_runs
 from lightning_speedlimit.record import SKETCH_SIZE, RecordError, RunRecord
 from lightning_speedlimit.report import Comparison, compare, page
+from lightning_speedlimit.words import plain_text
 
 MOST_SECONDS, MOST_MEGABYTES = 1.0, 300.0  # of each stage
 STAGES = ("load", "show", "compare", "page")

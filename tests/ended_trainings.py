@@ -16,7 +16,7 @@ from typing import Any
 
 from callback_cases import Regressor, batches, loader, quiet, trainer
 
-from lightning_speedlimit import _record_keeper
+from lightning_speedlimit.record import keeper
 
 MAX_STEPS = 2000
 
@@ -30,7 +30,7 @@ def fit(folder: Path, model: Regressor, **options: Any) -> Any:
 
 
 def _child(folder: Path) -> None:
-    _record_keeper.WRITE_EVERY = 0.0
+    keeper.WRITE_EVERY = 0.0
     # Whom a shell started in the background ignores Ctrl-C, and so do its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     model, how = Regressor(), "to its end"

@@ -43,9 +43,10 @@ from test_callback_lifecycle import AVERAGING, Shrink, Swap, Validated
 from test_callback_neutrality import CLIP, OPTIMIZERS, run
 from torch import Tensor, nn
 
-from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter, _neuron_clouds, _summary_text
-from lightning_speedlimit._probe import StartWeights
-from lightning_speedlimit.callback import LOGGED
+from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter
+from lightning_speedlimit.callback import LOGGED, neuron_clouds
+from lightning_speedlimit.callback.probe import StartWeights
+from lightning_speedlimit.record import summary_text
 from lightning_speedlimit.transport import wasserstein2
 
 # Float64 weights; squared distances of numbers of order 1 carry 1e-15 each, roots and dozens of sums a few more.
@@ -401,7 +402,7 @@ def test_the_cases_relabel_neurons() -> None:
 )
 def test_a_particle_is_what_its_output_hears(part: nn.Module, inputs: tuple[int, ...]) -> None:
     """Row o of the cloud is all that output o's gradient reaches, and nothing else."""
-    (layer,) = _neuron_clouds.layers(part)
+    (layer,) = neuron_clouds.layers(part)
     out = part(torch.rand(inputs) + 0.5)
     channels = out.movedim(1, 0) if out.ndim > 2 else out.T
     for o, channel in enumerate(channels):
@@ -416,7 +417,7 @@ def test_a_particle_is_what_its_output_hears(part: nn.Module, inputs: tuple[int,
 def test_names_are_the_modules_and_unique() -> None:
     root = Own()
     root.inner = nn.ModuleDict({"weight": nn.Linear(2, 2)})
-    names = [layer.name for layer in _neuron_clouds.layers(root)]
+    names = [layer.name for layer in neuron_clouds.layers(root)]
     assert names == ["weight", "kernel", "token", "inner.weight"]
 
 
@@ -580,7 +581,7 @@ def test_other_clouds_raise(wrong: Any) -> None:
 
 
 def test_the_summary_and_the_callback_know_the_same_names() -> None:
-    assert _summary_text.CLOUDS == _neuron_clouds.TOTALS == TOTALS
+    assert summary_text.CLOUDS == neuron_clouds.TOTALS == TOTALS
 
 
 REGRESSOR = {"first": rows("first.weight", "first.bias"), "second": rows("second.weight", "second.bias")}
@@ -721,7 +722,7 @@ def test_lazy_layers(tmp_path: Path) -> None:
     model = Random(body, normal(4, 3, 2))
     model.configure_optimizers = lambda: torch.optim.Adam(model.parameters(), lr=0.3)  # type: ignore[method-assign]
     callback = clouds()
-    assert _neuron_clouds.layers(model) == []
+    assert neuron_clouds.layers(model) == []
     stop = EarlyStopping("speed_limit/wasserstein2", mode="max", strict=True)
     trainer(tmp_path, callback, stop).fit(model, loader(batches(4)))
     assert callback.record is not None
@@ -802,7 +803,7 @@ def logged(logger: CSVLogger) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row.get("speed_limit/wasserstein2")]
 
 
-KEYS = [f"{place}{name}" for place in ("", "layers/first/", "layers/second/") for name in _neuron_clouds.SHOWN]
+KEYS = [f"{place}{name}" for place in ("", "layers/first/", "layers/second/") for name in neuron_clouds.SHOWN]
 
 
 @pytest.mark.parametrize("monitored", [False, True])
@@ -854,8 +855,8 @@ def test_early_stopping_and_checkpoints_on_clouds(tmp_path: Path, validated: boo
 def test_an_epoch_is_compared_once(tmp_path: Path, monitored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once more before the validation or at the end of the fit."""
     calls = []
-    measure = _neuron_clouds.measure
-    monkeypatch.setattr(_neuron_clouds, "measure", lambda *given: calls.append(given) or measure(*given))
+    measure = neuron_clouds.measure
+    monkeypatch.setattr(neuron_clouds, "measure", lambda *given: calls.append(given) or measure(*given))
     stop = [EarlyStopping("speed_limit/wasserstein2", mode="max", patience=9)] if monitored else []
     fitted = trainer(tmp_path, *stop, clouds(), max_epochs=3)
     fitted.fit(Validated(sgd(lr=0.01)), loader(batches(1) * 5), loader(batches(1)))
@@ -907,7 +908,7 @@ def test_no_state_of_torch_is_touched() -> None:
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             before = torch.get_rng_state(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
-            found = _neuron_clouds.measure(model, meter, meter.optimizers, start.of)
+            found = neuron_clouds.measure(model, meter, meter.optimizers, start.of)
             after = torch.get_rng_state(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
             assert torch.is_grad_enabled() is grad
         assert torch.equal(before[0], after[0])
@@ -985,14 +986,14 @@ def test_weights_that_are_not_finite_are_said_once_by_layer(tmp_path: Path) -> N
 
 
 def test_a_transport_that_fails_leaves_the_other_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _neuron_clouds.wasserstein2_squared
+    real = neuron_clouds.wasserstein2_squared
 
     def sometimes(x: Any, y: Any) -> Any:
         if len(y[0]) > 1:
             raise MemoryError("no room for a matrix")
         return real(x, y)
 
-    monkeypatch.setattr(_neuron_clouds, "wasserstein2_squared", sometimes)
+    monkeypatch.setattr(neuron_clouds, "wasserstein2_squared", sometimes)
     callback = clouds()
     with pytest.warns(UserWarning, match=r"of first \(MemoryError: no room for a matrix\).*training goes on") as said:
         trainer(tmp_path, callback, max_epochs=3).fit(Regressor(), loader(batches(4)))
@@ -1010,7 +1011,7 @@ def test_a_measurement_that_fails_altogether(tmp_path: Path, monkeypatch: pytest
     def stop(module: Any) -> Iterator[Any]:
         raise StopIteration
 
-    monkeypatch.setattr(_neuron_clouds, "layers", stop)
+    monkeypatch.setattr(neuron_clouds, "layers", stop)
     model, callback = Regressor(), clouds()
     with pytest.warns(UserWarning, match="could not be compared: StopIteration") as said:
         trainer(tmp_path, callback, max_epochs=3).fit(model, loader(batches(4)))

@@ -37,8 +37,9 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from test_callback_loggers import Both
 
-from lightning_speedlimit import RunRecord, _record_keeper, _record_writing
-from lightning_speedlimit._measurement import Measurement
+from lightning_speedlimit import RunRecord
+from lightning_speedlimit.callback.measurement import Measurement
+from lightning_speedlimit.record import keeper, writing
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
@@ -457,7 +458,7 @@ def test_a_file_that_may_not_grow(
     tmp_path: Path, file_size_limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system itself refuses, in the middle of a write, from the third step on; at the end it does no more."""
-    monkeypatch.setattr(_record_keeper, "WRITE_EVERY", 0.0)
+    monkeypatch.setattr(keeper, "WRITE_EVERY", 0.0)
     whole = RunRecord
 
     class Fill(pl.Callback):
@@ -496,7 +497,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_really_full(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of these records do not fit: the second write fails, and the first stays."""
-    monkeypatch.setattr(_record_keeper, "WRITE_EVERY", 0.0)
+    monkeypatch.setattr(keeper, "WRITE_EVERY", 0.0)
     model, callback = Regressor(), quiet(dirpath=small_disk / "speed_limit")
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=3)  # θ_0 may find no room either
     with pytest.warns(UserWarning, match=r"could not save its record.*No space left") as found:
@@ -519,7 +520,7 @@ def refused_by_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise READ_ONLY
 
-    monkeypatch.setattr(_record_writing, "open", refuse, raising=False)
+    monkeypatch.setattr(writing, "open", refuse, raising=False)
     return folder / "speed_limit"
 
 
@@ -540,7 +541,7 @@ def refused_by_mkdir(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_that_cannot_be_written_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[[Path, pytest.MonkeyPatch], Path], capsys: Any
 ) -> None:
-    monkeypatch.setattr(_record_keeper, "WRITE_EVERY", 0.0)
+    monkeypatch.setattr(keeper, "WRITE_EVERY", 0.0)
     without = Regressor()
     trainer(tmp_path, max_epochs=2).fit(without, loader(batches(4)))
     folder = how(tmp_path, monkeypatch)

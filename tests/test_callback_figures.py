@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lightning_speedlimit import SpeedLimit, _record_writing
+from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit.record import writing
 from lightning_speedlimit.report import figures
 
 MODE = "figures at the end of a fit: TensorBoard, W&B, MLflow, files"
@@ -112,7 +113,7 @@ def test_a_disk_that_fills_up_leaves_no_half_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: set[str]
 ) -> None:
     callback = fit(tmp_path, dirpath=tmp_path / "here")
-    monkeypatch.setattr(_record_writing.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(writing.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
     with pytest.warns(UserWarning, match="could not write its figures"):
         fit(tmp_path, dirpath=tmp_path / "here", number=4)
     monkeypatch.undo()

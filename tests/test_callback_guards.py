@@ -18,10 +18,12 @@ from callback_cases import Batch, ByHand, Regressor, batches, flat, heard, last_
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter, _guard, _lightning
-from lightning_speedlimit._measurement import Measurement
-from lightning_speedlimit._record_keeper import RecordKeeper
-from lightning_speedlimit._unseen_steps import UnseenSteps
+from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter
+from lightning_speedlimit.callback import lightning
+from lightning_speedlimit.callback.measurement import Measurement
+from lightning_speedlimit.callback.unseen_steps import UnseenSteps
+from lightning_speedlimit.checks import guard
+from lightning_speedlimit.record.keeper import RecordKeeper
 
 STEPS = 4
 
@@ -188,14 +190,14 @@ HOOKS = {
     "setup": (SpeedLimit, "_clear"),
     "the start, the folder": (SpeedLimit, "_default_folder"),
     "the start, the meter": (TrajectoryMeter, "__init__"),
-    "the start, the description": (_lightning, "run_description"),
+    "the start, the description": (lightning, "run_description"),
     "the start, the record": (RunRecord, "__init__"),
     "the start, the weights": (UnseenSteps, "__init__"),
-    "the start, the monitors": (_lightning, "watched"),
-    "the start of a batch": (_lightning, "change_of_optimizers"),
-    "before backward": (_lightning, "last_logged"),
-    "before the step": (_lightning, "loss_scale"),
-    "the end of a batch": (_lightning, "should_log"),
+    "the start, the monitors": (lightning, "watched"),
+    "the start of a batch": (lightning, "change_of_optimizers"),
+    "before backward": (lightning, "last_logged"),
+    "before the step": (lightning, "loss_scale"),
+    "the end of a batch": (lightning, "should_log"),
     "the end of a batch, the weights": (UnseenSteps, "message"),
     "the end of an epoch": (Measurement, "measure_clouds"),
     "the end of the fit": (SpeedLimit, "_draw"),
@@ -323,8 +325,8 @@ def test_what_could_not_be_looked_at_is_left_out_of_the_description(tmp_path: Pa
 
 
 def test_what_raises_is_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lightning, "batches_per_epoch", raising)
-    monkeypatch.setattr(_lightning, "describe_optimizers", raising)
+    monkeypatch.setattr(lightning, "batches_per_epoch", raising)
+    monkeypatch.setattr(lightning, "describe_optimizers", raising)
     callback = quiet()
     run(tmp_path, {}, callback)
     assert callback.record is not None
@@ -357,15 +359,15 @@ def test_monitors_of_ours_find_nan_where_the_start_failed(tmp_path: Path, monkey
 
 
 def test_the_guard_itself() -> None:
-    assert _guard.told(ValueError("why")) == "ValueError: why"
-    assert _guard.told(Unsayable()) == "Unsayable"
-    assert _guard.told(KeyError("x" * 10_000)).endswith("…")
-    assert len(_guard.told(KeyError("x" * 10_000))) == 500
-    assert _guard.shown(Unshowable()) == "an object of Unshowable"
-    assert _guard.look(int, None, "5") == 5
-    assert _guard.look(int, None, "five") is None
+    assert guard.told(ValueError("why")) == "ValueError: why"
+    assert guard.told(Unsayable()) == "Unsayable"
+    assert guard.told(KeyError("x" * 10_000)).endswith("…")
+    assert len(guard.told(KeyError("x" * 10_000))) == 500
+    assert guard.shown(Unshowable()) == "an object of Unshowable"
+    assert guard.look(int, None, "5") == 5
+    assert guard.look(int, None, "five") is None
     with pytest.raises(KeyboardInterrupt):
-        _guard.look(interrupt, None)
+        guard.look(interrupt, None)
 
 
 def interrupt() -> None:

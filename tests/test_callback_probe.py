@@ -17,7 +17,8 @@ from probe_cases import Case, Stream, data
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_speedlimit import SpeedLimit, _isolation
+from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit.callback import isolation
 
 
 def loss_at(theta: Tensor, data: list[Batch]) -> Tensor:
@@ -246,8 +247,8 @@ def test_a_module_that_holds_data_is_not_copied(
     tmp_path: Path, held: Any, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many bytes as it has weights, and some more, are no data."""
-    monkeypatch.setattr("lightning_speedlimit._reach.MOST_OBJECTS", 3000)
-    monkeypatch.setattr("lightning_speedlimit._isolation.MOST_BYTES", 10_000)
+    monkeypatch.setattr("lightning_speedlimit.callback.reach.MOST_OBJECTS", 3000)
+    monkeypatch.setattr("lightning_speedlimit.callback.isolation.MOST_BYTES", 10_000)
     model, callback = Case(), quiet(probe_batches=2)
     model.register_buffer("table", torch.zeros(10_000))
     model.held = held
@@ -261,7 +262,7 @@ def test_a_module_that_holds_data_is_not_copied(
 def test_copies_are_freed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without waiting for the garbage collector, though the module refers to itself, and to the trainer."""
     made: list[weakref.ref[Tensor]] = []
-    deep_copy = _isolation.deep_copy
+    deep_copy = isolation.deep_copy
 
     def watched(value: Any, *memo: Any) -> Any:
         found = deep_copy(value, *memo)
@@ -269,7 +270,7 @@ def test_copies_are_freed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             made.extend(weakref.ref(t) for t in (*found.parameters(), found.kept))
         return found
 
-    monkeypatch.setattr(_isolation, "deep_copy", watched)
+    monkeypatch.setattr(isolation, "deep_copy", watched)
     model, callback = Probed(), quiet(probe_batches=2)
     model.myself, model.kept = [model], torch.zeros(3)
     gc.collect()

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_speedlimit import RunRecord, SpeedLimit
-from lightning_speedlimit._plain_batches import NotPlain, decoded, encoded, why_not_plain
+from lightning_speedlimit.callback.plain_batches import NotPlain, decoded, encoded, why_not_plain
 
 PLAIN = ("tuple", "numpy")
 CPU = torch.device("cpu")

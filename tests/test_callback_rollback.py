@@ -15,7 +15,8 @@ import torch
 from callback_cases import EXACT, Regressor, Step, batches, last_row, loader, quiet, repeatable, trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 
-from lightning_speedlimit import RunRecord, SpeedLimit, _measuring
+from lightning_speedlimit import RunRecord, SpeedLimit
+from lightning_speedlimit.callback import measuring
 
 PER_EPOCH, EPOCHS = 8, 4
 STEPS = PER_EPOCH * EPOCHS
@@ -306,7 +307,7 @@ def test_what_could_not_be_measured_from_the_start_is_not_from_a_checkpoint_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was said that nothing is measured."""
-    monkeypatch.setattr(_measuring, "Measurement", Mock(side_effect=MemoryError))
+    monkeypatch.setattr(measuring, "Measurement", Mock(side_effect=MemoryError))
     callback = quiet()
     with pytest.warns(UserWarning, match="SpeedLimit measures nothing: MemoryError"):
         fit_loudly(tmp_path, callback, Able(monkeypatch), Trial(6, tmp_path / "trial.ckpt"))

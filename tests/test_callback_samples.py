@@ -16,8 +16,9 @@ import torch
 from callback_cases import Regressor, Resumable, batches, loader, quiet, sgd, trainer
 from torch import Tensor, nn
 
-from lightning_speedlimit import SpeedLimit, _lightning
-from lightning_speedlimit._batch_size import SampleCount, samples_of, tokens_of
+from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit.callback import lightning
+from lightning_speedlimit.callback.batch_size import SampleCount, samples_of, tokens_of
 
 SIZES = [6, 6, 6, 6, 6, 6, 3]  # of an epoch; the last batch is smaller, and alone in a window of three
 
@@ -432,7 +433,7 @@ def test_a_strategy_that_does_not_tell_is_named() -> None:
         """World of 4, and not a word of who has samples of its own."""
 
     fake = SimpleNamespace(world_size=4, strategy=Odd(), num_training_batches=2, train_dataloader=None)
-    assert _lightning.data_parallel_processes(fake) is None
+    assert lightning.data_parallel_processes(fake) is None
     count = SampleCount(8, fake)
     count.begin(fake, ROWS)
     count.end(fake, ROWS)

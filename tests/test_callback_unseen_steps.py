@@ -32,8 +32,8 @@ from callback_cases import (
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from lightning_speedlimit import _measuring
-from lightning_speedlimit._unseen_steps import UnseenSteps
+from lightning_speedlimit.callback import measuring
+from lightning_speedlimit.callback.unseen_steps import UnseenSteps
 
 STEPS = 6
 
@@ -411,7 +411,7 @@ def test_a_fault_when_optimizers_are_replaced(tmp_path: Path, monkeypatch: pytes
     fault = Mock(side_effect=MemoryError)
 
     def replace(module: Any, known: Any) -> Any:
-        monkeypatch.setattr(_measuring, "Measurement", fault)
+        monkeypatch.setattr(measuring, "Measurement", fault)
         return module.grown()
 
     callback = quiet()

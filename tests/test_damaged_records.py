@@ -28,12 +28,11 @@ from damaged_records import (
     with_arrays,
 )
 
-from lightning_speedlimit import _record_reading
-from lightning_speedlimit._plain_text import one_line, plain_text
-from lightning_speedlimit._record_schema import RUN
 from lightning_speedlimit.cli.showing import show_runs
-from lightning_speedlimit.record import RecordError, RunRecord
+from lightning_speedlimit.record import RecordError, RunRecord, reading
+from lightning_speedlimit.record.schema import RUN
 from lightning_speedlimit.report import compare, figures, page, page_words
+from lightning_speedlimit.words import one_line, plain_text
 
 STEERING = "\x1b]0;owned\x07\x9b2J\u202e\u2066\u200f\r\x08\x00\x85\u2028\ud800"
 
@@ -291,8 +290,8 @@ def test_every_field_of_a_run_that_is_read_has_its_type(folder: Path, name: str)
 
 def test_nothing_is_read_of_a_run_that_is_not_checked() -> None:
     """By the names that the sources look up in a run; those within lists and loops as well."""
-    package = Path(_record_reading.__file__).parent
-    sources = [*package.glob("report/*.py"), *package.glob("cli/*.py"), package / "_summary_text.py"]
+    package = Path(reading.__file__).parents[1]
+    sources = [*package.glob("report/*.py"), *package.glob("cli/*.py"), package / "record/summary_text.py"]
     read = {n for file in sources for n in re.findall(r"(?:\.run\[|\brun\.get\()\"(\w+)\"", file.read_text("utf-8"))}
     assert {"clock", "batch_size", "loss_window", "optimizers", "versions", "measured_coordinates"} <= read
     looped = {"entropy_production", "monitor", "parameters", "optimized_coordinates", "trainable_parameters"}
@@ -571,7 +570,7 @@ def test_the_trial_can_fail(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(RUN["properties"], "measure_every_n_steps", {})  # a field that nobody checks
     assert "TypeError" in trial.of(folder, with_page=False).faults[0]
     edit(folder, run={"measure_every_n_steps": 1, "optimizers": [{"class": "\x1b[31m"}]})
-    monkeypatch.setattr(_record_reading, "plain_text", lambda text: text)
-    for module in ("_record_files", "_plain_text"):
+    monkeypatch.setattr(reading, "plain_text", lambda text: text)
+    for module in ("record.files", "words"):
         monkeypatch.setattr(f"lightning_speedlimit.{module}.plain_text", lambda text: text)
     assert "steer" in trial.of(folder, with_page=False).faults[0]

@@ -1,6 +1,7 @@
 """Imports go down only: every import of every file of the package against its room and floor."""
 
 import ast
+import graphlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,8 @@ def room(floor: int, *libraries: str) -> Room:
 
 
 ROOMS = {
-    "_guard": room(-1),
-    "_checked": room(-1, "torch"),
-    "_arguments": room(0, "numpy"),
+    "words": room(-1),
+    "checks": room(-1, "torch", "numpy"),
     "theory": room(0, "torch"),
     "trajectory": room(0, "torch"),
     "optim": room(0, "torch"),
@@ -42,41 +42,7 @@ ROOMS = {
 }
 
 # Files that belong to a room without carrying its name.
-ALIASES = {
-    "summary": "record",
-    "_summary_text": "record",
-    "_plain_text": "record",
-    "_record_files": "record",
-    "_record_keeper": "record",
-    "_record_lock": "record",
-    "_record_writing": "record",
-    "_record_reading": "record",
-    "_record_schema": "record",
-    "_record_clouds": "record",
-    "_record_sketches": "record",
-    "_record_stretch": "record",
-    "_record_windows": "record",
-    "_regimes": "record",
-    "_tuning": "record",
-    "_attaching": "callback",
-    "_batch_losses": "callback",
-    "_batch_size": "callback",
-    "_figure_logging": "callback",
-    "_fits": "callback",
-    "_lightning": "callback",
-    "_measurement": "callback",
-    "_measuring": "callback",
-    "_neuron_clouds": "callback",
-    "_probe": "callback",
-    "_plain_batches": "callback",
-    "_isolation": "callback",
-    "_saved_state": "callback",
-    "_snapshot": "callback",
-    "_reach": "callback",
-    "_unseen_steps": "callback",
-    "_value_log": "callback",
-    "__main__": "cli",
-}
+ALIASES = {"__main__": "cli"}
 
 # (from, to): the only steps sideways. The callback hands its record to the figures at the end of a run
 # (log_figures) and does without where the extra "report" is not installed.
@@ -140,6 +106,57 @@ def complaints(source: str, module: str, *, is_package: bool = False) -> list[st
     return found
 
 
+def imported_within(source: str, module: str, *, is_package: bool) -> set[str]:
+    """Modules of the package that the source of `module` imports; `from a.b import c` is a.b.c where that is one."""
+    modules = {module_of(file) for file in ROOT.rglob("*.py")}
+    found = imported_modules(source, module, is_package=is_package)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            parts = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= parts
+            if len(parts) == len(node.names):
+                found.discard(str(node.module))
+    return (found & modules) - {module}
+
+
+def circle(imports: dict[str, set[str]]) -> list[str] | None:
+    """Modules that import each other in a ring, the first of them at the end again; None where there is none."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return None
+
+
+def test_no_two_modules_import_each_other() -> None:
+    imports = {
+        module_of(file): imported_within(file.read_text("utf-8"), module_of(file), is_package=file.stem == "__init__")
+        for file in ROOT.rglob("*.py")
+    }
+    assert sum(map(len, imports.values())) > 300, "the walk found no imports to check"
+    assert circle(imports) is None
+
+
+def test_a_ring_of_imports_would_be_noticed() -> None:
+    """Within functions and for typing too."""
+    sources = {
+        f"{PACKAGE}.report.text": f"from {PACKAGE}.report import verdict",
+        f"{PACKAGE}.report.verdict": f"def f():\n    from {PACKAGE}.report.page import page",
+        f"{PACKAGE}.report.page": f"if TYPE_CHECKING:\n    from {PACKAGE}.report.text import table",
+    }
+    found = circle({module: imported_within(source, module, is_package=False) for module, source in sources.items()})
+    assert set(found or ()) == sources.keys()
+
+
+def test_no_file_is_too_long() -> None:
+    assert not {str(f) for f in ROOT.rglob("*.py") if len(f.read_text("utf-8").splitlines()) > 400}
+
+
+def test_the_root_holds_public_modules_alone() -> None:
+    hidden = [f.name for f in ROOT.iterdir() if f.name.startswith("_") and f.stem not in ("__init__", "__main__")]
+    assert [name for name in hidden if name != "__pycache__"] == []
+
+
 def test_imports_go_down_only() -> None:
     files = sorted(ROOT.rglob("*.py"))
     assert len(files) >= 4, "the walk found no package to check"
@@ -162,7 +179,7 @@ def test_imports_go_down_only() -> None:
         ("theory.curves", "def f():\n    import scipy.optimize"),
         ("transport.exact", "import sklearn"),
         ("record", "import torch"),
-        ("summary", "from lightning_speedlimit import callback"),
+        ("record.summary", "from lightning_speedlimit import callback"),
         ("metrics", "from geomloss import SamplesLoss"),
         ("metrics", "if TYPE_CHECKING:\n    from pytorch_lightning import Trainer"),
         ("ensemble.replicas", "importlib.import_module('pytorch_lightning')"),
@@ -183,7 +200,7 @@ def test_the_guard_can_fail(module: str, source: str) -> None:
             "transport.exact",
             "from geomloss import SamplesLoss\nfrom scipy.optimize import linear_sum_assignment",
         ),
-        ("record", "from ._record_files import RecordError\nfrom .summary import Summary\nimport numpy"),
+        ("record.run", "from .files import RecordError\nfrom .summary import Summary\nimport numpy"),
         ("callback", "import pytorch_lightning\nfrom .record import RunRecord\nfrom .report import figures"),
         ("cli", "from lightning_speedlimit.report import compare"),
     ],

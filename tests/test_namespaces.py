@@ -15,7 +15,8 @@ import pytest
 from namespace_cases import PACKAGES, STEPS, checkpoints, columns, fit, quiet
 
 import lightning_speedlimit
-from lightning_speedlimit import SpeedLimit, _lightning
+from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit.callback import lightning
 
 ROOT = Path(lightning_speedlimit.__file__).parent
 THERE = [p for p in PACKAGES if importlib.util.find_spec(p.split(".")[0]) is not None]
@@ -67,7 +68,7 @@ def test_neither_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in PACKAGES:
         monkeypatch.setitem(sys.modules, package.split(".")[0], None)  # type: ignore[arg-type]
     with pytest.raises(ImportError, match=r"^SpeedLimit needs Lightning, found none: pip install pytorch-lightning$"):
-        _lightning._installed()
+        lightning._installed()
 
 
 @pytest.mark.parametrize("folder", ["lightning", "pytorch_lightning"])
@@ -80,10 +81,10 @@ def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest
     importlib.invalidate_caches()
     other = next(p for p in PACKAGES if p.split(".")[0] != folder)
     if other in THERE:
-        assert _lightning._installed() == [sys.modules[other]]
+        assert lightning._installed() == [sys.modules[other]]
     monkeypatch.setitem(sys.modules, other.split(".")[0], None)  # type: ignore[arg-type]
     with pytest.raises(ImportError, match=f"SpeedLimit needs Lightning, {folder}.*: pip install pytorch-lightning"):
-        _lightning._installed()
+        lightning._installed()
 
 
 # --- both are there
@@ -212,7 +213,7 @@ def lightning_names(source: str) -> set[str]:
 @pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
 def test_no_other_file_names_a_package(file: Path) -> None:
     """So none can ask whether a Trainer, a strategy or a logger is one of `pytorch_lightning`'s alone."""
-    wanted = {"pytorch_lightning"} if file.name == "_lightning.py" else set()  # there for typing
+    wanted = {"pytorch_lightning"} if file.name == "lightning.py" else set()  # there for typing
     assert lightning_names(file.read_text(encoding="utf-8")) == wanted
 
 

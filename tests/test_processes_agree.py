@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightning_speedlimit import SpeedLimit, _measuring
+from lightning_speedlimit import SpeedLimit
+from lightning_speedlimit.callback import measuring
 
 
 class Strategy:
@@ -36,7 +37,7 @@ class Begun:
 def callback(monkeypatch: pytest.MonkeyPatch) -> SpeedLimit:
     found = SpeedLimit()
     found._several = True
-    monkeypatch.setattr(_measuring, "Measurement", Begun)
+    monkeypatch.setattr(measuring, "Measurement", Begun)
     return found
 
 
@@ -55,7 +56,7 @@ def test_it_measures_where_all_can(callback: SpeedLimit) -> None:
 
 def test_it_does_not_where_another_cannot(callback: SpeedLimit, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = Begun()
-    monkeypatch.setattr(_measuring, "Measurement", lambda *_, **__: begun)
+    monkeypatch.setattr(measuring, "Measurement", lambda *_, **__: begun)
     with pytest.warns(UserWarning, match="SpeedLimit measures nothing: another process can't"):
         callback._measure_anew(trainer(False), None, 0)
     assert callback._measured is None
@@ -66,7 +67,7 @@ def test_one_that_fails_tells_the_others_all_the_same(callback: SpeedLimit, monk
     def fails(*_: Any, **__: Any) -> None:
         raise MemoryError("here alone")
 
-    monkeypatch.setattr(_measuring, "Measurement", fails)
+    monkeypatch.setattr(measuring, "Measurement", fails)
     alone = trainer(True)
     with pytest.raises(MemoryError):  # the hook around it says so
         callback._measure_anew(alone, None, 0)
@@ -89,7 +90,7 @@ def test_a_run_goes_on_where_all_can_and_else_begins_anew_in_all(
         if not here:
             raise KeyError("meter")
 
-    monkeypatch.setattr(_measuring, "restore", restored)
+    monkeypatch.setattr(measuring, "restore", restored)
     both = trainer(True, there, True)
     callback._measure_anew(both, None, 0)
     first, module = callback._measured, SimpleNamespace(device=None)

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_speedlimit import _record_files, _record_reading, _record_writing
-from lightning_speedlimit._plain_text import plain_text
-from lightning_speedlimit.record import MAX_SKETCHES, SKETCH_SIZE, RecordError, RunRecord
+from lightning_speedlimit.record import MAX_SKETCHES, SKETCH_SIZE, RecordError, RunRecord, files, reading, writing
+from lightning_speedlimit.words import plain_text
 
 
 def sketch_of(step: int) -> np.ndarray:
@@ -652,17 +651,17 @@ def test_a_kill_at_any_moment_leaves_a_whole_record(tmp_path: Path) -> None:
 
 def test_the_kill_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the old data deleted before the new are named, a kill loses the record."""
-    real = _record_writing._write_arrays
+    real = writing._write_arrays
 
-    def careless(path: Path, data: _record_files.RecordData, like: Path | None) -> dict[str, object]:
+    def careless(path: Path, data: files.RecordData, like: Path | None) -> dict[str, object]:
         written = real(path, data, like)
-        _record_writing._delete_leftovers(path.parent, keep=path.name)
+        writing._delete_leftovers(path.parent, keep=path.name)
         return written
 
     record = small_record()
     record.save(tmp_path)
     record.append(40, {})
-    monkeypatch.setattr(_record_writing, "_write_arrays", careless)
+    monkeypatch.setattr(writing, "_write_arrays", careless)
     with monkeypatch.context() as inner:
         inner.setattr(json, "dumps", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
@@ -694,7 +693,7 @@ def test_reading_while_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The data file may be replaced between the two reads: the reader starts again."""
     record = small_record()
     record.save(tmp_path)
-    real = _record_reading.parse
+    real = reading.parse
     writes = iter([True])
 
     def replaced_meanwhile(text: bytes) -> dict[str, object]:
@@ -703,7 +702,7 @@ def test_reading_while_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             record.save(tmp_path)
         return real(text)
 
-    monkeypatch.setattr(_record_reading, "parse", replaced_meanwhile)
+    monkeypatch.setattr(reading, "parse", replaced_meanwhile)
     assert len(RunRecord.load(tmp_path)) == 4
 
 
@@ -844,7 +843,7 @@ def test_nan_tokens_are_refused(folder: Path) -> None:
 
 
 def test_json_of_any_size_is_refused_unread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_record_reading, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(reading, "MAX_JSON_BYTES", 100)
     refuses(folder, "more than 100 bytes")
 
 

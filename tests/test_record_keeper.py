@@ -12,8 +12,9 @@ import pytest
 import pytorch_lightning as pl
 from callback_cases import Regressor, batches, loader, quiet, trainer
 
-from lightning_speedlimit import RunRecord, SpeedLimit, _record_keeper, _record_lock
-from lightning_speedlimit._record_keeper import RecordKeeper
+from lightning_speedlimit import RunRecord, SpeedLimit
+from lightning_speedlimit.record import keeper, lock
+from lightning_speedlimit.record.keeper import RecordKeeper
 from lightning_speedlimit.report import figures
 
 ELSEWHERE = r"keeps its record in .*-2: another fit, which is not over, writes in .*Give each its own dirpath="
@@ -82,13 +83,13 @@ def test_a_third_fit_and_a_folder_of_that_name_that_is_there(tmp_path: Path, mon
     record = RunRecord()
     record.append(1, {"loss": 1.0})
     keepers = [RecordKeeper(Path(".")) for _ in range(3)]
-    for keeper in keepers:
-        keeper.write(record)
-    assert [keeper.folder for keeper in keepers] == [Path("."), tmp_path / "here-3", tmp_path / "here-4"]
+    for one in keepers:
+        one.write(record)
+    assert [one.folder for one in keepers] == [Path("."), tmp_path / "here-3", tmp_path / "here-4"]
     assert (tmp_path / "here-2").read_text() == "of the user"
-    for keeper in keepers:
-        assert len(RunRecord.load(keeper.folder)) == 1
-        keeper.release()
+    for one in keepers:
+        assert len(RunRecord.load(one.folder)) == 1
+        one.release()
     assert names(tmp_path / "here") == names(tmp_path / "here-4") == {"record.json"}
 
 
@@ -106,7 +107,7 @@ def test_a_fit_that_failed_holds_no_folder(tmp_path: Path) -> None:
 
 def test_where_there_are_no_locks_the_folder_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As before: the record of the one that ends last, whole."""
-    monkeypatch.setattr(_record_lock, "fcntl", None)
+    monkeypatch.setattr(lock, "fcntl", None)
     here, inner = tmp_path / "here", quiet(dirpath=tmp_path / "here")
     outer = fit(tmp_path, quiet(dirpath=here), Within(lambda: void(fit(tmp_path, inner, steps=5))))
     assert outer._folder == inner._folder == here
@@ -163,7 +164,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(_record_keeper, "time", found)
+    monkeypatch.setattr(keeper, "time", found)
     return found
 
 
@@ -217,17 +218,17 @@ def test_a_slow_disk_is_written_less_often(tmp_path: Path, clock: Clock, monkeyp
             raise OSError("full")
 
     monkeypatch.setattr(RunRecord, "save", slow)
-    keeper, record = RecordKeeper(tmp_path / "here"), RunRecord()
+    one, record = RecordKeeper(tmp_path / "here"), RunRecord()
     while clock.now < 400.0:
         try:
-            keeper.write(record)
+            one.write(record)
         except OSError:
             assert len(begun) == 2
         clock.now += 1.0
     assert begun == [0.0, 126.0, 252.0, 378.0]
-    keeper.write(record, at_once=True)
+    one.write(record, at_once=True)
     assert len(begun) == 5
-    keeper.release()
+    one.release()
 
 
 def test_an_exception_between_two_writes_loses_no_row(tmp_path: Path, clock: Clock, saved: list[int]) -> None:

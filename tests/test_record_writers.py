@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_speedlimit import RunRecord, _record_lock, _record_writing
-from lightning_speedlimit.record import SKETCH_SIZE, RecordError
+from lightning_speedlimit import RunRecord
+from lightning_speedlimit.record import SKETCH_SIZE, RecordError, lock, writing
 
 
 def record_of(writer: int, rows: int) -> RunRecord:
@@ -83,7 +83,7 @@ def patient(load: Callable[[], RunRecord]) -> RunRecord:
 
 def between(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], None]) -> None:
     """`act` comes, once, right before the write's step of this name."""
-    real = getattr(_record_writing, name)
+    real = getattr(writing, name)
     left = [act]
 
     def then(*args: object, **kwargs: object) -> object:
@@ -91,7 +91,7 @@ def between(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], None])
             left.pop()()
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(_record_writing, name, then)
+    monkeypatch.setattr(writing, name, then)
 
 
 @pytest.mark.parametrize("step", ["_write_arrays", "replace_file", "_flush_folder", "_unlink"])
@@ -99,7 +99,7 @@ def test_where_there_are_no_locks_another_write_may_come_between_any_two_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """What record.json names is there all the same, even if both write the same numbers."""
-    monkeypatch.setattr(_record_lock, "fcntl", None)
+    monkeypatch.setattr(lock, "fcntl", None)
     record_of(1, 1).save(tmp_path)
     between(monkeypatch, step, lambda: record_of(2, 2).save(tmp_path))
     record_of(2, 2).save(tmp_path)
@@ -111,20 +111,20 @@ def test_where_there_are_no_locks_another_write_may_come_between_any_two_steps(
 
 def test_one_writer_waits_for_the_other(tmp_path: Path) -> None:
     record_of(1, 1).save(tmp_path)
-    lock = _record_lock.take(tmp_path / _record_writing.LOCK_NAME)
-    assert lock is not None
+    held = lock.take(tmp_path / writing.LOCK_NAME)
+    assert held is not None
     thread = threading.Thread(target=lambda: record_of(2, 2).save(tmp_path))
     thread.start()
     assert len(RunRecord.load(tmp_path)) == 1  # reading waits for nobody
-    lock.release()
+    held.release()
     thread.join()
     assert len(RunRecord.load(tmp_path)) == 2
 
 
 def test_one_that_never_ends_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record_of(1, 1).save(tmp_path)
-    monkeypatch.setattr(_record_lock, "PATIENCE", 0.02)
-    with _record_lock.alone(tmp_path / _record_writing.LOCK_NAME) as locked:
+    monkeypatch.setattr(lock, "PATIENCE", 0.02)
+    with lock.alone(tmp_path / writing.LOCK_NAME) as locked:
         assert locked
         with pytest.raises(OSError, match=r"written by somebody else for 0.02 s: end what holds \.writing\.lock"):
             record_of(2, 2).save(tmp_path)
@@ -153,17 +153,17 @@ def test_ctrl_c_right_after_the_new_record_took_its_place(tmp_path: Path, monkey
 
 def test_a_lock_is_there_while_it_is_held(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    lock = _record_lock.take(path)
-    assert lock is not None
+    held = lock.take(path)
+    assert held is not None
     with pytest.raises(BlockingIOError):
-        _record_lock.take(path)
-    lock.release()
-    lock.release()
+        lock.take(path)
+    held.release()
+    held.release()
     assert names(tmp_path) == set()
-    again = _record_lock.take(path)
+    again = lock.take(path)
     assert again is not None
     del again  # forgotten without a release: free as well
-    last = _record_lock.take(path)
+    last = lock.take(path)
     assert last is not None
     last.release()
 
@@ -180,11 +180,11 @@ def test_a_lock_file_that_goes_while_it_is_opened_is_none(tmp_path: Path, monkey
         return descriptor
 
     monkeypatch.setattr(os, "open", opened)
-    lock = _record_lock.take(path)
-    assert lock is not None
+    held = lock.take(path)
+    assert held is not None
     assert path.exists()
     with pytest.raises(BlockingIOError):
-        _record_lock.take(path)
+        lock.take(path)
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    assert _record_lock.take(tmp_path / "lock") is None
+    assert lock.take(tmp_path / "lock") is None
     record_of(1, 1).save(tmp_path)
     record_of(1, 2).save(tmp_path)
     assert len(RunRecord.load(tmp_path)) == 2
@@ -200,7 +200,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_file_system_on_which_no_file_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_record_lock, "_is_at", lambda path, descriptor: False)
+    monkeypatch.setattr(lock, "_is_at", lambda path, descriptor: False)
     record_of(1, 1).save(tmp_path)
     record_of(1, 2).save(tmp_path)
     assert len(RunRecord.load(tmp_path)) == 2
@@ -210,8 +210,8 @@ def test_a_file_system_on_which_no_file_is_found_again(tmp_path: Path, monkeypat
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from lightning_speedlimit import _record_lock
-lock = _record_lock.take(Path(sys.argv[1]))
+from lightning_speedlimit.record import lock
+held = lock.take(Path(sys.argv[1]))
 if os.fork() == 0:  # as a worker of a DataLoader, which lives on for a while
     print("held", flush=True)
     sys.stdin.read()
@@ -227,26 +227,26 @@ def test_a_killed_process_holds_no_lock_though_its_workers_live(tmp_path: Path) 
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with pytest.raises(BlockingIOError):
-            _record_lock.take(path)
+            lock.take(path)
         process.kill()
         process.wait()
-        lock = _record_lock.take(path)
-        assert lock is not None
-        lock.release()
+        held = lock.take(path)
+        assert held is not None
+        held.release()
 
 
 def test_a_forked_child_frees_nothing(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    lock = _record_lock.take(path)
-    assert lock is not None
+    held = lock.take(path)
+    assert held is not None
     child = os.fork()
     if child == 0:
-        lock.release()
+        held.release()
         os._exit(0)
     os.waitpid(child, 0)
     with pytest.raises(BlockingIOError):
-        _record_lock.take(path)
-    lock.release()
+        lock.take(path)
+    held.release()
 
 
 # --- links that somebody planted
@@ -291,7 +291,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None
 
 def test_temporary_names_are_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a file that is there already, whose it be, nothing is overwritten."""
-    monkeypatch.setattr(_record_writing.secrets, "token_hex", lambda size: "0" * 2 * size)
+    monkeypatch.setattr(writing.secrets, "token_hex", lambda size: "0" * 2 * size)
     (tmp_path / f".writing-{'0' * 32}.tmp").write_text("of another")
     with pytest.raises(FileExistsError):
         record_of(1, 1).save(tmp_path)

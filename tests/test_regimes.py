@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
-from lightning_speedlimit._regimes import OVERLAP, SPACING, boundaries, log_spaced, scatter
 from lightning_speedlimit.record import SKETCH_SIZE, Regime
+from lightning_speedlimit.record.regimes import OVERLAP, SPACING, boundaries, log_spaced, scatter
 
 Values = npt.NDArray[np.float64]
 

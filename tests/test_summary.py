@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_speedlimit._summary_text import number
 from lightning_speedlimit.record import RunRecord, Summary
+from lightning_speedlimit.words import number
 
 # SGD lr 0.1, batch 128 on digits, about as in the trade-off table of the theory.
 ROW = {
@@ -87,13 +87,15 @@ def test_an_empty_record_is_all_nan() -> None:
         (1.0, "1.00"),
         (0.001, "0.00100"),
         (0.00099996, "0.00100"),  # rounds up into the plain range
-        (0.0009, "9.00e-04"),
-        (12345.6, "12300"),
+        (0.0009, "0.000900"),
+        (12345.6, "12346"),
         (100000.0, "100000"),
-        (123456.0, "1.23e+05"),
+        (123456.0, "123456"),
+        (9_999_999.0, "1.00e+07"),
+        (0.00009, "9.00e-05"),
         (9.999, "10.0"),
         (-0.0504, "-0.0504"),
-        (NAN, "undefined"),
+        (NAN, "?"),
         (math.inf, "inf"),
         (-math.inf, "-inf"),
     ],

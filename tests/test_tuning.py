@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
-from lightning_speedlimit._tuning import Tuning, is_plain_sgd, latest
+from lightning_speedlimit.record.tuning import Tuning, is_plain_sgd, latest
 
 Values = npt.NDArray[np.float64]
 SCATTER = {"work": 0.05, "gradient": 0.5}

@@ -6,8 +6,8 @@ import os
 import sys
 from typing import NoReturn
 
-from lightning_speedlimit._plain_text import one_line
 from lightning_speedlimit.cli.complaints import Complaint
+from lightning_speedlimit.words import one_line
 
 __all__ = ["main"]
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_speedlimit._plain_text import one_line, plain_text
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import Complaint, from_user
 from lightning_speedlimit.record import RunRecord
@@ -16,6 +15,7 @@ from lightning_speedlimit.report import diagnose, text
 from lightning_speedlimit.report.advice import Advice, advise
 from lightning_speedlimit.report.advice_text import WIDTH, blocks
 from lightning_speedlimit.report.runs import read_all, records_within
+from lightning_speedlimit.words import one_line, plain_text
 
 
 def advise_run(run: Path, times: Sequence[Path], *, json: bool) -> None:

@@ -63,11 +63,11 @@ app.add_typer(theory, name="theory")
 
 def _place(text: str) -> Path:
     """Else "" would be the working directory."""
-    from lightning_speedlimit import _arguments
+    from lightning_speedlimit.checks import arguments
     from lightning_speedlimit.cli.complaints import from_user
 
     with from_user():
-        return _arguments.path("a path", text)
+        return arguments.path("a path", text)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else; undefined values are null.")]

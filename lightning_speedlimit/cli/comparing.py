@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_speedlimit import _arguments
-from lightning_speedlimit._plain_text import one_line
+from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import Complaint, check_writable, from_user, writing
 from lightning_speedlimit.report import Comparison, compare, compare_models, text
 from lightning_speedlimit.report.alignment import By
 from lightning_speedlimit.report.costs import Cost
+from lightning_speedlimit.words import one_line
 
 
 def compare_runs(
@@ -61,7 +61,7 @@ def _sources(runs: Sequence[Path], groups: Sequence[str]) -> Sequence[Path] | di
         if not (name and separator and path):
             raise Complaint(f"--group wants NAME=PATH, got {group!r}; as --group adamw=runs/adamw")
         with from_user():
-            named.setdefault(name, []).append(_arguments.path(f"--group {name}", path))
+            named.setdefault(name, []).append(arguments.path(f"--group {name}", path))
     return named or runs
 
 

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_speedlimit import _summary_text
-from lightning_speedlimit._plain_text import one_line, plain_text
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import from_user
-from lightning_speedlimit.record import Regime, RunRecord
+from lightning_speedlimit.record import Regime, RunRecord, summary_text
 from lightning_speedlimit.report import diagnose, text
 from lightning_speedlimit.report.labels import optimizer_title
 from lightning_speedlimit.report.runs import none_is_left, read_all, records_within
+from lightning_speedlimit.words import number, one_line, plain_text
 
 
 def show_runs(folder: Path, *, json: bool) -> None:
@@ -40,22 +39,22 @@ def _print_run(path: Path, record: RunRecord) -> None:
     summary = record.summary()
     if terminal.is_terminal():
         terminal.print_title(f"{optimizer_title(record)}   {plain_text(str(path))}")
-        for title, rows in _summary_text.parts(summary).items():
+        for title, rows in summary_text.parts(summary).items():
             print()
             terminal.print_title(title)
             terminal.print_meanings(rows)
-        notes = _summary_text.remarks(summary)
+        notes = summary_text.remarks(summary)
         if notes:
             print()
             terminal.print_title("Beware")
-            terminal.print_items(notes, width=_summary_text.WIDTH)
+            terminal.print_items(notes, width=summary_text.WIDTH)
     else:
         print(summary)
     for title, items in (("Regimes", _regimes(record.regimes())), ("What cost the most", _causes(record))):
         if items:
             print()
             terminal.print_title(title)
-            terminal.print_items(items, width=_summary_text.WIDTH)
+            terminal.print_items(items, width=summary_text.WIDTH)
 
 
 def _regimes(regimes: Sequence[Regime]) -> list[str]:
@@ -63,7 +62,7 @@ def _regimes(regimes: Sequence[Regime]) -> list[str]:
     if len(regimes) == 1:
         return [f"steps {regimes[0].first_step} to {regimes[0].last_step}: one, without a clear change"]
     return [
-        f"steps {r.first_step} to {r.last_step}: efficiency {text.number(r.efficiency)} (kinematic / conversion in it)"
+        f"steps {r.first_step} to {r.last_step}: efficiency {number(r.efficiency)} (kinematic / conversion in it)"
         for r in regimes
     ]
 
@@ -77,7 +76,7 @@ def _print_several(records: Mapping[Path, RunRecord]) -> None:
     rows = []
     for path, record in records.items():
         s = record.summary()
-        rows.append([plain_text(str(path)), str(s.steps), *map(text.number, (s.loss, s.efficiency, s.conversion))])
+        rows.append([plain_text(str(path)), str(s.steps), *map(number, (s.loss, s.efficiency, s.conversion))])
     terminal.print_rows(["run", "steps", "loss", "efficiency", "conversion"], rows)
     runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
     print(f"\n{runs}. One of them: speedlimit show {rows[0][0]}")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import whole
+from lightning_speedlimit.checks.tensors import whole
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
 from lightning_speedlimit.ensemble.trajectories import Array, double, floating
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import choice, nonnegative, shown, whole
+from lightning_speedlimit.checks.tensors import choice, nonnegative, shown, whole
 from lightning_speedlimit.ensemble.distance import extrapolated, sampled_distance, sampled_gelbrich
 from lightning_speedlimit.ensemble.entropy import MAX_NEIGHBOUR_DIMENSIONS, sampled_gaussian, sampled_neighbours
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import flag
+from lightning_speedlimit.checks.tensors import flag
 from lightning_speedlimit.ensemble.estimate import Estimate
 from lightning_speedlimit.ensemble.matrices import logarithm
 from lightning_speedlimit.ensemble.trajectories import BLOCKS, Array, Pairs, double, jackknife

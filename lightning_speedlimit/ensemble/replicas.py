@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_speedlimit._checked import choice, nonnegative, positive, shown, whole
+from lightning_speedlimit.checks.tensors import choice, nonnegative, positive, shown, whole
 from lightning_speedlimit.optim import Langevin
 
 MAX_REPLICAS = 10**7

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import tensor, whole
+from lightning_speedlimit.checks.tensors import tensor, whole
 from lightning_speedlimit.ensemble.estimate import Sampled
 
 Array = Tensor | npt.NDArray[np.floating]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import whole
+from lightning_speedlimit.checks.tensors import whole
 from lightning_speedlimit.ensemble.currents import MAX_DEGREE, CurrentMoments, Currents
 from lightning_speedlimit.ensemble.estimate import Estimate, Sampled
 from lightning_speedlimit.ensemble.trajectories import BLOCKS, MIN_BLOCKS, Array, Pairs, jackknife

@@ -18,15 +18,15 @@ from statistics import fmean
 
 import numpy as np
 
-from lightning_speedlimit._guard import look, shown
-from lightning_speedlimit._summary_text import number
-from lightning_speedlimit._tuning import Tuned, Tuning, is_plain_sgd
+from lightning_speedlimit.checks.guard import look, shown
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.tuning import Tuned, Tuning, is_plain_sgd
 from lightning_speedlimit.report.course import Plateau, clipped, divergence, plateau
 from lightning_speedlimit.report.findings_of_course import MOSTLY
 from lightning_speedlimit.report.interpolation import Interval
 from lightning_speedlimit.report.labels import effective_batch, optimizer_title, peak_rates
 from lightning_speedlimit.report.runs import check_record
+from lightning_speedlimit.words import number
 
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors

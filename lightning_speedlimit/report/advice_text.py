@@ -6,12 +6,13 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from lightning_speedlimit._summary_text import cost, gain, number
-from lightning_speedlimit._tuning import Tuned
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.summary_text import cost, gain
+from lightning_speedlimit.record.tuning import Tuned
 from lightning_speedlimit.report.advice import Advice, AtBatch
 from lightning_speedlimit.report.diagnosis import diagnose
 from lightning_speedlimit.report.interpolation import Interval
+from lightning_speedlimit.words import amount, number
 
 WIDTH = 92
 _MOST_FINDINGS = 2
@@ -82,14 +83,6 @@ def multiple(of_batch: float) -> str:
     if of_batch == 1:
         return "this run"
     return f"x 1/{1 / of_batch:g}" if of_batch < 1 else f"x {of_batch:g}"
-
-
-def amount(x: float) -> str:
-    """Three digits, thousands apart; "?" where not known."""
-    if not math.isfinite(x):
-        return "?"
-    rounded = float(f"{x:.3g}")
-    return f"{rounded:,.0f}" if 1e3 <= rounded < 1e9 else f"{rounded:.4g}"
 
 
 def _with_interval(x: float, interval: Interval) -> str:

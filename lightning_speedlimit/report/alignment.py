@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from lightning_speedlimit._record_stretch import COSTS, SUMS
-from lightning_speedlimit._tuning import is_full_batch
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.stretch import COSTS, SUMS
+from lightning_speedlimit.record.tuning import is_full_batch
 from lightning_speedlimit.report.interpolation import Interval, Values, first_below, read_between, time_above
 
 By = Literal["loss", "step", "time"]

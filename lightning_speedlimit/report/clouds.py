@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from lightning_speedlimit.report.places import Point
 from lightning_speedlimit.report.runs import with_sketches
-
-if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Point
 
 MOST_GROUPS = 12  # pairs grow with the square
 MOST_RUNS = 64  # sketches of 4093 numbers in each cloud

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from lightning_speedlimit.report.alignment import Timeline
-from lightning_speedlimit.report.runs import Run, listed
+from lightning_speedlimit.report.runs import Run
+from lightning_speedlimit.words import listed
 
 Cost = Literal["steps", "samples", "tokens", "epochs", "seconds"]
 

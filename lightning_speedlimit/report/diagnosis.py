@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from lightning_speedlimit import _arguments
+from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report.findings import CAUSES, Cause, Finding, JudgedRun
 from lightning_speedlimit.report.findings_of_course import clipping, plateaued, rose
@@ -54,7 +54,7 @@ def diagnose(values: Mapping[str, float] | RunRecord, record: RunRecord | None =
     if record is None:
         raise TypeError("diagnose needs the record that the values are of, got None; pass diagnose(values, record)")
     check_record("record", record)
-    run = JudgedRun(_arguments.numbers("values", values), record)
+    run = JudgedRun(arguments.numbers("values", values), record)
     if ran_away := rose(run):
         return [*ran_away, *clipping(run)]
     costly = [*plateaued(run), *waste(run), *curved(run), *uneven(run)]

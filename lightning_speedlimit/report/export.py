@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_speedlimit._arguments import check_kind
-from lightning_speedlimit._guard import shown
+from lightning_speedlimit.checks.arguments import check_kind
+from lightning_speedlimit.checks.guard import shown
 
 from .style import GRID, INK, style
 

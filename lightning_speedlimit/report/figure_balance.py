@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning_speedlimit._tuning import is_full_batch
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.tuning import is_full_batch
 
 from .alignment import work_shares
 from .runs import named_records

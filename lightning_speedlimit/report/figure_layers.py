@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_speedlimit._record_clouds import CLOUD_VALUES
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.clouds import CLOUD_VALUES
 
 from .runs import check_record
 from .style import (

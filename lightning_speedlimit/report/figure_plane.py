@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_speedlimit import _arguments
-from lightning_speedlimit._guard import shown
-from lightning_speedlimit._plain_text import plain_text
+from lightning_speedlimit.checks import arguments
+from lightning_speedlimit.checks.guard import shown
+from lightning_speedlimit.words import plain_text
 
 from .style import GREY, INK, NothingToDraw, describe, drawable, figure, log_axis, look, short_name, style
 
@@ -50,12 +50,12 @@ class PlanePoint:
     """Whether no other point is lower in both."""
 
     def __post_init__(self) -> None:
-        _arguments.check_text("name", self.name)
+        arguments.check_text("name", self.name)
         for name in ("elapsed", "action", "displacement"):
-            _arguments.number(name, getattr(self, name))
+            arguments.number(name, getattr(self, name))
         for name in ("elapsed_interval", "action_interval"):
-            _arguments.check_interval(name, getattr(self, name))
-        _arguments.check_flag("on_frontier", self.on_frontier)
+            arguments.check_interval(name, getattr(self, name))
+        arguments.check_flag("on_frontier", self.on_frontier)
 
 
 def plane(
@@ -77,11 +77,11 @@ def plane(
     """
     if not isinstance(points, Sequence) or not all(isinstance(point, PlanePoint) for point in points):
         raise TypeError(f"points got {shown(points)}, wanted a list of PlanePoint")
-    _arguments.check_among("clock", clock, "steps", "lr")
+    arguments.check_among("clock", clock, "steps", "lr")
     if cost is not None:
-        _arguments.check_among("cost", cost, *_COSTS)
+        arguments.check_among("cost", cost, *_COSTS)
     spoken, label = _COSTS[cost or clock]
-    title = _TITLE.format(spoken) if title is None else plain_text(_arguments.check_text("title", title))
+    title = _TITLE.format(spoken) if title is None else plain_text(arguments.check_text("title", title))
     placed = [p for p in points if _is_positive(p.elapsed) and _is_positive(p.action)]
     if not placed:
         raise NothingToDraw(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from lightning_speedlimit._summary_text import number
 from lightning_speedlimit.report.alignment import SURE
 from lightning_speedlimit.report.findings import Finding, JudgedRun
+from lightning_speedlimit.words import number
 
 MOSTLY = 0.5  # of the log steps, from which on clipping is worth a finding: a convention
 _SMALLER = (

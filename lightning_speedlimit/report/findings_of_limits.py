@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from lightning_speedlimit._plain_text import one_line
-from lightning_speedlimit._summary_text import number
 from lightning_speedlimit.report.findings import Finding, JudgedRun
 from lightning_speedlimit.report.findings_of_work import noise_leads
+from lightning_speedlimit.words import number, one_line
 
 _ROUNDING = 1e-6  # sums in float64 over 10⁶ steps round to about 1e-10
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from lightning_speedlimit._summary_text import number
 from lightning_speedlimit.report.findings import Finding, JudgedRun
+from lightning_speedlimit.words import number
 
 # Conventions: a factor below one half doubles the least time.
 STRAIGHT_ENOUGH = 0.5  # straightness/conversion; gradient flow on digits has 0.77

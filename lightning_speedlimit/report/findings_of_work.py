@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from lightning_speedlimit._summary_text import number
 from lightning_speedlimit.report.findings import Finding, JudgedRun
+from lightning_speedlimit.words import number
 
 NOISE_LEAD = -0.05  # by how much the share of noise must exceed that of bouncing to be named first: fitted, see there
 SECOND_SHARE = 0.25  # of the work: from here on the smaller of noise and bouncing is named too: a convention

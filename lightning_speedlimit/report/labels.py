@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_speedlimit._plain_text import one_line
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.words import one_line
 
 _LONGEST = 200  # characters
 _NEAR = 0.9  # a peak that rows come so near to is the one that was set: no row need be at it

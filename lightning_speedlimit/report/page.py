@@ -9,19 +9,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning_speedlimit import _arguments
-from lightning_speedlimit._guard import shown
-from lightning_speedlimit._plain_text import plain_text
+from lightning_speedlimit.checks import arguments
+from lightning_speedlimit.checks.guard import shown
 from lightning_speedlimit.report import page_figures, page_words
 from lightning_speedlimit.report.page_advice import AdviceTable, advice_table
 from lightning_speedlimit.report.page_figures import Picture
 from lightning_speedlimit.report.page_table import Table, table_of
-from lightning_speedlimit.report.text import measured, number, where
-
-if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Comparison, Group
+from lightning_speedlimit.report.places import Group
+from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.report.text import measured
+from lightning_speedlimit.report.verdict import verdict
+from lightning_speedlimit.words import number, plain_text
 
 MOST_OPEN = 12  # groups whose findings are shown at once; those of the others are folded
 
@@ -48,7 +48,7 @@ class Section:
     heading: str
     compared: str
     """ "at the same loss, 0.130"."""
-    comparison: Comparison
+    comparison: Result
     answer: str
     verdict: tuple[str, ...]
     plane: Picture | None
@@ -74,14 +74,14 @@ class Section:
         return self.comparison.groups[MOST_OPEN:]
 
 
-def write_page(path: str | os.PathLike[str], comparisons: Sequence[Comparison], *, command: str | None = None) -> None:
+def write_page(path: str | os.PathLike[str], comparisons: Sequence[Result], *, command: str | None = None) -> None:
     """Writes the page of `page` to a file, at once: who reads it meanwhile sees the old one or the new one.
 
     Raises:
         ValueError: no comparison; a path that is no regular file. ImportError: the extra "report" is not installed.
         OSError: the file can't be written.
     """
-    target = _arguments.path("path", path)
+    target = arguments.path("path", path)
     if target.exists() and not target.is_file():  # root would replace a device, /dev/null too, by the page
         raise ValueError(
             f"path got {shown(str(target))}, wanted the name of a file: that is a folder, a pipe, a device"
@@ -100,7 +100,7 @@ def write_page(path: str | os.PathLike[str], comparisons: Sequence[Comparison], 
         ) from error
 
 
-def page(comparisons: Sequence[Comparison], *, command: str | None = None) -> str:
+def page(comparisons: Sequence[Result], *, command: str | None = None) -> str:
     """One self-contained HTML document: a section for each comparison, in this order. The same ones, the same text.
 
     Args:
@@ -110,12 +110,12 @@ def page(comparisons: Sequence[Comparison], *, command: str | None = None) -> st
     Raises:
         ValueError: no comparison. ImportError: the extra "report" is not installed.
     """
-    from lightning_speedlimit.report.comparison import Comparison
+    from lightning_speedlimit.report.results import Result
 
-    if not isinstance(comparisons, Sequence) or not all(isinstance(one, Comparison) for one in comparisons):
+    if not isinstance(comparisons, Sequence) or not all(isinstance(one, Result) for one in comparisons):
         raise TypeError(f"comparisons got {shown(comparisons)}, wanted a list: pass [compare(runs)]")
     if command is not None:
-        _arguments.check_text("command", command)
+        arguments.check_text("command", command)
     if not comparisons:
         raise ValueError("comparisons: the page needs at least one, got none; pass [compare(runs)]")
     _check_installed()
@@ -164,7 +164,7 @@ def _environment() -> Any:
     return environment
 
 
-def _section(comparison: Comparison, place: int, *, several: bool) -> Section:
+def _section(comparison: Result, place: int, *, several: bool) -> Section:
     prefix = f"c{place + 1}"
     told = page_words.answer(comparison)
     detailed = page_figures.detailed_points(comparison)
@@ -172,10 +172,10 @@ def _section(comparison: Comparison, place: int, *, several: bool) -> Section:
     return Section(
         prefix=prefix,
         heading=(f"{page_words.name(comparison)}: " if several else "") + page_words.heading(comparison),
-        compared=where(comparison),
+        compared=comparison.where,
         comparison=comparison,
         answer=told,
-        verdict=tuple(sentence for sentence in comparison.verdict() if sentence != told),
+        verdict=tuple(sentence for sentence in verdict(comparison) if sentence != told),
         plane=page_figures.plane(comparison, prefix),
         table=table_of(comparison),
         measured=tuple(measured(comparison)),

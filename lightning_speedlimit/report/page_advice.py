@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from lightning_speedlimit._summary_text import with_error
-from lightning_speedlimit._tuning import Tuned
+from lightning_speedlimit.record.tuning import Tuned
 from lightning_speedlimit.report.advice import MULTIPLES, Advice, AtBatch, advise
-from lightning_speedlimit.report.advice_text import GREEDY, amount, multiple
+from lightning_speedlimit.report.advice_text import GREEDY, multiple
 from lightning_speedlimit.report.page_table import Cell
-
-if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Point
+from lightning_speedlimit.report.places import Point
+from lightning_speedlimit.words import amount, with_error
 
 CAPTION = (
     "Steps that another batch would take to the loss at which a run ended, or stopped falling: as 1 + critical "
@@ -65,7 +62,7 @@ def _row(name: str, advice: Advice) -> AdviceRow:
 
 
 def _number(tuned: Tuned) -> str:
-    return "?" if math.isnan(tuned.value) else with_error(tuned.value, tuned.standard_error).replace("+/-", "±")
+    return with_error(tuned.value, tuned.standard_error)
 
 
 def _predicted(at: AtBatch, unit: str) -> Cell:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report import figures
 from lightning_speedlimit.report.figure_windows import log_spaced
+from lightning_speedlimit.report.places import Point
+from lightning_speedlimit.report.plane import plane_of
+from lightning_speedlimit.report.results import Result
 from lightning_speedlimit.report.runs import KEEP_SKETCHES, with_sketches
-from lightning_speedlimit.report.text import number
-
-if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Comparison, Point
+from lightning_speedlimit.words import number
 
 MOST_DETAILED = 12  # runs with figures of their own: some 0.3 MB and a second each
 MOST_BARS = 40  # rows of the balance of work that can be read
@@ -72,7 +72,7 @@ class Picture:
     """Why, where there is nothing to draw."""
 
 
-def plane(comparison: Comparison, prefix: str) -> Picture | None:
+def plane(comparison: Result, prefix: str) -> Picture | None:
     """The first figure; None where no run has a place in it."""
     if not any(group.placed for group in comparison.at_loss):
         return None
@@ -86,10 +86,10 @@ def plane(comparison: Comparison, prefix: str) -> Picture | None:
         "wide grey line is the frontier: runs on it are beaten by none in both."
     )
     title = f"{words.noun.capitalize()} and action at the same loss"
-    return _picture(f"{prefix}-plane", title, caption, comparison.figure)
+    return _picture(f"{prefix}-plane", title, caption, lambda: plane_of(comparison))
 
 
-def of_all(comparison: Comparison, detailed: list[Point], prefix: str) -> list[Picture]:
+def of_all(comparison: Result, detailed: list[Point], prefix: str) -> list[Picture]:
     """The balance of work, trajectories, curves: of every run, or of the detailed ones where there are too many."""
     every = [point for group in comparison.groups for point in group.points]
 
@@ -137,7 +137,7 @@ def thinned(record: RunRecord) -> RunRecord:
     return RunRecord.from_state_dict(state)
 
 
-def detailed_points(comparison: Comparison) -> list[Point]:
+def detailed_points(comparison: Result) -> list[Point]:
     """The runs with figures of their own: all of them, or, of more than 12, first runs of the frontier's groups first.
 
     Then their second runs, and so on; no others, as a page has to be read.

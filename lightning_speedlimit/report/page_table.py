@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from lightning_speedlimit.report.text import headings, interval, number, shown_columns, where, with_error
-
-if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Comparison, Group
+from lightning_speedlimit.report.places import Group
+from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.report.text import headings, shown_columns
+from lightning_speedlimit.words import interval, number, with_error
 
 # What a column tells, in one or two sentences; {where} is where the runs are compared.
 MEANINGS: Mapping[str, str] = {
@@ -86,11 +85,11 @@ class Table:
     """Whether any group has several runs, so that numbers are means."""
 
 
-def table_of(comparison: Comparison) -> Table:
-    """The table of `Comparison.table`, with intervals, and for each group its standing in the plane."""
+def table_of(comparison: Result) -> Table:
+    """The table of `Result.table`, with intervals, and for each group its standing in the plane."""
     shown = shown_columns(comparison)
     ranked_by = "cost" if comparison.by == "loss" else "loss"
-    words = {"where": where(comparison), "cost": comparison.axis.words.heading, "level": number(comparison.loss_level)}
+    words = {"where": comparison.where, "cost": comparison.axis.words.heading, "level": number(comparison.loss_level)}
     words |= {"less": comparison.axis.words.less, "interval": "" if comparison.by == "loss" else _INTERVAL}
     words |= {"interval_by_loss": _INTERVAL_BY_LOSS if comparison.by == "loss" else ""}
     replicas = any(len(group.points) > 1 for group in comparison.groups)
@@ -109,7 +108,7 @@ def table_of(comparison: Comparison) -> Table:
     return Table(tuple(columns), tuple(rows), replicas)
 
 
-def _row(group: Group, at_loss: Group | None, shown: list[tuple[str, int]], comparison: Comparison) -> Row:
+def _row(group: Group, at_loss: Group | None, shown: list[tuple[str, int]], comparison: Result) -> Row:
     with_interval = ("cost", "action") if comparison.by == "loss" else ("loss",)
     cells = [] if at_loss is None else [standing(at_loss, comparison.loss_level)]
     cells += [_cell(group, key, digits, interval_too=key in with_interval) for key, digits in shown]
@@ -134,7 +133,7 @@ def _cell(group: Group, key: str, digits: int, *, interval_too: bool) -> Cell:
 
 
 def standing(group: Group, level: float) -> Cell:
-    """Where a group of `Comparison.at_loss` stands; sorted from the frontier to the clearly beaten."""
+    """Where a group of `Result.at_loss` stands; sorted from the frontier to the clearly beaten."""
     if not group.reached:
         return Cell(f"did not get to loss {number(level)}", "")
     if not group.placed:

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning_speedlimit._plain_text import one_line, plain_text
-from lightning_speedlimit.report.text import number, where
-
-if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Comparison, Group, Point
+from lightning_speedlimit.report.places import Group, Point
+from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.report.verdict import verdict
+from lightning_speedlimit.words import listed, number, one_line, plain_text
 
 MOST_SETTINGS = 300  # of the 18 that are there when nobody adds one
 
@@ -23,19 +22,19 @@ _DISTRIBUTION = "lightning-speedlimit"
 # --- the answer
 
 
-def heading(comparison: Comparison) -> str:
+def heading(comparison: Result) -> str:
     """ "5 runs at the same loss, 0.130"."""
-    return f"{count(comparison)} {where(comparison)}"
+    return f"{count(comparison)} {comparison.where}"
 
 
-def count(comparison: Comparison) -> str:
+def count(comparison: Result) -> str:
     """ "5 runs", "9 runs in 3 groups"."""
     groups, runs = len(comparison.groups), sum(len(group.points) for group in comparison.groups)
     several = f" in {groups} group{'s' if groups > 1 else ''}" if groups < runs else ""
     return f"{runs} run{'s' if runs > 1 else ''}{several}"
 
 
-def name(comparison: Comparison) -> str:
+def name(comparison: Result) -> str:
     """What tells it from the page's other comparisons: the folder that its runs have in common, else its model."""
     runs = [point.run for group in comparison.groups for point in group.points]
     paths = [run.path for run in runs if run.path is not None]
@@ -45,11 +44,11 @@ def name(comparison: Comparison) -> str:
     return one_line(", ".join(models) or runs[0].name, 200)
 
 
-def answer(comparison: Comparison) -> str:
+def answer(comparison: Result) -> str:
     """One sentence for who does not know the plane: who made the best of cost and action, and who did not."""
     placed = [group for group in comparison.at_loss if group.placed]
     if comparison.by != "loss" or len(placed) < 2:
-        return comparison.verdict()[0]
+        return verdict(comparison)[0]
     best = [group for group in placed if group.beaten_by is None]
     clear = [group for group in placed if group.beaten_by is not None and group.clearly]
     close = [group for group in placed if group.beaten_by is not None and not group.clearly]
@@ -61,23 +60,17 @@ def answer(comparison: Comparison) -> str:
         (absent, "can't be placed"),
     ):
         if groups:
-            parts.append(f"{listed([group.name for group in groups])} {words}")
+            parts.append(f"{listed([group.name for group in groups], 5)} {words}")
     return "; ".join(parts) + "."
 
 
-def _best(best: Sequence[Group], comparison: Comparison, *, clearly: bool) -> str:
+def _best(best: Sequence[Group], comparison: Result, *, clearly: bool) -> str:
     words = comparison.axis.words
-    names, at = listed([group.name for group in best]), f"loss {number(comparison.loss_level)}"
+    names, at = listed([group.name for group in best], 5), f"loss {number(comparison.loss_level)}"
     if len(best) > 1:
         return f"{names} came to {at} with the best trades of {words.noun} for action"
     least = f"the {words.least} and the least action"
     return f"{names} came to {at} with {least}" if clearly else f"{names} seems to have come to {at} with {least}"
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """ "a, b and c"; "a, b and 7 more"."""
-    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 # --- settings
@@ -95,7 +88,7 @@ class Settings:
     """(group, its values of these names)."""
 
 
-def settings_of(comparison: Comparison) -> Settings:
+def settings_of(comparison: Result) -> Settings:
     """Every entry of `record.run`; replicas of a group that differ are listed with "or"."""
     said = {group.name: _of_group(group) for group in comparison.groups}
     keys = list(dict.fromkeys(key for values in said.values() for key in values))
@@ -146,7 +139,7 @@ def _optimizer(optimizer: Mapping[str, Any]) -> str:
 # --- how to make it again
 
 
-def python_call(comparisons: Sequence[Comparison]) -> str:
+def python_call(comparisons: Sequence[Result]) -> str:
     """Python that makes the page again; records that came as objects stand as "…"."""
     calls = [_compare_call(comparison) for comparison in comparisons]
     if len(calls) == 1:
@@ -159,7 +152,7 @@ def python_call(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def _compare_call(comparison: Comparison) -> str:
+def _compare_call(comparison: Result) -> str:
     """With the groups by name, and `at` where it was asked for."""
     lines = [f"    {group.name!r}: [{', '.join(map(_source, group.points))}]," for group in comparison.groups]
     at = f", at={comparison.at!r}" if comparison.set_by is None else ""
@@ -171,7 +164,7 @@ def _source(point: Point) -> str:
     return "…" if point.run.path is None else repr(str(point.run.path))
 
 
-def versions(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
+def versions(comparisons: Sequence[Result]) -> list[tuple[str, str]]:
     """(who, with what): of this package now, and what the runs were made with."""
     try:
         here = metadata.version(_DISTRIBUTION)

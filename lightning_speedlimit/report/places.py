@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lightning_speedlimit._summary_text import measured_share
+from lightning_speedlimit.record.summary_text import measured_share
 from lightning_speedlimit.report.alignment import CONFIDENCE, By, Crossing, Timeline
 from lightning_speedlimit.report.costs import Axis
 from lightning_speedlimit.report.diagnosis import Finding, diagnose

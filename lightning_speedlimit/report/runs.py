@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_speedlimit import _arguments
-from lightning_speedlimit._guard import look, shown
-from lightning_speedlimit._plain_text import plain_text
+from lightning_speedlimit.checks import arguments
+from lightning_speedlimit.checks.guard import look, shown
 from lightning_speedlimit.record import RecordError, RunRecord
 from lightning_speedlimit.report.labels import optimizer_title
+from lightning_speedlimit.words import plain_text
 
 Source = RunRecord | str | os.PathLike[str]
 Sources = Source | Iterable[Source] | Mapping[str, Source | Iterable[Source]]
@@ -159,7 +159,7 @@ def _named(sources: Sequence[Source]) -> Gathered:
     wanted: dict[tuple[Path, Stretch | None], None] = {}
     for source in sources:
         if not isinstance(source, RunRecord):
-            folder, stretch = _split(_arguments.path("runs", source, "a folder of runs"))
+            folder, stretch = _split(arguments.path("runs", source, "a folder of runs"))
             for path in records_within(folder):
                 wanted[folders.setdefault(path.resolve(), path), stretch] = None
     paths = list(folders.values())
@@ -251,20 +251,14 @@ def named_records(runs: Mapping[str, RunRecord] | RunRecord) -> dict[str, RunRec
     """What figures of several runs take: a single record is named "run"."""
     if isinstance(runs, RunRecord):
         return {"run": runs}
-    _arguments.check_kind("runs", runs, Mapping, "a RunRecord, or a mapping: name → RunRecord")
+    arguments.check_kind("runs", runs, Mapping, "a RunRecord, or a mapping: name → RunRecord")
     for name, record in runs.items():
-        check_record(f"runs[{_arguments.check_text('a name among runs', name)!r:.60}]", record)
+        check_record(f"runs[{arguments.check_text('a name among runs', name)!r:.60}]", record)
     return dict(runs)
 
 
 def check_record(name: str, got: object) -> None:
-    _arguments.check_kind(name, got, RunRecord, "a RunRecord; RunRecord.load(folder) gives one")
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """ "a, b, c, d and 3 more"."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    arguments.check_kind(name, got, RunRecord, "a RunRecord; RunRecord.load(folder) gives one")
 
 
 def _check_groups(runs: Sequence[Run]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_speedlimit._plain_text import plain_text
+from lightning_speedlimit.words import plain_text
 
 from .own_settings import own_settings
 

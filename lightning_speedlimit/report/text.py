@@ -6,22 +6,20 @@ import dataclasses
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from lightning_speedlimit._summary_text import measured_share
-
-if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Comparison
-    from lightning_speedlimit.report.places import Group
+from lightning_speedlimit.record.summary_text import measured_share
+from lightning_speedlimit.report.places import Group
+from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.report.verdict import verdict
+from lightning_speedlimit.words import listed, number, with_error
 
 WIDTH = 100
-UNDEFINED = "?"
 MOST_ROWS, FIRST_ROWS = 16, 5  # of more groups than that the table shows so many
 _LONGEST, _SHORT = 60, 20  # letters of a name in a table, and where several stand in a line
 _DETAILS = ("kinematic_efficiency", "straightness", "steadiness")
-_ROUNDING = 1e-9  # relative: of sums and means in float64
 
 # Heading, key in the values, significant digits: what a row of the table shows.
 COLUMNS = (
@@ -39,48 +37,14 @@ COLUMNS = (
 )
 
 
-def number(value: float, digits: int = 3) -> str:
-    """So many significant digits, all of the integer part; "?" undefined."""
-    if math.isnan(value):
-        return UNDEFINED
-    if not math.isfinite(value):
-        return "inf" if value > 0 else "-inf"
-    if value == 0:
-        return "0"
-    if not 1e-4 <= abs(value) < 1e7:
-        return f"{value:.{digits - 1}e}"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{places}f}"
-
-
-def with_error(value: float, error: float, digits: int = 3) -> str:
-    """ "123 ± 4": the error with two digits at most; alone where that is unknown, or mere rounding."""
-    told = math.isfinite(error) and error > _ROUNDING * abs(value)
-    return number(value, digits) + (f" ± {number(error, 2)}" if told else "")
-
-
-def interval(bounds: tuple[float, float]) -> str:
-    """ "96 to 123"; "at least 96" where the end is not within the run."""
-    low, high = bounds
-    if math.isinf(high):
-        return f"at least {number(low)}"
-    return number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
-
-
-def where(comparison: Comparison) -> str:
-    """ "at the same loss, 0.138"."""
-    unit = {"loss": "at the same loss, {}", "step": "after {} steps", "time": "after {} seconds"}[comparison.by]
-    return unit.format(number(comparison.at))
-
-
-def table(comparison: Comparison) -> str:
+def table(comparison: Result) -> str:
     """A heading, a row for each group, the verdict, the order at three losses, the findings, what to beware of."""
     columns = shown_columns(comparison)
     lines = [heading(comparison), "", *aligned([head(comparison, columns), *rows(comparison, columns)])]
     lines += [*left_away(comparison), ""]
     for text in measured(comparison):
         lines += [*textwrap.wrap(text, WIDTH, subsequent_indent="  "), ""]
-    lines += [line for text in comparison.verdict() for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
+    lines += [line for text in verdict(comparison) for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
     if places := order(comparison):
         lines += ["", order_title(comparison), *aligned(places), order_sentence(comparison)]
     for title, texts in (("What cost the most", costliest(comparison)), ("Beware", comparison.notes)):
@@ -89,13 +53,13 @@ def table(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def head(comparison: Comparison, columns: Sequence[tuple[str, str, int]]) -> list[str]:
+def head(comparison: Result, columns: Sequence[tuple[str, str, int]]) -> list[str]:
     """Of the table of groups."""
     first = "run" if all(len(group.points) == 1 for group in comparison.groups) else "group"
     return [first, *headings(comparison, columns)]
 
 
-def rows(comparison: Comparison, columns: Sequence[tuple[str, str, int]], mark: str = "") -> list[list[str]]:
+def rows(comparison: Result, columns: Sequence[tuple[str, str, int]], mark: str = "") -> list[list[str]]:
     """Of the table: all groups, or the first of many. mark: behind the names of those on the frontier."""
     marked = comparison.frontier if mark else ()
     return [
@@ -103,25 +67,25 @@ def rows(comparison: Comparison, columns: Sequence[tuple[str, str, int]], mark: 
     ]
 
 
-def left_away(comparison: Comparison) -> list[str]:
+def left_away(comparison: Result) -> list[str]:
     """How many groups the table does not show."""
     count = len(comparison.groups) - len(_shown(comparison))
     return [f"{count} more: in the page (--html) and in JSON (--json)"] if count else []
 
 
-def _shown(comparison: Comparison) -> Sequence[Group]:
+def _shown(comparison: Result) -> Sequence[Group]:
     return comparison.groups if len(comparison.groups) <= MOST_ROWS else comparison.groups[:FIRST_ROWS]
 
 
 # --- the order at three losses
 
 
-def order_title(comparison: Comparison) -> str:
+def order_title(comparison: Result) -> str:
     """ "Who was first, in samples"."""
     return f"Who was first, in {comparison.axis.words.heading}"
 
 
-def order(comparison: Comparison) -> list[list[str]]:
+def order(comparison: Result) -> list[list[str]]:
     """Heading and a row for each of three losses: the first groups with what each took; empty of a single group."""
     if len(comparison.groups) < 2 or not comparison.levels:
         return []
@@ -133,7 +97,7 @@ def order(comparison: Comparison) -> list[list[str]]:
     return found
 
 
-def order_sentence(comparison: Comparison) -> str:
+def order_sentence(comparison: Result) -> str:
     """Whether the means keep their order, of the groups that are there at all three losses."""
     there = set.intersection(*({name for name, _ in level.order} for level in comparison.levels))
     orders = [[name for name, _ in level.order if name in there] for level in comparison.levels]
@@ -146,12 +110,12 @@ def order_sentence(comparison: Comparison) -> str:
     return f"The order changes on the way: {orders[0][0]} is first early, {orders[-1][0]} late."
 
 
-def heading(comparison: Comparison) -> str:
+def heading(comparison: Result) -> str:
     """ "Compared at the same loss, 0.138, where …"."""
-    return f"Compared {where(comparison)}{_set_by(comparison)}"
+    return f"Compared {comparison.where}{_set_by(comparison)}"
 
 
-def measured(comparison: Comparison) -> list[str]:
+def measured(comparison: Result) -> list[str]:
     """Of which share of their coordinates the runs were measured, in one sentence; none where all were."""
     found: dict[str, list[str]] = {}
     for group in comparison.groups:
@@ -165,7 +129,7 @@ def measured(comparison: Comparison) -> list[str]:
     return [f"measured: {'; '.join(shares)}, values ± standard error"]
 
 
-def costliest(comparison: Comparison) -> list[str]:
+def costliest(comparison: Result) -> list[str]:
     """For each group that has a finding its first, and what to try. A name as "version_0" is told with its settings."""
     groups = comparison.groups if len(comparison.groups) <= MOST_ROWS else comparison.groups[:1]
     return [
@@ -183,7 +147,7 @@ def _item(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
 
 
-def shown_columns(comparison: Comparison) -> list[tuple[str, str, int]]:
+def shown_columns(comparison: Result) -> list[tuple[str, str, int]]:
     """What is counted, and of the others those that any group has a number for; of many runs the most telling ones."""
     axis, many = comparison.axis, len(comparison.groups) > MOST_ROWS
     counted = {"seconds"} if axis.name == "seconds" else {"step"} if axis.name == "steps" else set()
@@ -196,7 +160,7 @@ def shown_columns(comparison: Comparison) -> list[tuple[str, str, int]]:
     ]
 
 
-def headings(comparison: Comparison, columns: Sequence[tuple[str, str, int]]) -> list[str]:
+def headings(comparison: Result, columns: Sequence[tuple[str, str, int]]) -> list[str]:
     """Of the columns; the first is what is counted."""
     return [comparison.axis.words.heading, *(heading for heading, *_ in columns[1:])]
 
@@ -218,7 +182,7 @@ def cells(group: Group, columns: Sequence[tuple[str, str, int]]) -> list[str]:
     return [with_error(group.values[key], group.standard_errors[key], digits) for _, key, digits in columns]
 
 
-def _set_by(comparison: Comparison) -> str:
+def _set_by(comparison: Result) -> str:
     if comparison.set_by is None:
         return ""
     least = "got clearly no lower" if comparison.by == "loss" else "ended first"
@@ -237,7 +201,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 # --- JSON
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Result) -> dict[str, Any]:
     """Plain values; NaN and infinities are None, as JSON has no word for them."""
     return {
         "by": comparison.by,
@@ -251,7 +215,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "groups": [_group_json(group) for group in comparison.groups],
         "at_loss": [_group_json(group) for group in comparison.at_loss],
         "distances": [plain(dataclasses.asdict(distance)) for distance in comparison.distances],
-        "verdict": comparison.verdict(),
+        "verdict": verdict(comparison),
         "notes": list(comparison.notes),
     }
 
@@ -282,12 +246,6 @@ def _group_json(group: Group) -> dict[str, Any]:
             for point in group.points
         ],
     }
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """ "a, b and c"; "a, b and 7 more"."""
-    shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""
 
 
 def plain(value: Any) -> Any:

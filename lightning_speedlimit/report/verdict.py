@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from lightning_speedlimit.report.costs import Axis, CostWords
+from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.ranking import below, rivals
-from lightning_speedlimit.report.text import interval, listed, number, where
-
-if TYPE_CHECKING:
-    from lightning_speedlimit.report.comparison import Comparison
-    from lightning_speedlimit.report.costs import Axis, CostWords
-    from lightning_speedlimit.report.places import Group
+from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.words import interval, listed, number
 
 FEW = 12  # groups of which each is spoken of
 MOST_LEFT_OUT = 5  # that are named
 
 
-def verdict(comparison: Comparison) -> list[str]:
+def verdict(comparison: Result) -> list[str]:
     """Sentences; each claim of a winner rests on intervals that do not overlap."""
     if len(comparison.groups) < 2:
         one = "One run" if len(comparison.groups[0].points) == 1 else "One group"
@@ -42,21 +39,21 @@ def verdict(comparison: Comparison) -> list[str]:
     return [*ranking, _free(groups, at, words, 10 if few else 3), *_losers(groups, words, 8 if few else 0), *others]
 
 
-def _ranking(comparison: Comparison) -> list[str]:
+def _ranking(comparison: Result) -> list[str]:
     """Who has the lowest loss at the same step or time, and who has none there."""
     ended = [group.name for group in comparison.groups if not group.reached]
     known = rivals(comparison.groups, comparison.by)
     unknown = [group.name for group in comparison.groups if group.reached and group not in known]
     told = [f"{listed(ended)} ended before."] if ended else []
-    told += [f"{listed(unknown)} has no finite loss {where(comparison)}."] if unknown else []
+    told += [f"{listed(unknown)} has no finite loss {comparison.where}."] if unknown else []
     if len(known) < 2:
-        return [*told, f"No two runs have a loss {where(comparison)}."]
+        return [*told, f"No two runs have a loss {comparison.where}."]
     if comparison.winner is not None:
-        return [*told, f"{comparison.winner} has the lowest loss {where(comparison)}."]
-    return [*told, f"No run has clearly the lowest loss {where(comparison)}: the intervals overlap."]
+        return [*told, f"{comparison.winner} has the lowest loss {comparison.where}."]
+    return [*told, f"No run has clearly the lowest loss {comparison.where}: the intervals overlap."]
 
 
-def _drops(comparison: Comparison) -> list[str]:
+def _drops(comparison: Result) -> list[str]:
     """What stretches bought, and what for."""
     words = comparison.axis.words
     drops = [

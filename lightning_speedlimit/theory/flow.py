@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import Values, instants, modes
+from lightning_speedlimit.checks.tensors import Values, instants, modes
 from lightning_speedlimit.theory.curve import Curve, curve_from_rates, mode_blocks, sum_rates
 from lightning_speedlimit.theory.special import relaxed
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import Reduction, Values, finite, loss_factor, nonnegative
+from lightning_speedlimit.checks.tensors import Reduction, Values, finite, loss_factor, nonnegative
 from lightning_speedlimit.theory.curve import Curve
 from lightning_speedlimit.theory.diffusion import langevin
 from lightning_speedlimit.theory.flow import gradient_flow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import Values, instants, number, whole
+from lightning_speedlimit.checks.tensors import Values, instants, number, whole
 from lightning_speedlimit.theory.curve import Curve, curve_from_rates, mode_blocks, sum_rates
 from lightning_speedlimit.theory.flow import flow_rates
 

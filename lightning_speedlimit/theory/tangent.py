@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_speedlimit._checked import Reduction, Values, finite, float64, instants, loss_factor, whole
-from lightning_speedlimit._checked import module as checked_module
+from lightning_speedlimit.checks.tensors import Reduction, Values, finite, float64, instants, loss_factor, whole
+from lightning_speedlimit.checks.tensors import module as checked_module
 from lightning_speedlimit.theory.curve import Curve
 from lightning_speedlimit.theory.flow import gradient_flow
 from lightning_speedlimit.theory.jacobian import Inputs, Jacobian, evaluating

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit._guard import look, shown, told, warn
+from lightning_speedlimit.checks.guard import look, shown, told, warn
 
 MOST_LOSSES = 1_000_000  # of a window at each end of the run: it is kept on the device
 _WITHIN = 3  # wrappers in wrappers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._guard import warn
+from lightning_speedlimit.checks.guard import warn
 from lightning_speedlimit.trajectory.assembly import assembled
 from lightning_speedlimit.trajectory.mail import Mail
 from lightning_speedlimit.trajectory.motion import Motion

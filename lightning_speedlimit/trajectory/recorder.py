@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit._guard import told, warn
+from lightning_speedlimit.checks.guard import told, warn
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows

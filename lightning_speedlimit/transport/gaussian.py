@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_speedlimit._checked import tensor as dense
+from lightning_speedlimit.checks.tensors import tensor as dense
 
 
 def gaussian_wasserstein2_squared(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_speedlimit._checked import positive
+from lightning_speedlimit.checks.tensors import positive
 from lightning_speedlimit.transport import plans, sinkhorn
 from lightning_speedlimit.transport.clouds import Cloud, Clouds, check_finite
 from lightning_speedlimit.transport.costs import EPS, MAX_PAIRS, Costs, direct, read, sharpen

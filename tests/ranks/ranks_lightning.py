@@ -115,7 +115,9 @@ class Unable(SpeedLimit):
     def _measure_anew(self, trainer: Any, *args: Any) -> None:
         self.left -= 1
         unable = trainer.global_rank == 1 and self.left < 0
-        fault = mock.patch("lightning_speedlimit._measuring.Measurement", side_effect=MemoryError("on one alone"))
+        fault = mock.patch(
+            "lightning_speedlimit.callback.measuring.Measurement", side_effect=MemoryError("on one alone")
+        )
         with fault if unable else nullcontext():
             super()._measure_anew(trainer, *args)
 

@@ -10,7 +10,8 @@ import pytest
 
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.report.advice import MULTIPLES, Advice, advise
-from lightning_speedlimit.report.advice_text import amount, blocks, table
+from lightning_speedlimit.report.advice_text import blocks, table
+from lightning_speedlimit.words import amount
 
 SGD = {"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0.0}]}
 

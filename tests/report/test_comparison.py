@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import lightning_speedlimit
 from lightning_speedlimit import Comparison, RunRecord, compare
 from lightning_speedlimit.report import compare_models, figures
-from lightning_speedlimit.report.text import COLUMNS, interval, number, with_error
+from lightning_speedlimit.report.text import COLUMNS
+from lightning_speedlimit.words import interval, number, with_error
 
 # Places in the plane; few values, so that ties and duplicates come up.
 PLACES = st.lists(

@@ -19,6 +19,7 @@ from lightning_speedlimit import RunRecord, compare
 from lightning_speedlimit.report import Comparison, page_figures, page_words
 from lightning_speedlimit.report import page as page_module
 from lightning_speedlimit.report.page import page, write_page
+from lightning_speedlimit.words import listed
 
 COMMAND = "speedlimit compare 'a & <b>' --html report.html"
 TEMPLATES = Path(page_module.__file__).with_name("templates")
@@ -338,10 +339,11 @@ def test_the_answer_where_there_is_nothing_to_compare() -> None:
     assert page_words.answer(ended) == "a has the lowest loss after 40.0 steps."
 
 
-def test_names_are_listed_up_to_six() -> None:
-    assert page_words.listed(["a"]) == "a"
-    assert page_words.listed(list("abc")) == "a, b and c"
-    assert page_words.listed(list("abcdefgh")) == "a, b, c, d, e and 3 more"
+def test_names_are_listed_up_to_some() -> None:
+    assert listed(["a"]) == "a"
+    assert listed(list("abc")) == "a, b and c"
+    assert listed(list("abcdefgh"), 5) == "a, b, c, d, e and 3 more"
+    assert listed([]) == ""
 
 
 # --- many runs

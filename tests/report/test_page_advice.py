@@ -8,8 +8,8 @@ from test_advice import run
 
 from lightning_speedlimit import RunRecord, compare
 from lightning_speedlimit.report.advice import advise
-from lightning_speedlimit.report.advice_text import amount
 from lightning_speedlimit.report.page import page
+from lightning_speedlimit.words import amount
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What is asked of arguments, and of objects that are not ours."""
