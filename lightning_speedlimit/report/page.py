@@ -51,6 +51,7 @@ class Section:
     comparison: Result
     answer: str
     verdict: tuple[str, ...]
+    curves: page_figures.Picture
     plane: Picture | None
     table: Table
     measured: tuple[str, ...]
@@ -169,6 +170,7 @@ def _section(comparison: Result, place: int, *, several: bool) -> Section:
     told = page_words.answer(comparison)
     detailed = page_figures.detailed_points(comparison)
     every = [point for group in comparison.groups for point in group.points]
+    pictures = page_figures.of_all(comparison, detailed, prefix)
     return Section(
         prefix=prefix,
         heading=(f"{page_words.name(comparison)}: " if several else "") + page_words.heading(comparison),
@@ -176,10 +178,11 @@ def _section(comparison: Result, place: int, *, several: bool) -> Section:
         comparison=comparison,
         answer=told,
         verdict=tuple(sentence for sentence in verdict(comparison) if sentence != told),
+        curves=pictures.pop("curves"),
         plane=page_figures.plane(comparison, prefix),
         table=table_of(comparison),
         measured=tuple(measured(comparison)),
-        pictures=tuple(page_figures.of_all(comparison, detailed, prefix)),
+        pictures=tuple(pictures.values()),
         advice=advice_table(detailed, every),
         runs=tuple(_details(point, f"{prefix}-r{index + 1}") for index, point in enumerate(detailed)),
         left_out=len(every) - len(detailed),

@@ -250,8 +250,8 @@ def test_the_standing_of_each(tree: Element) -> None:
     assert cells[HOSTILE]["standing"]["data-value"] < cells["slow"]["standing"]["data-value"]
 
 
-def test_the_plane_comes_first_and_the_findings_are_there(tree: Element, compared: Comparison) -> None:
-    assert tree.all("figure")[0]["id"] == "c1-plane"
+def test_the_losses_come_first_then_the_plane_and_the_findings_are_there(tree: Element, compared: Comparison) -> None:
+    assert [figure["id"] for figure in tree.all("figure")[:2]] == ["c1-curves", "c1-plane"]
     text = tree.all("main")[0].text
     for group in compared.groups:
         for finding in group.findings:
@@ -301,7 +301,7 @@ def test_without_losses_there_is_no_plane(two: Element) -> None:
     assert "standing" not in heads
     assert "loss" not in heads
     assert "losses are unknown" in second.text
-    assert "Loss and action: not drawn." in second.text
+    assert "Loss against steps: not drawn." in second.text
 
 
 # --- the answer
