@@ -24,15 +24,20 @@ Particles = Literal["neurons"]
 
 
 class SpeedLimit(Measuring):
-    """η = Σ (Δθ_i)²/m_i / Q: how close a training run came to the speed limit, and why not closer.
+    """Tells what a training run's steps were spent on, and what another batch or rate would buy; changes nothing of it.
 
     ```python
     trainer = Trainer(callbacks=[SpeedLimit()])
     ```
 
-    Measures every optimizer step and changes none of the training's numbers. On the Trainer's own log steps
-    it logs `speed_limit/…` (see `LOGGED`; units and formulas: `record.Summary`, and Seroussi et al.,
-    arXiv:2307.14653) to every logger, keeps a row in `record`, and saves the record beside the logs.
+    On the Trainer's own log steps it logs `speed_limit/…` (see `LOGGED`) to every logger and keeps a row in `record`,
+    which it saves beside the logs; at the end of the fit it prints the summary. Every optimizer step is measured, and
+    no number of the training changes.
+
+    First to be read are noise_share, critical_batch_size and step_headroom (`RunRecord.tuning`). The speed limit is
+    η = Σ (Δθ_i)²/m_i / Q, the least time for this change of the weights at the entropy production Q over the time
+    taken, with the accumulated mobilities m_i (Seroussi et al., arXiv:2307.14653). All formulas and units are those of
+    `record.Summary`.
 
     Args:
         clock: of the kinematic efficiency: optimizer "steps", or the learning rate ("lr").

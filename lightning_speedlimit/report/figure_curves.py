@@ -49,7 +49,7 @@ def curves(
 ) -> Figure:
     """Left: the loss L_K of each run against its cost. Right: the action A that it took to come to a loss.
 
-    A point stands for the rows of one of 24 stretches of steps, of one length on the logarithmic axis: the median of
+    A point is the rows of one of 24 stretches of steps, of one length on the logarithmic axis: the median of
     their losses, at their last step and action. Axes are logarithmic; one whose values are not all positive is linear
     about 0. More than 14 runs are grey; replicas of a group have its colour.
 
