@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from lightning_speedlimit.callback import figure_logging, lightning
+from lightning_speedlimit.callback import figure_logging, lightning, logger_runs
 from lightning_speedlimit.callback.measuring import Measuring
 from lightning_speedlimit.callback.value_log import LOGGED, PREFIX, ValueLog
 from lightning_speedlimit.checks import arguments, guard
@@ -59,6 +59,7 @@ class SpeedLimit(Measuring):
         dirpath: folder of the record; None: "speed_limit" beside the logs.
         log_figures: draw the run at the end of the fit, for loggers that show pictures (TensorBoard, W&B, MLflow),
             else as PNG files in "figures" within the record's folder. Needs the extra "report".
+        log_record: give the record and its page to the logger's run as an artifact at the end (W&B, MLflow).
         print_summary: print a table at the end of the fit.
 
     Attributes:
@@ -85,6 +86,7 @@ class SpeedLimit(Measuring):
         coordinates: int | Literal["all"] = DEFAULT,
         dirpath: str | Path | None = None,
         log_figures: bool = True,
+        log_record: bool = False,
         print_summary: bool = True,
     ) -> None:
         super().__init__()
@@ -101,14 +103,14 @@ class SpeedLimit(Measuring):
                 f"clouds got {guard.shown(clouds)}, wanted 'neurons' or None: neurons are the particles there are"
             )
         arguments.check_name("monitor", monitor)
-        flags = {"per_layer": per_layer, "prog_bar": prog_bar, "log_figures": log_figures}
+        flags = {"per_layer": per_layer, "prog_bar": prog_bar, "log_figures": log_figures, "log_record": log_record}
         for name, flag in {**flags, "print_summary": print_summary}.items():
             arguments.check_flag(name, flag)
         self.clock, self.entropy_production, self.monitor = clock, entropy_production, monitor
         self.loss_window, self.probe_batches = loss_window, probe_batches
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
         self.prog_bar, self.coordinates, self.print_summary = prog_bar, coordinates, print_summary
-        self.log_figures = log_figures
+        self.log_figures, self.log_record = log_figures, log_record
         self.clouds, self.samples_per_batch = clouds, samples_per_batch
         self.dirpath = arguments.folder("dirpath", dirpath)
 
@@ -283,6 +285,8 @@ class SpeedLimit(Measuring):
             return
         if self.log_figures:
             self._draw(trainer)
+        if self.log_record and self._writes and self._folder is not None and "write" not in self._said:
+            logger_runs.attach(self.record, self._folder, trainer.loggers, self._say)
         if self.print_summary and trainer.is_global_zero and not trainer.barebones:
             try:
                 print(f"\n{self.record.summary()}")

@@ -74,6 +74,11 @@ RUN: Schema = {
             },
         },
         "versions": {"type": "object", "additionalProperties": _TEXT},
+        "hparams": {"type": "object"},
+        "logger": {
+            "type": "object",
+            "properties": {"tags": _TEXTS, **dict.fromkeys(("class", "name", "project", "id"), _TEXT)},
+        },
     },
 }
 

@@ -19,6 +19,7 @@ from lightning_speedlimit.report.page_figures import Picture
 from lightning_speedlimit.report.page_table import Table, table_of
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.report.settings import Settings, settings_of
 from lightning_speedlimit.report.text import measured
 from lightning_speedlimit.report.verdict import verdict
 from lightning_speedlimit.words import number, plain_text
@@ -62,7 +63,7 @@ class Section:
     runs: tuple[RunDetails, ...]
     left_out: int
     """Runs without figures of their own."""
-    settings: page_words.Settings
+    settings: Settings
 
     @property
     def open_groups(self) -> tuple[Group, ...]:
@@ -186,7 +187,7 @@ def _section(comparison: Result, place: int, *, several: bool) -> Section:
         advice=advice_table(detailed, every),
         runs=tuple(_details(point, f"{prefix}-r{index + 1}") for index, point in enumerate(detailed)),
         left_out=len(every) - len(detailed),
-        settings=page_words.settings_of(comparison),
+        settings=settings_of(comparison),
     )
 
 

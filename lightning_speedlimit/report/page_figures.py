@@ -26,8 +26,8 @@ MOST_ROWS = 400  # log steps of a run that its figures show, besides those with 
 BALANCE = (
     "All work of a run's updates along the gradients as one bar: up to its last step, while the words above are of the "
     "run up to where it is compared. Only the first part lowered the loss. Bouncing is steps that overshoot (half of "
-    "u·H·u); batch noise is work that the next batch does not confirm. A part below 0 is drawn to the left: the loss is "
-    "estimated, and small parts may be its error."
+    "u·H·u); batch noise is work that the next batch does not confirm. A part below 0 is drawn to the left: the loss "
+    "is estimated, and small parts may be its error."
 )
 TRAJECTORIES = (
     "The weights of each run less its first ones, in the plane of the two directions in which all of them moved most. "

@@ -19,6 +19,7 @@ from lightning_speedlimit import RunRecord, compare
 from lightning_speedlimit.report import Comparison, page_figures, page_words
 from lightning_speedlimit.report import page as page_module
 from lightning_speedlimit.report.page import page, write_page
+from lightning_speedlimit.report.settings import settings_of
 from lightning_speedlimit.words import listed
 
 COMMAND = "speedlimit compare 'a & <b>' --html report.html"
@@ -277,7 +278,7 @@ def test_every_column_is_explained(tree: Element) -> None:
 
 
 def test_settings_say_what_is_the_same_and_what_is_not(compared: Comparison) -> None:
-    found = page_words.settings_of(compared)
+    found = settings_of(compared)
     assert ("batch size", "8") in found.same
     assert ("versions", "torch 2.9, pytorch_lightning 2.6") in found.same
     assert found.differing == ("optimizers", "model")
