@@ -83,6 +83,7 @@ def run_description() -> dict[str, Any]:
         "optimizers": [{"class": "SGD", "groups": [settings, settings | {"lr": 0.01}]}],
         "batch_size": 32,
         "batches_per_epoch": 40,
+        "samples_without_replacement": 1280,
         "accumulate_grad_batches": 1,
         "batch_norm_layers": 2,
         "lr_schedules": ["CosineAnnealingLR"],

@@ -66,6 +66,7 @@ RUN: Schema = {
         "world_size": _or_null(_integer()),
         "samples_per_step": _or_null({"type": "number"}),
         **dict.fromkeys(("batch_size", "batches_per_epoch", "accumulate_grad_batches"), _or_null(_integer())),
+        "samples_without_replacement": _or_null(_integer(1)),
         "optimizers": {
             "type": "array",
             "items": {
