@@ -64,6 +64,11 @@ def amount(x: float) -> str:
     return f"{rounded:,.0f}" if 1e3 <= rounded < 1e9 else f"{rounded:.4g}"
 
 
+def count(x: float) -> str:
+    """ "17,970": all digits of what was counted; as `number` below a thousand and from 1e9 on."""
+    return f"{x:,.0f}" if 1e3 <= x < 1e9 else number(x)
+
+
 def interval(bounds: tuple[float, float]) -> str:
     """ "96 to 123"; "at least 96" where the end is not within the run."""
     low, high = bounds

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_speedlimit.record.summary_values import SummaryValues
 from lightning_speedlimit.record.tuning import TUNING
-from lightning_speedlimit.words import amount, number, one_line, with_error
+from lightning_speedlimit.words import count, number, one_line, with_error
 
 WIDTH = 92
 _NAME_WIDTH = 22
@@ -105,7 +105,7 @@ def cost(s: SummaryValues) -> list[Row]:
         ("epochs", s.epochs, "passes over the training data"),
         ("seconds", s.seconds, "wall-clock time, validation included"),
     ]
-    known = [(name, amount(value), meaning) for name, value, meaning in axes if math.isfinite(value)]
+    known = [(name, count(value), meaning) for name, value, meaning in axes if math.isfinite(value)]
     return [("steps", str(s.steps), "optimizer steps taken so far"), *known]
 
 
