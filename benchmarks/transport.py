@@ -162,7 +162,8 @@ def against_cold(kind: str, n: int, d: int) -> dict[str, Any]:
     """One row: seconds of both, which take turns (five where they are short), and the median of their ratios."""
     x, y = clouds(kind, n, d, "cpu")
     ratios, seconds = [], []
-    repeats = max(1, max(COLD_SIZES) // n)  # a process's clock may tick in milliseconds
+    _, first = timed(lambda: by_assignment(x, y), "cpu")
+    repeats = 100 if first < 0.002 else 10 if first < 0.02 else 1  # a process's clock may tick in milliseconds
     for _ in range(5):
         found, ours = timed(lambda: wasserstein2_squared(x, y), "cpu", repeats)
         truth, cold = timed(lambda: by_assignment(x, y), "cpu", repeats)
