@@ -457,8 +457,10 @@ def towards(share: float) -> Tensor:
     return ROWS + share * (ROWS[[1, 0, 2]] - ROWS)
 
 
-@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize(
+    ("share", "package"),
+    [(share, "pytorch_lightning") for share in (0.25, 0.5, 0.75, 0.9)] + [(0.75, "lightning.pytorch")],
+)
 def test_two_neurons_swap(tmp_path: Path, share: float, package: str) -> None:
     """|d|² = 2 s²|δ|² in place, 2 (1 − s)²|δ|² swapped: the excess is s²/(1 − s)² − 1 beyond half way."""
     callback, lightning = clouds(), importlib.import_module(package)

@@ -308,6 +308,15 @@ def test_the_table_of_an_ordinary_run_fits_into_92_columns() -> None:
         ),
         ({"straightness": 0.5, "steadiness": 0.5}, "turning and changes of speed cost the same"),
         ({"straightness": 0.99, "steadiness": 0.95}, "a nearly straight path at nearly constant speed"),
+        (
+            {"straightness": 0.99, "steadiness": 0.95, "loss_drop": -0.5, "conversion": -0.03},
+            "along a path of 13.5; the loss rose by 0.500: a way up, however straight and steady; none of the work",
+        ),
+        (  # within three standard errors of 0
+            {"straightness": 0.99, "steadiness": 0.95, "loss_drop": -0.03},
+            "a nearly straight path at nearly constant speed",
+        ),
+        ({"loss_drop": -1e-9, "loss_drop_se": NAN}, "the loss rose by 1.00e-09"),
         ({"straightness": 1.3}, "a factor above 1 says that updates alone"),
         (
             {"straightness": NAN},
@@ -331,6 +340,13 @@ def test_the_table_of_an_ordinary_run_fits_into_92_columns() -> None:
 )
 def test_the_sentence_says_what_was_measured(changes: dict[str, float], expected: str) -> None:
     assert expected in summary_of(changes, {"displacement": "because."}).sentence()
+
+
+def test_the_sentence_does_not_praise_a_run_whose_loss_was_lost() -> None:
+    lost = {"loss": NAN, "loss_drop": NAN, "conversion": NAN, "straightness": 0.99, "steadiness": 0.95}
+    sentence = summary_of(lost, {"loss": "a recorded loss is not finite", "conversion": "why"}).sentence()
+    assert "along a path of 13.5; a recorded loss is not finite: the run went astray" in sentence
+    assert "nearly straight" not in sentence
 
 
 @given(row=rows)

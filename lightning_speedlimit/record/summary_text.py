@@ -309,20 +309,30 @@ def sentence(s: SummaryValues) -> str:
     """What the run did; what cost the time; what became of the work."""
     if _is_empty(s):
         return "Nothing was measured: the record holds no values."
-    parts = [_motion(s), _work(s)]
+    away = _away(s)
+    parts = [_motion(s, judged=not away), *([away] if away else []), _work(s)]
     if s.efficiency > 1 + _ROUNDING:
         parts.append(f"efficiency {number(s.efficiency)} is above 1: {ABOVE_ONE}")
     return "; ".join(parts) + "."
 
 
-def _motion(s: SummaryValues) -> str:
+def _away(s: SummaryValues) -> str:
+    """Of a loss that rose beyond three standard errors, or was lost, that no way to it is a good one; "" of others."""
+    if "not finite" in s.reasons.get("loss", ""):
+        return f"{s.reasons['loss'].rstrip('. ')}: the run went astray, however straight and steady"
+    if s.loss_drop < -3 * (0 if math.isnan(s.loss_drop_se) else s.loss_drop_se):
+        return f"the loss rose by {number(-s.loss_drop)}: a way up, however straight and steady"
+    return ""
+
+
+def _motion(s: SummaryValues, *, judged: bool) -> str:
     steps = f"{s.steps} step{'' if s.steps == 1 else 's'}"
     if s.displacement == 0 and s.path_length == 0:
         return f"{steps} did not move the weights"
     if math.isnan(s.displacement) or math.isnan(s.path_length):
         return f"after {steps} how far the weights moved is {_undefined(s, 'displacement', 'path_length')}"
     moved = f"{steps} moved the weights {number(s.displacement)} along a path of {number(s.path_length)}"
-    return f"{moved}{_what_cost_the_time(s)}"
+    return f"{moved}{_what_cost_the_time(s)}" if judged else moved
 
 
 def _what_cost_the_time(s: SummaryValues) -> str:

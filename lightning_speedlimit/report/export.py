@@ -56,10 +56,7 @@ def svg(figure: Figure, *, prefix: str | None = None) -> str:
     _check(figure)
     if prefix is not None and not (isinstance(prefix, str) and _PREFIX.fullmatch(prefix)):
         raise ValueError(f"prefix got {shown(prefix)}, wanted a letter and then letters, digits, '-', '_'; or None")
-    buffer = io.StringIO()
-    with style(**{"svg.hashsalt": "figure"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    raw = buffer.getvalue()
+    raw = _raw_svg(figure)
     if prefix is None:
         prefix = "f" + hashlib.sha256(raw.encode()).hexdigest()[:10]
     head, body = _split(raw)
@@ -74,6 +71,28 @@ def svg(figure: Figure, *, prefix: str | None = None) -> str:
         'stroke-linejoin: round; stroke-linecap: butt">\n'
         f"<title>{escape(title)}</title>{description}\n{body}</svg>\n"
     )
+
+
+def _raw_svg(figure: Figure) -> str:
+    """What `savefig(format="svg", transparent=True)` writes, which draws all that is laid out once more before."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.StringIO()
+    canvas, dpi = figure.canvas, figure.dpi
+    patches: list[Any] = [figure.patch, *(axes.patch for axes in figure.axes)]
+    colours = [(patch.get_facecolor(), patch.get_edgecolor()) for patch in patches]
+    try:
+        for patch in patches:
+            patch.set(facecolor="none", edgecolor="none")
+        with style(**{"svg.hashsalt": "figure"}):
+            writer: Any = FigureCanvasSVG(figure)
+            writer.print_svg(buffer, metadata={"Date": None, "Creator": None})
+    finally:
+        for patch, (face, edge) in zip(patches, colours, strict=True):
+            patch.set(facecolor=face, edgecolor=edge)
+        figure.set_dpi(dpi)
+        figure.set_canvas(canvas)
+    return buffer.getvalue()
 
 
 def _check(figure: object) -> None:

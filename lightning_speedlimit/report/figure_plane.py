@@ -216,7 +216,8 @@ def _name_points(drawn: Figure, axes: Any, named: Sequence[PlanePoint], every: S
 
     canvas: Any = FigureCanvasAgg(drawn)
     renderer = canvas.get_renderer()
-    drawn.draw_without_rendering()  # the layout: where the axes are, in pixels
+    layout: Any = drawn.get_layout_engine()
+    layout.execute(drawn)  # where the axes are, in pixels
     drawn.set_layout_engine("none")  # and there they stay
     pixel = drawn.dpi / 72
     at = {id(p): axes.transData.transform((p.elapsed, p.action)) for p in every}

@@ -21,19 +21,23 @@ def first_below(steps: Values, values: Values, level: float) -> tuple[float, flo
     """Where values come down to a level for the first time: not before, by the chord, not after. NaN: nowhere.
 
     Args:
-        steps: (rows,), increasing. values: (rows,); a row that is not finite tells nothing of the way to it.
+        steps: (rows,), increasing. values: (rows,); NaN where they are not known: the chord spans such rows, and the
+            level may be met anywhere among them. One that is infinite tells nothing of the way to it.
     """
-    below = np.flatnonzero(values <= level)  # NaN is not
+    since, known = float(steps[0]), np.flatnonzero(~np.isnan(values))
+    steps, values = steps[known], values[known]
+    below = np.flatnonzero(values <= level)
     if not len(below):
         return math.nan, math.nan, math.nan
     place = int(below[0])
     end = float(steps[place])
     if place == 0:
-        return end, end, end
-    known = np.flatnonzero(~np.isnan(values[:place]))
-    start = float(steps[known[-1] if len(known) else 0])
+        return since, end, end
+    start = float(steps[place - 1])
     if not math.isfinite(values[place - 1]):
         return start, end, end
+    if known[place] - known[place - 1] > 1:
+        return start, _meets(steps, values, place - 1, level), end
     if values[place] == level:
         return end, end, end
     ends = []

@@ -64,11 +64,19 @@ class Clouds:
         self.rereadable = all(isinstance(c, Tensor) or iter(c) is not c for c in (x, y))
         self._given = (weights_x, weights_y)
         self._warned = False
+        self._only: tuple[Tensor, Tensor] | None = None  # the block, where tensors have no second one
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (N, w), (M, w) of float64 blocks, each at most `BLOCK_BYTES`."""
+        if self._only is not None:
+            yield self._only
+            return
         for x, y in self._pairs():
             width = max(1, BLOCK_BYTES // (8 * max(len(x), len(y))))
+            if isinstance(self._x, Tensor) and x.shape[1] <= width:
+                self._only = _float64(x), _float64(y)
+                yield self._only
+                return
             for start in range(0, x.shape[1], width):
                 part = slice(start, start + width)
                 yield _float64(x[:, part]), _float64(y[:, part])
@@ -132,6 +140,8 @@ class Clouds:
     def line(self) -> tuple[Tensor, Tensor] | None:
         """x (N,) and y (N,) where as many particles have one coordinate and one weight, and all are here; else None."""
         if self.group is not None or not self.rereadable or self._given != (None, None):
+            return None
+        if isinstance(self._x, Tensor) and self._x.shape[1] > 1:
             return None
         blocks = self.blocks()
         x, y = next(blocks)

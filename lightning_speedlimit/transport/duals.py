@@ -10,13 +10,14 @@ from torch import Tensor
 from lightning_speedlimit.transport.clouds import row_parts
 
 _CANDIDATES = 16  # columns of a row that a round of sweeps looks at
+_WHOLE = 3  # sweeps over all columns before
 _ROUNDS = 12
 OPTIMAL = 1e-9  # a plan proved optimal to this, relative to its own cost, counts as optimal
 
 
 def row_minima(costs: Tensor, offset: Tensor) -> Tensor:
     """(N,): min_j (C_ij + offset_j), without a second (N, M) matrix."""
-    return nearest(costs, offset)[0]
+    return torch.cat([(costs[part] + offset).amin(1) for part in row_parts(costs)])
 
 
 def nearest(costs: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,7 @@ def column_minima(costs: Tensor, offset: Tensor) -> Tensor:
     """(M,): min_i (C_ij + offset_i)."""
     least = torch.full_like(costs[0], torch.inf)
     for part in row_parts(costs):
-        torch.minimum(least, (costs[part] + offset[part, None]).min(0).values, out=least)
+        torch.minimum(least, (costs[part] + offset[part, None]).amin(0), out=least)
     return least
 
 
@@ -91,10 +92,11 @@ class Pairing:
         return False
 
     def improve(self, *starts: Tensor, enough: float, sweeps: int, patient: bool = True) -> tuple[Tensor, float]:
-        """Sweeps over the columns that bind most, and then over more, until the gap is at most `enough`; best (f, gap).
+        """Sweeps over all columns, then over those that bind most, until the gap is at most `enough`; best (f, gap).
 
-        Of each row the 16 columns of the least C_ij − g_j are taken, swept over until nothing falls any more, and
-        joined by the next 16 while the gap over all columns shows that others bind.
+        Three sweeps over all prove a pairing of near particles. Then of each row the 16 columns of the least
+        C_ij − g_j are taken, swept over until nothing falls any more, and joined by the next 16 while the gap over
+        all columns shows that others bind.
 
         Args:
             starts: (N,) each; the one with the least gap is taken.
@@ -102,23 +104,29 @@ class Pairing:
             sweeps: no more than this between two looks at all columns.
             patient: False gives up where `sweeps` reach no fixed point: where the pairing is not optimal there is none.
         """
-        best, least = min(((f, self.gap(f)) for f in starts), key=lambda pair: pair[1])
-        f = best
+        best, after, least = min(((f, *self._look(f)) for f in starts), key=lambda looked: looked[2])
         reduced, partners = [], []
-        owner = torch.empty_like(self.columns).index_copy_(0, self.columns, torch.arange(len(f), device=f.device))
-        for _ in range(_ROUNDS):
+        owner = torch.empty_like(self.columns).index_copy_(0, self.columns, torch.arange(len(best), device=best.device))
+        for look in range(_WHOLE + _ROUNDS):
             if least <= enough:
                 break
-            found = self._binding(f)
-            partners.append(owner[found])
-            reduced.append(self.costs.gather(1, found) - self.own[partners[-1]])
-            f, settled = self._swept(f, torch.cat(reduced, 1), torch.cat(partners, 1), enough, sweeps)
-            gap = self.gap(f)
+            f, settled = after, True
+            if look >= _WHOLE:
+                found = self._binding(f)
+                partners.append(owner[found])
+                reduced.append(self.costs.gather(1, found) - self.own[partners[-1]])
+                f, settled = self._swept(f, torch.cat(reduced, 1), torch.cat(partners, 1), enough, sweeps)
+            after, gap = self._look(f)
             if gap < least:
                 best, least = f, gap
             if not settled and not patient:
                 break
         return best, least
+
+    def _look(self, f: Tensor) -> tuple[Tensor, float]:
+        """What a sweep over all columns makes of f, and the gap that f leaves."""
+        after = torch.minimum(f, row_minima(self.costs, self._offset(f)))
+        return after, (self.weights @ (f - after)).item()
 
     def _binding(self, f: Tensor) -> Tensor:
         """(N, 16): the columns of each row's least C_ij − g_j."""

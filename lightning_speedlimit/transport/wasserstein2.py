@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,9 @@ _UNDERFLOW = 1e-300  # squares below 2⁻¹⁰²² lose digits, and below 2⁻¹
 _COLD = 512  # particles up to which an assignment takes milliseconds on any costs
 _SOLVED = 4096  # particles up to which one on a CPU, or a network simplex, needs no Sinkhorn potentials
 _FLAT = 8  # coordinates up to which Sinkhorn potentials would have to be too sharp to help
-_FREE = 0.34, 0.45  # share of rows without an own column above which a simplex is faster: few coordinates, many
+_FREE = 0.45  # share of rows without a column of their own, above which a simplex is faster
+_FEW = 0.05  # the same, up to which an assignment takes no longer than a few looks at all costs
+_MISSED = 0.01  # share of the tolerance that rounding in an assignment may take without another proof
 _SPARSE = 8192  # particles above which an assignment never sees more than the smallest reduced costs
 _IDENTITY_SWEEPS = 128
 _SWEEPS = 500  # over the columns that bind: each is a thousandth of one over all
@@ -37,7 +40,7 @@ class Transport:
     value: float
     """Cost of the best plan found: W₂² where `lower` is near. From clouds that can be read once, a bound on it."""
     lower: float
-    """Lower bound of W₂², from a dual solution; rounding is allowed for."""
+    """Lower bound of W₂²: from a dual solution, or from what rounding may cost an exact assignment."""
     upper: float
     """Upper bound of W₂²: `value`, rounding of the sums and of the weights allowed for."""
     paired: float
@@ -72,7 +75,8 @@ def wasserstein2_squared(
     Args:
         x, y: (N, D) and (M, D); or iterables over blocks (N, d), (M, d) of coordinates, so that neither has to
             exist whole. What can be iterated over again is, for more accuracy where particles almost coincide.
-        tolerance: upper/lower − 1 that is aimed at; `converged` tells whether it was reached.
+        tolerance: upper/lower − 1 that is aimed at; `converged` tells whether it was reached. A smaller one makes
+            the interval sharper; its floor is some 1e-12.
         weights_x, weights_y: (N,) and (M,), not negative; None: equal.
         process_group: its ranks hold different coordinates of the same particles; all get the same result.
 
@@ -102,43 +106,65 @@ def _measure(clouds: Clouds, tolerance: float) -> Transport:
         return _from_moments(clouds, blocks, tolerance)
     costs = read(clouds, blocks)
     sharpen(costs, clouds)
-    solved = _solved(costs, clouds, tolerance) if clouds.decides else None
-    *found, defect, method = clouds.from_first(solved)
-    rows, columns, mass, f = (part.to(first[0].device) for part in found)
-    return _certified(costs, clouds, Plan(rows, columns, mass), f, defect, method, tolerance)
+    solved = _solved(costs, tolerance) if clouds.decides else None
+    return _certified(costs, clouds, Found(*clouds.from_first(solved)), tolerance)
 
 
-def _solved(costs: Costs, clouds: Clouds, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, float, str]:
-    """Rows, columns and masses of a plan, a potential of the rows that proves it, its defect, and what found it.
+class Found(NamedTuple):
+    """A plan, and what is known of how good it is."""
 
-    The defect is the mass by which the plan misses the weights.
-    """
-    defect = 0.0
-    f = _identity_potential(costs)
-    if f is not None:
-        plan, method = Plan.permutation(torch.arange(len(f), device=f.device), costs.weights[0]), "identity"
-    elif not costs.uniform:
-        plan, f, defect = _weighted(costs)
-        method = "linear program"
-    elif _by_sinkhorn(costs):
-        plan, f, method = _assigned_by_potentials(costs, tolerance)
-    else:
-        plan, f, method = _assigned(costs)
-    return plan.rows, plan.columns, plan.mass, f, defect, method
+    rows: Tensor
+    columns: Tensor
+    mass: Tensor
+    f: Tensor
+    """Potential of the rows."""
+    method: str
+    defect: float = 0.0
+    """Mass by which the plan misses the weights."""
+    least: float = -math.inf
+    """What no plan costs less than, centred, where that is known without f."""
 
 
-def _identity_potential(costs: Costs) -> Tensor | None:
-    """f that proves the pairing i → i optimal; None where there is none, or none was found."""
+def _solved(costs: Costs, tolerance: float) -> Found:
+    """The pairing i → i where displacements prove it, else by what is fastest for such costs."""
+    if (f := _identity_potential(costs)) is not None:
+        return _found(costs, None, f, "identity")
+    if costs.uniform and not _by_sinkhorn(costs):
+        return _assigned(costs, tolerance)
+    if (f := _swept_identity(costs)) is not None:
+        return _found(costs, None, f, "identity")
+    return _assigned_by_potentials(costs, tolerance) if costs.uniform else _weighted(costs)
+
+
+def _found(costs: Costs, columns: Tensor | None, f: Tensor, method: str, least: float = -math.inf) -> Found:
+    """The permutation `columns`, None: i → i."""
+    plan = Plan.permutation(torch.arange(len(f), device=f.device) if columns is None else columns, costs.weights[0])
+    return Found(plan.rows, plan.columns, plan.mass, f, method, least=least)
+
+
+def _identity(costs: Costs) -> tuple[Pairing, tuple[Tensor, Tensor], float] | None:
+    """i → i, potentials that may prove it optimal, and the gap that counts as none; None where it is no plan."""
     if costs.diagonal is None or costs.plain is None or costs.along is None:
         return None
     w = costs.weights[0]
     pairing = Pairing(costs.lower, torch.arange(len(w), device=w.device), costs.diagonal, w)
-    enough = OPTIMAL * (w @ costs.plain).item()
     # −⟨x̃, d̃⟩ is the potential of every monotone symmetric affine map; 0 does for small displacements.
-    starts = torch.zeros_like(costs.diagonal), -costs.along
-    for f in starts:
-        if pairing.gap(f, enough) <= enough:
-            return f
+    return pairing, (torch.zeros_like(costs.diagonal), -costs.along), OPTIMAL * (w @ costs.plain).item()
+
+
+def _identity_potential(costs: Costs) -> Tensor | None:
+    """f that proves the pairing i → i optimal, from the displacements; None where they give none."""
+    if (identity := _identity(costs)) is None:
+        return None
+    pairing, starts, enough = identity
+    return next((f for f in starts if pairing.gap(f, enough) <= enough), None)
+
+
+def _swept_identity(costs: Costs) -> Tensor | None:
+    """f that proves it after sweeps, where no two rows had better exchange their partners."""
+    if (identity := _identity(costs)) is None:
+        return None
+    pairing, starts, enough = identity
     if pairing.has_cheaper_swap(enough):
         return None
     f, gap = pairing.improve(*starts, enough=enough, sweeps=_IDENTITY_SWEEPS, patient=False)
@@ -174,23 +200,38 @@ def _proved(costs: Costs, columns: Tensor, *starts: Tensor) -> tuple[Tensor, flo
     return f, gap, cost
 
 
-def _assigned(costs: Costs) -> tuple[Plan, Tensor, str]:
-    """An assignment where most rows have a column of their own from the start, else a network simplex."""
+def _assigned(costs: Costs, tolerance: float) -> Found:
+    """An assignment, or of more than `_COLD` rows, many of which share their best column, a network simplex.
+
+    An assignment is exact but for rounding: no potential is asked for where that is little.
+    """
     g = column_minima(costs.lower, torch.zeros_like(costs.roots[0]))
     f, columns = nearest(costs.lower, -g)
-    free = len(f) - torch.bincount(columns).count_nonzero().item()
-    if len(f) > _COLD and free > _FREE[costs.coordinates > _FLAT] * len(f):
-        plan, g = plans.program(costs.lower, torch.ones_like(f), torch.ones_like(f))
-        return Plan.permutation(plan.columns, costs.weights[0]), row_minima(costs.lower, -g), "network simplex"
+    free = 1 - torch.bincount(columns).count_nonzero().item() / len(f)
+    if free > _FEW and len(f) > _COLD:
+        if (swept := _swept_identity(costs)) is not None:
+            return _found(costs, None, swept, "identity")
+        if free > _FREE:
+            plan, g = plans.program(costs.lower, torch.ones_like(f), torch.ones_like(f))
+            return _found(costs, plan.columns, row_minima(costs.lower, -g), "network simplex")
+    least = -math.inf
     if free:
-        columns = plans.assignment(costs.lower - f[:, None] - g)
-        f, _, _ = _proved(costs, columns, f)
-    return Plan.permutation(columns, costs.weights[0]), f, "assignment"
+        columns = plans.assignment(costs.lower - g if free > _FEW else costs.lower)
+    cost = costs.lower.gather(1, columns[:, None]).mean().item()
+    if free:
+        missed = plans.assignment_error(len(f), costs.largest(centred=True))
+        if missed <= _MISSED * tolerance * (cost + costs.shift):
+            least = cost - missed
+        else:
+            f, _, _ = _proved(costs, columns, f)
+    if costs.diagonal is not None and costs.diagonal.mean().item() - cost <= OPTIMAL * (cost + costs.shift):
+        return _found(costs, None, f, "identity", least)
+    return _found(costs, columns, f, "assignment", least)
 
 
-def _assigned_by_potentials(costs: Costs, tolerance: float) -> tuple[Plan, Tensor, str]:
+def _assigned_by_potentials(costs: Costs, tolerance: float) -> Found:
     """Sinkhorn potentials make most reduced costs irrelevant, and nearly prove the matching already."""
-    best: tuple[float, Plan, Tensor, str] | None = None
+    best: tuple[float, Found] | None = None
     small, exact = len(costs.lower) <= _SPARSE, None
     for sharpness, scaling in _TRIES:
         f = sinkhorn.potentials(costs.lower, costs.weights, sharpness=sharpness, scaling=scaling)
@@ -204,11 +245,11 @@ def _assigned_by_potentials(costs: Costs, tolerance: float) -> tuple[Plan, Tenso
                 columns = exact
                 f, gap, cost = _proved(costs, columns, f)
         if best is None or cost + gap < best[0]:
-            best = cost + gap, Plan.permutation(columns, costs.weights[0]), f, method
+            best = cost + gap, _found(costs, columns, f, method)
         if gap <= tolerance * cost / 2:
             break
     assert best is not None
-    return best[1:]
+    return best[1]
 
 
 def _reduced_assignment(costs: Costs, f: Tensor, *, sparse: bool) -> Tensor:
@@ -220,8 +261,8 @@ def _reduced_assignment(costs: Costs, f: Tensor, *, sparse: bool) -> Tensor:
     return plans.assignment(reduced) if columns is None else columns
 
 
-def _weighted(costs: Costs) -> tuple[Plan, Tensor, float]:
-    """A plan between other weights or numbers, its potential, and the mass by which it misses the weights."""
+def _weighted(costs: Costs) -> Found:
+    """A plan between other weights or numbers."""
     (w, v), rounding = _in_units(costs.weights)
     rows, columns = (weight.nonzero()[:, 0] for weight in (w, v))
     lower = costs.lower[rows][:, columns] if len(rows) < len(w) or len(columns) < len(v) else costs.lower
@@ -232,7 +273,7 @@ def _weighted(costs: Costs) -> tuple[Plan, Tensor, float]:
     total = w.sum()
     defect = ((missing_w.abs().sum() + missing_v.abs().sum()) / total).item() + rounding
     f = row_minima(costs.lower[:, columns], -g)
-    return Plan(plan.rows, plan.columns, plan.mass / total), f, defect
+    return Found(plan.rows, plan.columns, plan.mass / total, f, "linear program", defect=defect)
 
 
 def _in_units(weights: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], float]:
@@ -253,32 +294,32 @@ def _is_dyadic(weights: Tensor) -> bool:
     return bool((whole == whole.round()).all()) and whole.sum().item() == 1 / EPS
 
 
-def _certified(
-    costs: Costs, clouds: Clouds, plan: Plan, f: Tensor, defect: float, method: str, tolerance: float
-) -> Transport:
-    """The plan's cost by direct differences, and what f proves about any other plan."""
-    identity = method == "identity"
+def _certified(costs: Costs, clouds: Clouds, found: Found, tolerance: float) -> Transport:
+    """The plan's cost by direct differences, and what f, or the solver's rounding, proves about any other plan."""
+    rows, columns, mass, f = (part.to(costs.lower.device) for part in found[:4])
+    identity = found.method == "identity"
     if identity and costs.diagonal is not None and costs.plain is not None:
         centred, plain, exact = costs.diagonal, costs.plain, costs.same
     elif clouds.rereadable:
-        centred, plain, differences = direct(costs, clouds, plan.rows, plan.columns)
+        centred, plain, differences = direct(costs, clouds, rows, columns)
         exact = not differences.any()
     else:
-        spread = costs.uncertainty(plan.rows, plan.columns)
-        centred = costs.lower[plan.rows, plan.columns] + 2 * spread
+        centred = costs.lower[rows, columns] + 2 * costs.uncertainty(rows, columns)
         plain = centred + costs.shift * (1 + 1e-13)  # Σ π (x_i − y_j) = −c
         exact = False
     w, v = costs.weights
     f = f - w @ f
     g = column_minima(costs.lower, -f)
-    slack = plan.mass @ (centred - f[plan.rows] - g[plan.columns])
+    slack = mass @ (centred - f[rows] - g[columns])
     # Of C − f the minimum is rounded once in g and once here; what g leaves of it is small where the pair is tight.
-    gap = (slack * (1 + 1e-12) + 1.5 * EPS * (v @ g.abs())).clamp(min=0).item()
-    value = (plan.mass @ plain).item()
+    proved = (slack * (1 + 1e-12) + 1.5 * EPS * (v @ g.abs())).item()
+    gap = max(min(proved, (mass @ centred).item() * (1 + 1e-12) - found.least), 0.0)
+    value = (mass @ plain).item()
     paired = math.nan if costs.plain is None else (w @ costs.plain).item()
-    matching = plan.columns.cpu() if identity or costs.uniform else None
-    error = costs.rounding * value + defect * costs.largest()
-    return _transport(value, value - gap, error, paired, method, matching, tolerance, exact=exact and not defect)
+    matching = columns.cpu() if identity or costs.uniform else None
+    error = costs.rounding * value + found.defect * costs.largest()
+    exact_copy = bool(exact) and not found.defect
+    return _transport(value, value - gap, error, paired, found.method, matching, tolerance, exact=exact_copy)
 
 
 def _transport(

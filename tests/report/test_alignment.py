@@ -126,7 +126,8 @@ def test_losses_that_are_not_finite_in_between() -> None:
 
     # rows at 10, 20, 30, (40, 50 are NaN), 60, …: the loss came down to 0.5 anywhere from 30 to 60
     found = crossing(straight(range(10, 100, 10), lambda k: 1 - k / 100, columns={"loss": holes}), 0.5)
-    assert (found.earliest, found.step, found.latest) == (30, 60, 60)
+    assert (found.earliest, found.latest) == (30, 60)
+    assert found.step == pytest.approx(50, abs=1e-9), "where the chord over the hole meets it, not at its end"
     assert crossing(straight(range(10, 100, 10), lambda k: 1 - k / 100, columns={"loss": holes}), 0.85).step == (
         pytest.approx(15, abs=1e-9)
     )
@@ -254,11 +255,34 @@ def test_what_is_read_stays_within_the_rows_and_holds_the_chord(increments: list
     assert high <= values[min(math.ceil(k), len(values) - 1)] + slack
 
 
+def test_rows_that_are_not_known_are_as_if_left_out() -> None:
+    steps, values = np.arange(0.0, 80.0, 10.0), np.array([1.0, 0.8, 0.61, 0.45, 0.32, 0.21, 0.13, 0.1])
+    for unknown in ([], [1], [3], [1, 3, 6], [3, 4], [5]):  # 0.25 is met between the rows 4 and 5
+        gaps = values.copy()
+        gaps[unknown] = np.nan
+        fewer = np.delete(steps, unknown), np.delete(values, unknown)
+        first, at, last = first_below(steps, gaps, 0.25)
+        assert at == pytest.approx(np.interp(-0.25, -fewer[1], fewer[0]), abs=1e-12)
+        beside = {4, 5} & set(unknown)
+        assert (first, last) == (
+            (max(fewer[0][fewer[1] > 0.25]), min(fewer[0][fewer[1] <= 0.25]))
+            if beside
+            else first_below(*fewer, 0.25)[::2]
+        )
+
+
+def test_what_is_not_known_at_first_may_have_been_down() -> None:
+    steps = np.arange(0.0, 50.0, 10.0)
+    assert first_below(steps, np.array([np.nan, np.nan, 0.5, 0.4, 0.3]), 0.8) == (0, 20, 20)
+
+
 def test_neighbours_that_are_not_finite_do_not_count() -> None:
     steps = np.arange(0.0, 50.0, 10.0)
     first, at, last = first_below(steps, np.array([np.nan, np.nan, 1.0, 0.5, np.nan]), 0.8)
     assert (first, last) == (20, 30)
     assert at == pytest.approx(24, abs=1e-12)
+    first, at, last = first_below(steps, np.array([np.inf, np.inf, np.inf, 0.5, 0.4]), 0.8)
+    assert (first, at, last) == (20, 30, 30)
     first, _, last = first_below(steps, np.array([np.inf, 2.0, 1.0, 0.5, -np.inf]), 0.8)
     assert (first, last) == pytest.approx((22, 24), abs=1e-12), "the chord before falls by 0.1 a step"
 

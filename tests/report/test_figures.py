@@ -23,13 +23,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.record import SKETCH_SIZE
-from lightning_speedlimit.report import figures, style
+from lightning_speedlimit.report import export, figures, style
 from lightning_speedlimit.report.figure_windows import MOST_EDGES, log_spaced
 from lightning_speedlimit.report.figures import PlanePoint
 
@@ -714,7 +716,8 @@ def test_no_setting_is_another_while_figures_are_drawn(
     monkeypatch: pytest.MonkeyPatch, written: dict[str, str]
 ) -> None:
     """Looked at from within what draws; matplotlib's class is there again as well."""
-    places = [(Figure, "__init__"), (Axes, "plot"), (Axis, "_get_tick"), (FigureCanvasAgg, "draw"), (Figure, "savefig")]
+    places = [(Figure, "__init__"), (Axes, "plot"), (Axis, "_get_tick"), (FigureCanvasAgg, "draw")]
+    places.append((FigureCanvasSVG, "print_svg"))
     reached: set[str] = set()
 
     def looking(name: str, real: Any) -> Any:
@@ -876,3 +879,30 @@ def test_full_batches_have_no_noise_in_the_balance() -> None:
     widths = [patch.get_width() for patch in figures.work_balance(record).axes[0].patches]
     assert sorted(widths)[-2:] == pytest.approx([0.4, 0.6], rel=1e-12)
     assert sum(widths) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_a_figure_is_as_before_when_it_was_written() -> None:
+    drawn = figures.work_balance(record_of(wandering(9)))
+    before = drawn.canvas, drawn.dpi, drawn.patch.get_facecolor()
+    figures.svg(drawn)
+    assert (drawn.canvas, drawn.dpi, drawn.patch.get_facecolor()) == before
+    assert (figures.pixels(drawn)[0, 0] == 255).all()
+
+
+def test_what_is_written_is_what_matplotlib_saves() -> None:
+    record, buffer = record_of(wandering(9)), io.StringIO()
+    with style.style(**{"svg.hashsalt": "figure"}):
+        saved = figures.work_balance(record)
+        saved.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    assert export._raw_svg(figures.work_balance(record)) == buffer.getvalue()
+
+
+def test_a_figure_is_drawn_once_and_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = figures.work_balance(record_of(wandering(9)))
+    drawings, layouts = [], []
+    for kind, name, seen in ((Axes, "draw", drawings), (ConstrainedLayoutEngine, "execute", layouts)):
+        real = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *a, real=real, seen=seen, **k: seen.append(1) or real(*a, **k))
+    figures.svg(drawn)
+    assert len(drawings) == len(drawn.axes)
+    assert len(layouts) == 1

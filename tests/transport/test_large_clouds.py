@@ -6,6 +6,8 @@ tests of it lower that number.
 
 import functools
 from collections.abc import Callable
+from fractions import Fraction
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,7 +72,7 @@ def test_exact_and_certified(kind: Kind, n: int, d: int, sinkhorn: bool, request
     assert_exact(found, costs, expected)
     if kind is not lazy:
         assert found.method.startswith("sinkhorn and ") == sinkhorn
-        assert sinkhorn or found.upper <= (1 + 1e-10) * found.lower
+        assert sinkhorn or found.upper <= (1 + 1e-8) * found.lower
         assert found.identity_excess == pytest.approx(found.paired / expected - 1, rel=1e-9)
         assert found.identity_excess > 1e-4
 
@@ -152,7 +154,32 @@ def test_a_solver_by_how_many_rows_share_their_best_column(method: str) -> None:
     found = wasserstein2_squared(x, y)
     assert found.method == method
     assert_exact(found, costs, by_assignment(costs))
-    assert found.upper <= (1 + 1e-10) * found.lower
+    assert found.upper <= (1 + 1e-8) * found.lower
+    sharper = wasserstein2_squared(x, y, tolerance=1e-9)
+    assert sharper.value == found.value
+    assert sharper.upper <= (1 + 1e-10) * sharper.lower
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_an_assignment_misses_no_more_than_rounding_explains(n: int) -> None:
+    # Rows and columns each add a large cost to all plans alike; what tells the plans apart is as small as rounding.
+    missed = []
+    for seed in range(200):
+        draw = Draw(seed)
+        costs = draw.normal(n, 1).square() + draw.normal(n).square() + 1e-15 * draw.normal(n, n).square()
+        exact = [[Fraction(cost) for cost in row] for row in costs.tolist()]
+        means = {order: sum(map(list.__getitem__, exact, order)) / n for order in permutations(range(n))}
+        mean = means[tuple(plans.assignment(costs).tolist())]
+        missed.append(float(mean - min(means.values())) / plans.assignment_error(n, costs.max().item()))
+    assert 0 < max(missed) < 0.5  # it does miss the least
+
+
+def test_what_an_assignment_may_have_missed_is_in_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = SOLVERS["assignment"](Draw(0))
+    least = wasserstein2_squared(x, y).lower
+    monkeypatch.setattr(plans, "assignment_error", lambda count, largest: 1e-7)
+    found = wasserstein2_squared(x, y)
+    assert found.lower == pytest.approx(least - 1e-7, abs=1e-9)
 
 
 def test_best_columns_that_no_two_rows_share_are_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
