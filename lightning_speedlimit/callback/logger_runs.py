@@ -96,9 +96,5 @@ def _to_mlflow(logger: Any, folder: Path) -> None:
 
 
 def _to_wandb(logger: Any, folder: Path) -> None:
-    import wandb
-
     run = logger.experiment
-    artifact = wandb.Artifact(f"{KIND}-{run.id}", type=KIND)
-    artifact.add_dir(str(folder))
-    run.log_artifact(artifact)
+    run.log_artifact(str(folder), name=f"{KIND}-{run.id}", type=KIND)
