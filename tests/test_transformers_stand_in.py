@@ -177,6 +177,20 @@ def test_it_logs_what_is_asked_for(callback: Any, tmp_path: Path) -> None:
     assert all(logs.keys() <= {"speed_limit/straightness", "speed_limit/efficiency_lower"} for logs in ours)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "more", "message"),
+    [
+        (nn.Linear(1, 1), {}, r"trainer got Linear\(.*, wanted the Trainer that the callback is added to"),
+        (None, {"logged": "efficiency"}, r"logged got 'efficiency', wanted names of columns"),
+        (None, {"logged": ["efficiency", 3]}, "logged got 3, wanted text"),
+        (None, {"print_summary": "no"}, "print_summary got 'no', wanted True or False"),
+    ],
+)
+def test_bad_arguments(callback: Any, tmp_path: Path, trainer: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        callback(trainer or Trainer(tmp_path), **more)
+
+
 def test_a_fault_leaves_the_training(callback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunRecord, "take", lambda *args: 1 / 0)
     with pytest.warns(UserWarning, match="the measurement stopped at step 5: ZeroDivisionError"):

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import TrainerCallback, __version__
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lightning_speedlimit._guard import look, never_raising, told, warn
+from lightning_speedlimit._arguments import check_flag, check_text
+from lightning_speedlimit._guard import look, never_raising, shown, told, warn
 from lightning_speedlimit._record_keeper import RecordKeeper
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory import TrajectoryMeter
@@ -55,12 +56,20 @@ class SpeedLimitCallback(TrainerCallback):
         record: the `RunRecord` of the last training; None before it, and where nothing can be measured.
 
     Raises:
-        TypeError, ValueError: at the beginning of the training, a setting that `TrajectoryMeter` does not take.
+        TypeError: no Trainer, or arguments of other types. At the beginning of the training, TypeError or ValueError: a
+            setting that `TrajectoryMeter` does not take.
     """
 
     def __init__(
         self, trainer: Any, *, logged: Sequence[str] = LOGGED, print_summary: bool = True, **settings: Any
     ) -> None:
+        if not callable(getattr(trainer, "training_step", None)):
+            raise TypeError(f"trainer got {shown(trainer)}, wanted the Trainer that the callback is added to")
+        if isinstance(logged, str):
+            raise TypeError(f"logged got {shown(logged)}, wanted names of columns, as in ({shown(logged)},)")
+        for name in logged:
+            check_text("logged", name)
+        check_flag("print_summary", print_summary)
         self.record: RunRecord | None = None
         self.logged, self.print_summary, self.settings = tuple(logged), print_summary, settings
         self._trainer = trainer

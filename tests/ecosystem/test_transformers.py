@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +116,22 @@ def test_what_it_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             value = columns[name][place]
             assert rows[step].get(f"speed_limit/{name}", math.nan) == pytest.approx(value, nan_ok=True), name
     assert sum("loss" in entry for entry in trainer.state.log_history) == 3
+
+
+def test_what_reports_show(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = folder = str(tmp_path / "events")  # of transformers 5
+    try:
+        more = {"logging_dir": folder} if transformers.__version__.startswith("4") else {}
+        trainer = trained(tmp_path, report_to="tensorboard", **more)
+    finally:
+        del os.environ["TENSORBOARD_LOGGING_DIR"]
+    events = event_accumulator.EventAccumulator(folder)
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("train/speed_limit/straightness")]
+    columns = trainer.measured.record.columns
+    assert [step for step, _ in shown] == [4, 8, 12]
+    assert [value for _, value in shown] == pytest.approx(columns["straightness"].tolist(), rel=1e-6)
 
 
 def test_the_record_is_beside_the_checkpoints_and_can_be_compared(tmp_path: Path) -> None:
