@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-gpu | test-matrix | modes | docs | paper | diagnosis | tuning | bench | clean
+# make demo | test | test-slow | test-browser | test-package | test-gpu | test-matrix | test-ecosystem | modes | docs | paper | diagnosis | tuning | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test test-slow test-gpu test-matrix modes docs paper diagnosis tuning bench clean setup
+.PHONY: demo test test-slow test-browser test-package test-gpu test-matrix test-ecosystem modes docs paper diagnosis tuning bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
 
@@ -40,10 +40,19 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p lightning_speedlimit
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser and not package" tests
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" tests
+
+# The page of a comparison in a real browser: /usr/bin/chromium and chromedriver, as Debian's packages chromium and
+# chromium-driver install them. Without these the tests are skipped, and say so.
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest -m browser tests
+
+# The sdist and the wheel: built, installed in a clean environment around the libraries of .venv, and used from there.
+test-package: $(STAMP)
+	$(BIN)/python -m pytest -m package tests
 
 # What needs a GPU: the tests, and the figures of what measuring costs there, in a file that carries the card's name.
 # Meant to take 4 minutes; longer and less noisy: make test-gpu GPU_ROUNDS=12
@@ -69,6 +78,14 @@ PYTHON_both := $(PYTHON_BOTH)
 
 test-matrix: $(STAMP)
 	@status=0; $(foreach name,$(MATRIX),$(BIN)/python tests/matrix/run.py $(name) --python $(PYTHON_$(name)) || status=1;) exit $$status
+	$(BIN)/python docs/make_modes.py
+
+# Hugging Face's Trainer, Accelerate, PEFT, schedulefree, pytorch_optimizer and timm, as they are, in environments of
+# their own in .ecosystem (300 MB each) around the torch of .venv. One alone: make test-ecosystem ECOSYSTEM=optimizers
+ECOSYSTEM ?=
+
+test-ecosystem: $(STAMP)
+	$(BIN)/python tests/ecosystem/run.py $(ECOSYSTEM)
 	$(BIN)/python docs/make_modes.py
 
 # docs/modes.md, from the tests that say which way of training they show. What needs a GPU is left out where there is
@@ -103,5 +120,5 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/transport.py
 
 clean:
-	rm -rf $(VENV) .matrix docs/_build docs/gallery_built build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .matrix .ecosystem docs/_build docs/gallery_built build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find lightning_speedlimit tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

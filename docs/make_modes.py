@@ -30,6 +30,11 @@ steps (those at the same steps are the same); torch 2.4 has no mean squared erro
 
 """
 
+LIBRARIES = """
+The other libraries, with torch and Lightning as in constraints.txt (`make test-ecosystem`, lists in tests/ecosystem).
+Fabric's rows above are of the default tests.
+"""
+
 # A test's file → the group that its modes are listed in; the first match counts.
 GROUPS = {
     "Strategies and plain loops": r"ranks|strateg|ddp|fsdp|shard|parallel|deepspeed|fabric",
@@ -41,6 +46,7 @@ GROUPS = {
     "Loggers and monitors": r"logger|figures|monitor",
     "Namespaces and command line": r"namespace|cli",
 }
+ECOSYSTEM = "Other libraries"  # tests/ecosystem
 WORDS = {"measured": "measured", "caveat": "measured, with a caveat", "refused": "refused"}
 
 
@@ -67,6 +73,8 @@ class Line:
 
 
 def group_of(file: str) -> str:
+    if file.startswith("tests/ecosystem/"):
+        return ECOSYSTEM
     for group, pattern in GROUPS.items():
         if re.search(pattern, file):
             return group
@@ -83,10 +91,10 @@ def lines(modes: Iterable[dict[str, str]]) -> dict[str, list[Line]]:
         line.outcomes.add(mode["outcome"])
         if mode["remark"] and mode["remark"] not in line.remarks:
             line.remarks.append(mode["remark"])
-    found: dict[str, list[Line]] = {group: [] for group in GROUPS}
+    found: dict[str, list[Line]] = {group: [] for group in (*GROUPS, ECOSYSTEM)}
     order = list(WORDS)
     for line in sorted(named.values(), key=lambda line: (order.index(line.outcome), line.name.lower())):
-        found[next(group for group in GROUPS if group in groups[line.name])].append(line)
+        found[next(group for group in found if group in groups[line.name])].append(line)
     return {group: listed for group, listed in found.items() if listed}
 
 
@@ -106,6 +114,28 @@ def page(modes: Iterable[dict[str, str]], versions: dict[str, dict[str, Any]]) -
     return "\n".join(parts)
 
 
+def contents() -> str:
+    """The page, of what the tests have left in files: those of `make modes` and of `make test-ecosystem`."""
+    modes = [mode for name in ("modes.json", "modes_ecosystem.json") for mode in read(DOCS / name, [])]
+    matrix, ecosystem = (read(ROOT / "tests" / name / "results.json", {}) for name in ("matrix", "ecosystem"))
+    return page(modes, matrix) + ecosystem_versions(ecosystem)
+
+
+def read(file: Path, otherwise: Any) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else otherwise
+
+
+def ecosystem_versions(results: dict[str, dict[str, Any]]) -> str:
+    """What `make test-ecosystem` found: tests/ecosystem/results.json."""
+    rows = [
+        f"| {name} | {', '.join(f'{library} {version}' for library, version in found['versions'].items())} "
+        f"| {found['passed']} | {found['skipped']} |"
+        for name, found in sorted(results.items())
+    ]
+    head = ["| environment | libraries | passed | skipped |", "|---|---|---|---|"]
+    return "\n".join([LIBRARIES, *head, *rows]) + "\n" if rows else ""
+
+
 def version_table(versions: dict[str, dict[str, Any]]) -> str:
     """What `make test-matrix` found: tests/matrix/results.json."""
     columns = ["python", "torch", "pytorch-lightning", "lightning", "torchmetrics", "numpy", "passed", "skipped"]
@@ -116,10 +146,7 @@ def version_table(versions: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    modes = json.loads((DOCS / "modes.json").read_text(encoding="utf-8"))
-    results = ROOT / "tests" / "matrix" / "results.json"
-    versions = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    (DOCS / "modes.md").write_text(page(modes, versions), encoding="utf-8")
+    (DOCS / "modes.md").write_text(contents(), encoding="utf-8")
 
 
 if __name__ == "__main__":

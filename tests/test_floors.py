@@ -36,6 +36,7 @@ ROOMS = {
     "metrics": room(2, "torch", "torchmetrics"),
     "callback": room(2, "torch", "numpy", "torchmetrics", "lightning", "lightning_utilities", "pytorch_lightning"),
     "report": room(2, "torch", "numpy", "scipy", "matplotlib", "jinja2"),
+    "integrations": room(2, "torch", "transformers", "accelerate"),
     "demo": room(2, "torch", "sklearn"),
     "cli": room(3, "numpy", "matplotlib", "jinja2", "typer", "rich"),
     "__init__": room(4),

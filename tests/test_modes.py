@@ -1,5 +1,6 @@
 """docs/modes.md lists what the tests declare: neither more, nor less, nor something else."""
 
+import ast
 import json
 import runpy
 import subprocess
@@ -22,7 +23,8 @@ def declared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """Of all tests: those of this run where it collects all, else collected by a process of its own."""
     if [Path(a).resolve() for a in request.config.args] == [TESTS]:
         return request.config.stash[DECLARED]
-    files = [str(f) for f in TESTS.rglob("test_*.py") if "mark.mode(" in f.read_text(encoding="utf-8")]
+    here = (f for f in TESTS.rglob("test_*.py") if f.parent.name != "ecosystem")
+    files = [str(f) for f in here if "mark.mode(" in f.read_text(encoding="utf-8")]
     out = tmp_path_factory.mktemp("modes") / "declared.json"
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "--declared-modes", str(out)]
     subprocess.run([*command, *files], cwd=TESTS.parent, check=True, capture_output=True)
@@ -41,9 +43,22 @@ def test_the_list_is_that_of_the_tests(declared: Declared) -> None:
 
 
 def test_the_page_is_made_of_the_list() -> None:
-    modes = json.loads((DOCS / "modes.json").read_text(encoding="utf-8"))
-    versions = json.loads((TESTS / "matrix" / "results.json").read_text(encoding="utf-8"))
-    assert (DOCS / "modes.md").read_text(encoding="utf-8") == MAKE["page"](modes, versions), "run `make modes`"
+    assert (DOCS / "modes.md").read_text(encoding="utf-8") == MAKE["contents"](), "run `make modes`"
+
+
+def test_modes_of_other_libraries_are_those_of_their_tests() -> None:
+    """By what the files say: what their tests need is installed in environments of their own."""
+    files = sorted((TESTS / "ecosystem").glob("test_*.py"))
+    assert read(DOCS / "modes_ecosystem.json") == {mode for file in files for mode in written(file)}
+
+
+def written(file: Path) -> set[Mode]:
+    """The modes of the markers in a file that is not run."""
+    calls = (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    words = ([ast.literal_eval(a) for a in c.args] for c in calls if ast.unparse(c.func) == "pytest.mark.mode")
+    return {
+        Mode(name, outcome, "".join(remark), str(file.relative_to(TESTS.parent))) for name, outcome, *remark in words
+    }
 
 
 DDP = Mode("DDP", "measured", "", "test_ddp.py")

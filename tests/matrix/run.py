@@ -119,7 +119,8 @@ def copied_tests(requirements: str, folder: Path) -> Path:
 def run_tests(python: Path, tests: Path, chosen: list[str], but: list[str]) -> tuple[int, dict[str, int]]:
     """Pytest's exit code and how many passed, …"""
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [python, "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not gpu", "-p", "no:cacheprovider"]
+    fast = "not slow and not gpu and not browser and not package"
+    command = [python, "-m", "pytest", "-q", "-n", "2", "-m", fast, "-p", "no:cacheprovider"]
     command += ["-c", ROOT / "pyproject.toml", "--rootdir", tests.parent, *chosen]
     command += [f"--deselect={test}" for test in but]
     process = subprocess.Popen(

@@ -15,10 +15,13 @@ from lightning_speedlimit.report.page import write_page
 selenium = pytest.importorskip("selenium", reason="needs selenium")
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM.exists() and DRIVER.exists()),
-    reason=f"needs a browser: {CHROMIUM} and {DRIVER} (Debian's packages chromium and chromium-driver)",
-)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (CHROMIUM.exists() and DRIVER.exists()),
+        reason=f"needs a browser: {CHROMIUM} and {DRIVER} (Debian's packages chromium and chromium-driver)",
+    ),
+]
 
 PHONE = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
 DESKTOP = {"width": 1100, "height": 800, "deviceScaleFactor": 1, "mobile": False}

@@ -1,0 +1,1 @@
+"""Training loops of other libraries, measured; each module needs the library that it is named after."""
