@@ -11,9 +11,10 @@ from typing import Any
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import from_user
 from lightning_speedlimit.record import Regime, RunRecord, summary_text
+from lightning_speedlimit.record.folders import records_within
 from lightning_speedlimit.report import diagnose, text
 from lightning_speedlimit.report.labels import optimizer_title
-from lightning_speedlimit.report.runs import none_is_left, read_all, records_within
+from lightning_speedlimit.report.runs import none_is_left, read_all
 from lightning_speedlimit.words import number, one_line, plain_text
 
 
