@@ -14,7 +14,7 @@ from lightning_speedlimit.callback.measuring import Measuring
 from lightning_speedlimit.callback.value_log import LOGGED, PREFIX, ValueLog
 from lightning_speedlimit.checks import arguments, guard
 from lightning_speedlimit.checks.guard import never_raising
-from lightning_speedlimit.record.keeper import RecordKeeper
+from lightning_speedlimit.record.keeper import FINISHED, RecordKeeper
 from lightning_speedlimit.trajectory.draw import DEFAULT
 from lightning_speedlimit.trajectory.estimates import Estimator
 from lightning_speedlimit.trajectory.optimizers import MOST_LOSSES, check_at_least, check_choice, check_coordinates
@@ -273,7 +273,7 @@ class SpeedLimit(Measuring):
         if changed is not None:
             self._say(f"{changed}, in its last batch: SpeedLimit has not measured what that did")
         self._detach()
-        self._write(at_once=True)
+        self._write(ended=FINISHED)
         if self.record is None or not len(self.record):
             return
         if self.log_figures:
@@ -299,11 +299,11 @@ class SpeedLimit(Measuring):
         if self._is_anothers(trainer):
             return
         try:
-            self._end_early(trainer, pl_module)
+            self._end_early(trainer, pl_module, exception)
         finally:  # whatever comes within, Ctrl-C too: else the folder stays locked for as long as the process lives
             self._leave()
 
-    def _end_early(self, trainer: Any, pl_module: Any) -> None:
+    def _end_early(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         measured = self._measured
         # With several processes the last row stands: one that fails alone would wait for the others for ever.
         if measured is not None and measured.behind and not measured.in_step and not self._several:
@@ -312,7 +312,7 @@ class SpeedLimit(Measuring):
             except Exception as error:  # the device may be lost; the user's exception must get through
                 self._say(f"SpeedLimit could not measure the last step: {guard.told(error)}")
         self._detach()
-        self._write(at_once=True)
+        self._write(ended=type(exception).__name__)
 
     @never_raising
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -329,12 +329,16 @@ class SpeedLimit(Measuring):
             self._keeper = None
         super()._leave()
 
-    def _write(self, *, at_once: bool = False) -> None:
-        """Save the record; a disk that will not take it is said once, and the training goes on."""
+    def _write(self, *, ended: str | None = None) -> None:
+        """Save the record; a disk that will not take it is said once, and the training goes on.
+
+        Args:
+            ended: how the fit ended; None: it goes on.
+        """
         if self._keeper is None or self.record is None or not len(self.record):
             return
         try:
-            self._keeper.write(self.record, at_once=at_once)
+            self._keeper.write(self.record, ended=ended)
         except Exception as error:  # mostly OSError; what half-written archives raise is not documented
             self._say(
                 f"SpeedLimit could not save its record in {self._keeper.folder}: {error}. It stays in "

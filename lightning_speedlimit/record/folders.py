@@ -13,15 +13,20 @@ from lightning_speedlimit.words import listed
 USUAL_NAME = "speed_limit"  # the last part of every run's folder, which tells nothing
 
 
+class NoRecord(RecordError):
+    """There is none, which may come yet."""
+
+
 def records_within(folder: Path) -> list[Path]:
     """The folder itself where it is a record, else every record below it, in natural order ("run 2" before "run 10").
 
     Raises:
-        RecordError: there is none.
+        NoRecord: there is none.
+        RecordError: the folder is a file, or can't be looked into.
     """
     try:
         if not folder.exists():
-            raise RecordError(f"no such folder: {folder}; pass the folder of a run, or one that holds runs")
+            raise NoRecord(f"no such folder: {folder}; pass the folder of a run, or one that holds runs")
         if folder.is_file():
             raise RecordError(f"{folder} is a file, wanted a folder; pass the folder that holds {JSON_NAME}")
         if os.path.lexists(folder / JSON_NAME):  # what it is, reading says
@@ -30,7 +35,7 @@ def records_within(folder: Path) -> list[Path]:
     except OSError as error:  # a name that is too long, rights that are missing
         raise RecordError(f"{folder} can't be looked into: {error.strerror or error}; name another folder") from error
     if not found:
-        raise RecordError(
+        raise NoRecord(
             f"{folder} holds no record: got no {JSON_NAME} in it or below; pass the folder that SpeedLimit wrote "
             f"(mostly …/{USUAL_NAME}), or one above it"
         )
