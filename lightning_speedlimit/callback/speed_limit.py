@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from lightning_speedlimit.callback import figure_logging, lightning
+from lightning_speedlimit.callback.alerts import Alerts
 from lightning_speedlimit.callback.measuring import Measuring
 from lightning_speedlimit.callback.value_log import LOGGED, PREFIX, ValueLog
 from lightning_speedlimit.checks import arguments, guard
@@ -55,6 +56,8 @@ class SpeedLimit(Measuring):
         log_figures: draw the run at the end of the fit, for loggers that show pictures (TensorBoard, W&B, MLflow),
             else as PNG files in "figures" within the record's folder. Needs the extra "report".
         print_summary: print a table at the end of the fit.
+        alert_after: n: say once when the loss has run away, or stopped falling, for n log steps: by the alert of a
+            logger that has them (W&B), else as a warning. None: never.
 
     Attributes:
         record: the RunRecord, from the start of the fit on; None before.
@@ -81,6 +84,7 @@ class SpeedLimit(Measuring):
         dirpath: str | Path | None = None,
         log_figures: bool = True,
         print_summary: bool = True,
+        alert_after: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("clock", clock, get_args(Clock))
@@ -89,8 +93,9 @@ class SpeedLimit(Measuring):
         check_at_least("loss_window", loss_window, 2, MOST_LOSSES)
         check_at_least("probe_batches", probe_batches, 0)
         check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
-        if samples_per_batch is not None:
-            check_at_least("samples_per_batch", samples_per_batch, 1)
+        for name, count in {"samples_per_batch": samples_per_batch, "alert_after": alert_after}.items():
+            if count is not None:
+                check_at_least(name, count, 1)
         if clouds is not None and not (isinstance(clouds, str) and clouds in get_args(Particles)):
             raise ValueError(
                 f"clouds got {guard.shown(clouds)}, wanted 'neurons' or None: neurons are the particles there are"
@@ -104,12 +109,13 @@ class SpeedLimit(Measuring):
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
         self.prog_bar, self.coordinates, self.print_summary = prog_bar, coordinates, print_summary
         self.log_figures = log_figures
-        self.clouds, self.samples_per_batch = clouds, samples_per_batch
+        self.clouds, self.samples_per_batch, self.alert_after = clouds, samples_per_batch, alert_after
         self.dirpath = arguments.folder("dirpath", dirpath)
 
     def _clear(self) -> None:
         super()._clear()
         self._values: ValueLog | None = None
+        self._alerts: Alerts | None = None
         self._folder: Path | None = None
         self._keeper: RecordKeeper | None = None
         self._tried = False
@@ -142,6 +148,8 @@ class SpeedLimit(Measuring):
         self._said, self.record = set(), None
         self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
         self._values = ValueLog(trainer, self, self._say)
+        if self.alert_after is not None and self._writes:
+            self._alerts = Alerts(self.alert_after, trainer.loggers, self._say)
         if self._several:  # the values are of all processes already; Lightning can't know, and says so for each name
             warnings.filterwarnings("ignore", rf".*self\.log\('{PREFIX}.*sync_dist=True.*")
         loaded, self._loaded = self._loaded, None
@@ -250,6 +258,8 @@ class SpeedLimit(Measuring):
             shown = {name: row[name] for name in LOGGED} | self._measured.layers()
             self._values.give(pl_module, shown, on_step=on_step)
         self._write()
+        if self._alerts is not None and self.record is not None:
+            self._alerts.look(self.record)
 
     @never_raising
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
