@@ -323,6 +323,7 @@ def test_a_terminal_gets_a_screen_that_fits(tmp_path: Path, columns: int) -> Non
     assert "Fit: ended … s ago" in text
     assert re.search(r"^lowered the loss +0\.800 +█+", text, re.MULTILINE)
     assert ("efficiency" in text) == (columns >= 80), "what does not fit is left out"
+    assert "…" not in text.replace("… s ago", ""), "and nothing is cut"
     assert "Ctrl-C" not in text, "it has ended"
 
 

@@ -79,14 +79,15 @@ def test_within_a_fit_and_when_it_is_over(tmp_path: Path, clock: Clock) -> None:
     assert state(tmp_path / "run").sentence == "ended 3 h ago"
 
 
-def test_a_fit_that_failed_says_by_what(tmp_path: Path, clock: Clock) -> None:
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_a_fit_that_failed_says_by_what(tmp_path: Path, clock: Clock, error: type[BaseException]) -> None:
     def fail() -> None:
-        raise ArithmeticError("of the user")
+        raise error("of the user")
 
-    with pytest.raises(ArithmeticError):
+    with pytest.raises((ArithmeticError, KeyboardInterrupt, SystemExit)):  # Lightning makes an exit of Ctrl-C
         fit(tmp_path, At(3, fail))
     clock.now += 5
-    assert state(tmp_path / "run").sentence == "ended 5 s ago by ArithmeticError"
+    assert state(tmp_path / "run").sentence == f"ended 5 s ago by {error.__name__}"
 
 
 def test_a_killed_one_is_running_until_it_has_been_silent_too_long(tmp_path: Path, clock: Clock) -> None:
