@@ -6,7 +6,7 @@
 
 The text is most of the Declaration of Independence of the United States (1776), `declaration.txt` beside
 this file, cut into windows of 32 letters; the model has two layers of width 64. The measurement is one line in
-`main`. At the end stand the losses, a line that the model continues, the table of the run, and its diagnosis.
+`main`. At the end come the losses, a line that the model continues, the table of the run, and its diagnosis.
 """
 
 from __future__ import annotations

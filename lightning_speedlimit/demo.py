@@ -66,7 +66,7 @@ def train(make_optimizer: MakeOptimizer, data: Data, *, seed: int, most_steps: i
         model = network(data)
     optimizer = make_optimizer(model.parameters())
     meter = TrajectoryMeter(optimizer)
-    record = RunRecord(description(model, optimizer, meter))
+    record = RunRecord(description(model, optimizer, meter, len(data[0])))
     began = time.monotonic()
     for step, (inputs, labels) in zip(range(1, most_steps + 1), batches(data, seed), strict=False):
         optimizer.zero_grad()
@@ -87,7 +87,9 @@ def train(make_optimizer: MakeOptimizer, data: Data, *, seed: int, most_steps: i
     return record
 
 
-def description(model: nn.Module, optimizer: torch.optim.Optimizer, meter: TrajectoryMeter) -> dict[str, object]:
+def description(
+    model: nn.Module, optimizer: torch.optim.Optimizer, meter: TrajectoryMeter, samples: int
+) -> dict[str, object]:
     """What comparisons say about the run."""
     settings = {"lr": optimizer.defaults["lr"], "momentum": optimizer.defaults.get("momentum", 0.0)}
     return {
@@ -97,6 +99,7 @@ def description(model: nn.Module, optimizer: torch.optim.Optimizer, meter: Traje
         "parameters": sum(p.numel() for p in model.parameters()),
         "optimizers": [{"class": type(optimizer).__name__, "groups": [settings]}],
         "batch_size": BATCH_SIZE,
+        "samples_without_replacement": samples,
         "versions": {"torch": str(torch.__version__)},
     }
 

@@ -147,7 +147,7 @@ class Wasserstein2Squared(_KeepsPrecision):
 class EntropyProduction(_KeepsPrecision):
     """Q = Σ_k w_k: temperature × total entropy production, in units of the loss, from works w_k.
 
-    A work is force times update, f_k·u_k with f = −∇L, or what stands for it: the drop of the loss, which the speed
+    A work is force times update, f_k·u_k with f = −∇L, or what takes its place: the drop of the loss, which the speed
     limit τ ≥ W₂²/Q divides by in Seroussi, Alemi, Helias, Ringel, Speed Limits for Deep Learning, arXiv:2307.14653.
 
     `update(work)` takes a number, or a tensor of any shape, which is summed, in units of the loss. `compute()` returns

@@ -83,6 +83,7 @@ def run_description() -> dict[str, Any]:
         "optimizers": [{"class": "SGD", "groups": [settings, settings | {"lr": 0.01}]}],
         "batch_size": 32,
         "batches_per_epoch": 40,
+        "samples_without_replacement": 1280,
         "accumulate_grad_batches": 1,
         "batch_norm_layers": 2,
         "lr_schedules": ["CosineAnnealingLR"],
@@ -93,6 +94,8 @@ def run_description() -> dict[str, Any]:
         "ended": "finished",
         "written": 1.7e9,
         "versions": {"torch": "2.9", "pytorch_lightning": "2.6"},
+        "hparams": {"width": 3, "rates": [0.1, 0.2]},
+        "logger": {"class": "WandbLogger", "name": "calm-owl", "project": "limits", "id": "x3f", "tags": ["a"]},
     }
 
 

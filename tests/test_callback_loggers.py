@@ -18,7 +18,7 @@ from packaging.version import Version
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lightning_speedlimit import RunRecord
+from lightning_speedlimit import RunRecord, SpeedLimit, compare
 from lightning_speedlimit.callback import LOGGED
 
 LOGS = 1e-6  # Lightning logs in float32
@@ -163,6 +163,64 @@ def test_mlflow(tmp_path: Path, mlflow: Any) -> None:
         assert len(RunRecord.load(callback._folder)) == len(callback.record)
 
 
+def test_the_names_and_tags_of_the_loggers_run_and_what_was_set_are_in_the_record(tmp_path: Path, mlflow: Any) -> None:
+    logger = mlflow(
+        experiment_name="limits", run_name="brave-hen", tags={"owner": "me"}, save_dir=str(tmp_path / "mlruns")
+    )
+    module = Logging()
+    module.save_hyperparameters({"width": 3, "net": torch.nn.ReLU(), "rates": [0.1, 0.2]})
+    callback = SpeedLimit(print_summary=False, log_figures=False)
+    trainer(tmp_path, callback, logger=logger, log_every_n_steps=2).fit(module, loader(batches(8)))
+    told = RunRecord.load(callback._folder).run
+    assert told["logger"] == {
+        "class": "MLFlowLogger",
+        "name": "brave-hen",
+        "project": "limits",
+        "id": logger.run_id,
+        "tags": ["owner=me"],
+    }
+    assert told["hparams"] == {"width": 3, "net": "ReLU()", "rates": [0.1, 0.2]}
+    # In a comparison a run is called by its name, and the settings that differ are told.
+    other = one_fit(tmp_path, mlflow(experiment_name="limits", run_name="calm-owl", save_dir=str(tmp_path / "mlruns")))
+    text = str(compare([callback._folder, other._folder], by="step"))
+    assert "brave-hen" in text
+    assert "calm-owl" in text
+    assert logger.run_id not in text
+    assert "width 3" in text
+
+
+def test_a_logger_that_tells_nothing_harms_nothing(tmp_path: Path) -> None:
+    class Away:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("the server is away")
+
+    class Silent(CSVLogger):
+        @property
+        def experiment(self) -> Any:
+            return Away()
+
+        def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+        def save(self) -> None: ...
+        def finalize(self, status: str) -> None: ...
+
+    callback = SpeedLimit(print_summary=False, log_record=True)
+    with pytest.warns(UserWarning, match="no logger here keeps artifacts"):
+        trainer(tmp_path, callback, logger=Silent(tmp_path)).fit(Logging(), loader(batches(4)))
+    assert "logger" not in callback.record.run
+    assert callback.record.run["model"] == "Logging"
+    assert len(RunRecord.load(callback._folder)) == len(callback.record)
+
+
+def test_the_record_and_its_page_are_an_artifact_of_the_run(tmp_path: Path, mlflow: Any) -> None:
+    logger = mlflow(save_dir=str(tmp_path / "mlruns"), artifact_location=str(tmp_path / "artifacts"))
+    callback = SpeedLimit(print_summary=False, log_figures=False, log_record=True)
+    trainer(tmp_path, callback, logger=logger, log_every_n_steps=2).fit(Logging(), loader(batches(8)))
+    (kept,) = (tmp_path / "artifacts").rglob("speed_limit")
+    assert len(RunRecord.load(kept)) == len(callback.record)
+    assert (kept / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_mlflow_lists_its_experiments_without_a_complaint(tmp_path: Path, mlflow: Any, caplog: Any) -> None:
     """A folder of ours among its experiments would be a damaged one."""
     from mlflow.tracking import MlflowClient
@@ -196,6 +254,8 @@ def test_wandb(tmp_path: Path, wandb: Any) -> None:
     run = module.run.id
     module.finish()
     same_as_the_record(of_wandb(tmp_path / "a"), callback.record)
+    assert callback.record.run["logger"]["id"] == run
+    assert callback.record.run["logger"]["project"] == "limits"
     assert callback._folder == tmp_path / "a" / "limits" / run / "speed_limit"
     assert len(RunRecord.load(callback._folder)) == len(callback.record)
 

@@ -10,7 +10,16 @@ import torch
 from callback_cases import Regressor, Resumable, batches, loader, quiet, trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 PAUSE = 0.03  # seconds
 
@@ -79,3 +88,20 @@ def test_the_record_knows_the_batches_where_lightning_does(tmp_path: Path) -> No
         trainer(tmp_path / str(number), callback, **options).fit(Regressor(), loads)
         assert callback.record is not None
         assert (callback.record.run["batch_size"], callback.record.run["batches_per_epoch"]) == (size, count), number
+        assert callback.record.run["samples_without_replacement"] == (24 if size else None), number
+
+
+def test_the_record_knows_whether_samples_may_come_again(tmp_path: Path) -> None:
+    data = TensorDataset(*(torch.cat(part) for part in zip(*batches(4), strict=True)))
+    samplers = {
+        RandomSampler(data, replacement=True): None,
+        RandomSampler(data): 24,
+        SubsetRandomSampler(range(10)): 10,
+        DistributedSampler(data, num_replicas=2, rank=0): 24,
+        WeightedRandomSampler([1.0] * 24, 24): None,
+    }
+    for number, (sampler, wanted) in enumerate(samplers.items()):
+        callback = quiet()
+        trainer(tmp_path / str(number), callback).fit(Regressor(), DataLoader(data, batch_size=4, sampler=sampler))
+        assert callback.record is not None
+        assert callback.record.run["samples_without_replacement"] == wanted, number

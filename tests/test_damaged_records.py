@@ -31,7 +31,8 @@ from damaged_records import (
 from lightning_speedlimit.cli.showing import show_runs
 from lightning_speedlimit.record import RecordError, RunRecord, reading
 from lightning_speedlimit.record.schema import RUN
-from lightning_speedlimit.report import compare, compare_models, figures, page, page_words, runs
+from lightning_speedlimit.report import compare, compare_models, figures, page, runs
+from lightning_speedlimit.report.settings import settings_of
 from lightning_speedlimit.words import one_line, plain_text
 
 STEERING = "\x1b]0;owned\x07\x9b2J\u202e\u2066\u200f\r\x08\x00\x85\u2028\ud800"
@@ -335,9 +336,10 @@ def test_no_field_may_be_missing(folder: Path, missing: str) -> None:
 def test_a_page_shows_some_of_very_many_settings() -> None:
     record = RunRecord(run_description() | {f"my {k}": k for k in range(1000)})
     record.append(1, {"loss": 1.0, "elapsed": 1.0})
-    same = page_words.settings_of(compare(record)).same
+    same = settings_of(compare(record)).same
     assert len(same) == 301
-    assert same[-1] == ("more", f"{len(record.run) - 300} settings, in the records")
+    entries = len(record.run) - 1 + len(record.run["hparams"])
+    assert same[-1] == ("more", f"{entries - 300} settings, in the records")
 
 
 def test_settings_that_no_one_foresaw_are_kept(folder: Path) -> None:

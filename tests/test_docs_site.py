@@ -72,9 +72,16 @@ def test_every_page_is_in_a_toctree_once() -> None:
     assert sorted(listed) == sorted(wanted)
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *pages()], ids=lambda page: page.stem)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert dead_links(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_the_readme_is_short_and_begins_with_install() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    headings = re.findall(r"^## (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    assert headings[:2] == ["Install", "One line"]
 
 
 def test_a_dead_link_would_be_noticed() -> None:

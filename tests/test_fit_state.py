@@ -18,6 +18,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.record import fit_state, keeper
 from lightning_speedlimit.record.fit_state import FitState, duration
+from lightning_speedlimit.report import compare
+from lightning_speedlimit.report.settings import settings_of
 
 START = 1_000_000.0  # s since 1970
 
@@ -155,6 +157,15 @@ def test_the_marks_are_on_disk_alone(tmp_path: Path) -> None:
     callback.record.save(tmp_path / "elsewhere")
     assert state(tmp_path / "elsewhere").kind == "unknown"
     assert RunRecord.load(tmp_path / "run").run.keys() - callback.record.run.keys() == {"ended", "written"}
+
+
+def test_how_and_when_a_fit_ended_is_no_setting() -> None:
+    """Of runs that are compared, each was written at another time."""
+    records = [whole_record(rate=rate) for rate in (0.01, 0.02)]
+    records[1].run |= {"ended": "KeyboardInterrupt", "written": START, "batch_norm_layers": 3}
+    found = settings_of(compare({"a": records[0], "b": records[1]}))
+    assert found.differing == ("batch norm layers",)
+    assert not {"ended", "written"} & dict(found.same).keys()
 
 
 def test_durations() -> None:

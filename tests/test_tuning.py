@@ -281,3 +281,55 @@ def test_rows_and_summary_carry_them() -> None:
 def test_a_stretch_is_between_rows(after: int, to: int | None) -> None:
     with pytest.raises(ValueError, match=r"tuning got .*, wanted the step of a row"):
         noisy_slope("sgd", steps=400).tuning(after, to)
+
+
+# --- without replacement: samples of one epoch come once each
+
+
+def of_quadratic(each: int, epochs: int, *, once: bool) -> tuple[dict[str, Values], dict[str, float]]:
+    """SGD on ½ mean |θ − x|² by plain numpy, in `each` batches of 16 an epoch; columns, and the truth of the steps."""
+    draw, batch, lr = np.random.default_rng(5), 16, 1e-4
+    data, theta = draw.normal(size=(batch * each, 6)), np.full(6, 0.35)
+    gradients, thetas, order = [], [theta], np.arange(len(data))
+    for k in range(each * epochs):
+        order = draw.permutation(len(data)) if k % each == 0 else order
+        rows = order[k % each * batch :][:batch] if once else draw.integers(len(data), size=batch)
+        gradients.append(theta - data[rows].mean(0))
+        theta = theta - lr * gradients[-1]
+        thetas.append(theta)
+    g, away = np.array(gradients), np.array(thetas) - data.mean(0)
+    squares, met = (g**2).sum(1), (g[1:] * g[:-1]).sum(1)
+    sums = {"work_ito": lr * squares, "work_anti_ito": lr * np.append(met, 0.0)}
+    sums["work_stratonovich"] = lr * np.append(met + squares[:-1], 0.0) / 2
+    sums |= {"gradient_signal": np.append(0.0, met), "gradient_noise": np.append(0.0, squares[1:] - met)}
+    at = np.arange(10 * each, len(g) + 1, 10 * each)
+    found = {name: column.cumsum()[at - 1] for name, column in sums.items()}
+    losses = (away**2).sum(1) / 2
+    found |= {"step": at, "samples": 16.0 * at, "loss_drop": losses[0] - losses[at], "loss_drop_se": np.zeros(len(at))}
+    scatter, signal = len(g) * data.var(0).sum() / batch, (away[:-1] ** 2).sum()
+    noise = scatter * (1 - once / each)  # of a batch that shares no sample with the others of its epoch
+    truth = {"noise_share": noise / squares.sum(), "step_headroom": signal / (lr * squares.sum())}
+    return found, truth | {"critical_batch_size": batch * scatter / signal}
+
+
+@pytest.mark.parametrize(("each", "epochs"), [(3, 3000), (8, 1000), (40, 300)])
+@pytest.mark.parametrize("once", [True, False], ids=["once", "with replacement"])
+def test_batches_that_share_no_sample_are_told_from_independent_ones(each: int, epochs: int, once: bool) -> None:
+    """5 %: about three standard errors of Σ g_k·g_{k−1} over these steps."""
+    data, truth = of_quadratic(each, epochs, once=once)
+    run = {"samples_without_replacement": 16 * each} if once else {}
+    found = Tuning(without_overlap(data), PLAIN | run).values
+    by_gradients = Tuning(data, ADAM | run).critical_batch_size.value
+    assert by_gradients == pytest.approx(truth["critical_batch_size"], rel=0.05)
+    for name in ("noise_share", "critical_batch_size"):
+        assert found[name].value == pytest.approx(truth[name], rel=0.05), name
+    if once and each < 40:
+        taken_for_independent = Tuning(without_overlap(data), PLAIN), Tuning(data, ADAM)
+        wrong = [tuning.critical_batch_size.value / truth["critical_batch_size"] for tuning in taken_for_independent]
+        assert all(abs(ratio - 1) > 0.08 for ratio in wrong), wrong
+
+
+def test_a_step_that_sees_most_of_an_epoch_is_left_as_it_is() -> None:
+    data = without_overlap(columns(np.random.default_rng(0)))
+    assert Tuning(data, PLAIN | {"samples_without_replacement": 40}).values == Tuning(data, PLAIN).values
+    assert Tuning(data, PLAIN | {"samples_without_replacement": 320}).values != Tuning(data, PLAIN).values

@@ -41,7 +41,7 @@ def judged(ratios: Iterable[float | None]) -> tuple[int, float, float, int]:
 
 
 def guesses(rows: Sequence[Row]) -> dict[str, list[float | None]]:
-    """What was foretold over what was needed: by each B_c, and by two guesses without one."""
+    """What was predicted over what was needed: by each B_c, and by two guesses without one."""
     found: dict[str, list[float | None]] = {
         "B_c of the first 300 steps": [row["ratio_short"] for row in rows],
         "B_c of the run to the level": [row["ratio_whole"] for row in rows],
@@ -80,13 +80,13 @@ def sizes(rows: Sequence[Row], name: str) -> str:
 
 
 def verdict_table(rows: Sequence[Row]) -> str:
-    """Of each way to foretell: off by, in the median and at worst, and how many within a factor of 2."""
+    """Of each way to predict: off by, in the median and at worst, and how many within a factor of 2."""
     columns = {f"{level}, all": [row for row in rows if row["level"] == level] for level in LEVELS}
     for level in LEVELS:
         for optimizer in dict.fromkeys(row["optimizer"] for row in rows):
             columns[f"{level}, {optimizer}"] = [r for r in rows if (r["level"], r["optimizer"]) == (level, optimizer)]
     found = {name: guesses(mine) for name, mine in columns.items()}
-    lines = [f"| foretold with | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
+    lines = [f"| predicted with | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
     for guess in found[f"{LEVELS[0]}, all"]:
         cells = []
         for column in found.values():
@@ -178,12 +178,12 @@ def draw(results: Results, path: Path) -> None:
         axes[-1, 0].set_ylabel("steps after / before")
         axes[-1, 0].legend(loc="upper right")
         drawn.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        describe(drawn, "Foretold and counted", "Steps to a loss by batch size, and what following the headroom did.")
+        describe(drawn, "Predicted and counted", "Steps to a loss by batch size, and what following the headroom did.")
         drawn.savefig(path, dpi=130)
 
 
 def _sweep(axis: Any, title: str, rows: Sequence[Row]) -> None:
-    """Points: what each batch size needed. Lines: what was foretold; a colour a level, seeds together."""
+    """Points: what each batch size needed. Lines: what was predicted; a colour a level, seeds together."""
     heights = []
     for level, colour, marker in zip(LEVELS, COLOURS[1:], MARKERS, strict=False):
         mine = [row for row in rows if row["level"] == level]

@@ -1,18 +1,18 @@
-"""Does the critical batch size of one short run foretell a sweep over batch sizes?
+"""Does the critical batch size of one short run predict a sweep over batch sizes?
 
     python examples/tuning/sweep.py --data FOLDER [--tasks mnist …] [--optimizers SGD …] [--seeds N] [--output docs]
     python examples/tuning/sweep.py --quick         # blobs instead of data; seconds
 
 Each batch size is tuned by itself: learning rates ½, 1, 2, 4 times a centre, which scales with the square root of the
 batch (Adam: its fourth root), and more by factors of 2 where the best is at the edge. Counted are steps until the
-smoothed loss of a fixed evaluation set has come down to a level; the best rate takes the fewest. Foretold from the
+smoothed loss of a fixed evaluation set has come down to a level; the best rate takes the fewest. Predicted from the
 first 300 steps of one run at the smallest batch, at the rate that is best there, B_c of these 300 steps:
 
     steps(B) = steps(16) · (1 + B_c/B) / (1 + B_c/16)
 
 Fixed before any of it was seen: the levels, which a run of another seed at the smallest batch and the centre rate had
 come to after 300 steps ("near": within what B_c is known of) and after 1,500 ("far"); B_c of all the 300 steps.
-Beside it stands the same with B_c of that whole run, up to the level: what the run itself could say once it is there.
+Beside it is the same with B_c of that whole run, up to the level: what the run itself could say once it is there.
 That was added when the first task had been seen. It goes on where it was stopped: runs that are in the file are not
 made again.
 """
@@ -113,10 +113,10 @@ def of(results: Results, task: str, optimizer: str, seed: int) -> list[dict[str,
     return [r for r in results.parts.get("runs", []) if (r["task"], r["optimizer"], r["seed"]) == key]
 
 
-# --- what was foretold
+# --- what was predicted
 
 
-def foretold(steps: float, smallest: int, batch: int, critical: float) -> float:
+def predicted(steps: float, smallest: int, batch: int, critical: float) -> float:
     """steps(B) from those of the smallest batch."""
     return steps * (1 + critical / batch) / (1 + critical / smallest)
 
@@ -126,7 +126,7 @@ def fitted(needed: dict[int, float]) -> float:
     smallest = min(needed)
 
     def misfit(critical: float) -> float:
-        wrong = (math.log(foretold(needed[smallest], smallest, b, critical) / s) for b, s in needed.items())
+        wrong = (math.log(predicted(needed[smallest], smallest, b, critical) / s) for b, s in needed.items())
         return sum(error**2 for error in wrong)
 
     return min((10 ** (power / 100) for power in range(501)), key=misfit)
@@ -150,7 +150,7 @@ def predictions(results: Results) -> Iterator[dict[str, Any]]:
                 row = {**key, "batch": batch, "rate": best[batch]["rate"], "first": needed[smallest]}
                 row["needed"] = needed[batch]
                 for name, critical in sizes.items():
-                    said = math.nan if critical is None else foretold(needed[smallest], smallest, batch, critical)
+                    said = math.nan if critical is None else predicted(needed[smallest], smallest, batch, critical)
                     row |= {f"critical_{name}": critical, f"ratio_{name}": said / needed[batch]}
                 yield row
 

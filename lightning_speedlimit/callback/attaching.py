@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_speedlimit.callback import lightning
+from lightning_speedlimit.callback.logger_runs import described, hyperparameters
 from lightning_speedlimit.callback.settings import Settings
 from lightning_speedlimit.checks import guard
 from lightning_speedlimit.checks.guard import Say, look
@@ -82,7 +83,16 @@ def new_record(callback: Settings, trainer: Any, module: Any, say: Say) -> RunRe
     """Empty, with a description of the run, where a record can hold that."""
     settings = {name: getattr(callback, name) for name in _DESCRIBED}
     try:
-        return RunRecord({**settings, **lightning.run_description(trainer, module)})
+        return RunRecord({**settings, **lightning.run_description(trainer, module), **_named(trainer, module)})
     except Exception as error:  # settings of optimizers may be anything
         say(f"SpeedLimit's record does not tell what was run: {guard.told(error)}")
         return RunRecord({"clock": callback.clock, "entropy_production": callback.entropy_production})
+
+
+def _named(trainer: Any, module: Any) -> dict[str, Any]:
+    """What its first logger calls the run, where this process has it, and the hyper-parameters; if there are any."""
+    given = hyperparameters(module)
+    named = (
+        look(described, {}, trainer.loggers[0]) if trainer.loggers and trainer.is_global_zero else {}
+    )  # others have none
+    return ({"hparams": given} if given else {}) | ({"logger": named} if named else {})

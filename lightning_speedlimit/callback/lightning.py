@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from lightning_speedlimit.checks.guard import look
 from lightning_speedlimit.trajectory.description import describe_optimizers, plain
 
+_ONCE = (RandomSampler, SequentialSampler, SubsetRandomSampler, DistributedSampler)
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 
 
@@ -292,6 +294,7 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         "trainable_parameters": lambda: sum(p.numel() for p in _known(module) if p.requires_grad),
         "batch_size": lambda: batch_size(trainer),
         "batches_per_epoch": lambda: batches_per_epoch(trainer),
+        "samples_without_replacement": lambda: samples_without_replacement(trainer),
         "accumulate_grad_batches": lambda: trainer.accumulate_grad_batches,
         "lr_schedules": lambda: [plain(type(c.scheduler).__name__) for c in trainer.lr_scheduler_configs],
         "batch_norm_layers": lambda: sum(isinstance(part, _BatchNorm) for part in module.modules()),
@@ -331,6 +334,18 @@ def batches_per_epoch(trainer: Any) -> int | None:
     if examples is None or size is None or not math.isfinite(batches) or batches * size * trainer.world_size < examples:
         return None
     return int(batches)
+
+
+def samples_without_replacement(trainer: Any) -> int | None:
+    """Samples of which an epoch sees none twice; None where they may come again, or that is not known.
+
+    Not of a loader that hands out what its data hold, as these may be batches.
+    """
+    sampler: Any = look(lambda: trainer.train_dataloader.batch_sampler.sampler, None)
+    if not isinstance(sampler, _ONCE) or getattr(sampler, "replacement", False):
+        return None
+    data = getattr(sampler, "dataset", sampler)  # a DistributedSampler's own length is that of its share
+    return len(data)
 
 
 def batch_size(trainer: Any) -> int | None:

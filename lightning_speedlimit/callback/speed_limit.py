@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from lightning_speedlimit.callback import figure_logging, lightning
+from lightning_speedlimit.callback import figure_logging, lightning, logger_runs
 from lightning_speedlimit.callback.alerts import Alerts
 from lightning_speedlimit.callback.measuring import Measuring
 from lightning_speedlimit.callback.value_log import LOGGED, PREFIX, ValueLog
@@ -25,15 +25,20 @@ Particles = Literal["neurons"]
 
 
 class SpeedLimit(Measuring):
-    """η = Σ (Δθ_i)²/m_i / Q: how close a training run came to the speed limit, and why not closer.
+    """Tells what a training run's steps were spent on, and what another batch or rate would buy; changes nothing of it.
 
     ```python
     trainer = Trainer(callbacks=[SpeedLimit()])
     ```
 
-    Measures every optimizer step and changes none of the training's numbers. On the Trainer's own log steps
-    it logs `speed_limit/…` (see `LOGGED`; units and formulas: `record.Summary`, and Seroussi et al.,
-    arXiv:2307.14653) to every logger, keeps a row in `record`, and saves the record beside the logs.
+    On the Trainer's own log steps it logs `speed_limit/…` (see `LOGGED`) to every logger and keeps a row in `record`,
+    which it saves beside the logs; at the end of the fit it prints the summary. Every optimizer step is measured, and
+    no number of the training changes.
+
+    First to be read are noise_share, critical_batch_size and step_headroom (`RunRecord.tuning`). The speed limit is
+    η = Σ (Δθ_i)²/m_i / Q, the least time for this change of the weights at the entropy production Q over the time
+    taken, with the accumulated mobilities m_i (Seroussi et al., arXiv:2307.14653). All formulas and units are those of
+    `record.Summary`.
 
     Args:
         clock: of the kinematic efficiency: optimizer "steps", or the learning rate ("lr").
@@ -55,6 +60,7 @@ class SpeedLimit(Measuring):
         dirpath: folder of the record; None: "speed_limit" beside the logs.
         log_figures: draw the run at the end of the fit, for loggers that show pictures (TensorBoard, W&B, MLflow),
             else as PNG files in "figures" within the record's folder. Needs the extra "report".
+        log_record: give the record and its page to the logger's run as an artifact at the end (W&B, MLflow).
         print_summary: print a table at the end of the fit.
         alert_after: n: say once when the loss has run away, or stopped falling, for n log steps: by the alert of a
             logger that has them (W&B), else as a warning. None: never.
@@ -83,6 +89,7 @@ class SpeedLimit(Measuring):
         coordinates: int | Literal["all"] = DEFAULT,
         dirpath: str | Path | None = None,
         log_figures: bool = True,
+        log_record: bool = False,
         print_summary: bool = True,
         alert_after: int | None = None,
     ) -> None:
@@ -101,14 +108,14 @@ class SpeedLimit(Measuring):
                 f"clouds got {guard.shown(clouds)}, wanted 'neurons' or None: neurons are the particles there are"
             )
         arguments.check_name("monitor", monitor)
-        flags = {"per_layer": per_layer, "prog_bar": prog_bar, "log_figures": log_figures}
+        flags = {"per_layer": per_layer, "prog_bar": prog_bar, "log_figures": log_figures, "log_record": log_record}
         for name, flag in {**flags, "print_summary": print_summary}.items():
             arguments.check_flag(name, flag)
         self.clock, self.entropy_production, self.monitor = clock, entropy_production, monitor
         self.loss_window, self.probe_batches = loss_window, probe_batches
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
         self.prog_bar, self.coordinates, self.print_summary = prog_bar, coordinates, print_summary
-        self.log_figures = log_figures
+        self.log_figures, self.log_record = log_figures, log_record
         self.clouds, self.samples_per_batch, self.alert_after = clouds, samples_per_batch, alert_after
         self.dirpath = arguments.folder("dirpath", dirpath)
 
@@ -288,6 +295,8 @@ class SpeedLimit(Measuring):
             return
         if self.log_figures:
             self._draw(trainer)
+        if self.log_record and self._writes and self._folder is not None and "write" not in self._said:
+            logger_runs.attach(self.record, self._folder, trainer.loggers, self._say)
         if self.print_summary and trainer.is_global_zero and not trainer.barebones:
             try:
                 print(f"\n{self.record.summary()}")

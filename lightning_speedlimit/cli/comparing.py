@@ -95,6 +95,10 @@ def _print_for_terminal(comparison: Comparison) -> None:
     terminal.print_rows(text.head(comparison, columns), text.rows(comparison, columns, " *" if marks else ""))
     for line in text.left_away(comparison):
         console.print(line)
+    if told := text.settings(comparison):
+        print()
+        terminal.print_title(told[0])
+        print("\n".join(told[1:-1]))
     print(f"* beaten by none in both {comparison.axis.words.noun} and action\n" if marks else "")
     for sentence in (*text.measured(comparison), *comparison.verdict()):
         console.print(sentence)

@@ -68,6 +68,7 @@ RUN: Schema = {
         "world_size": _or_null(_integer()),
         "samples_per_step": _or_null({"type": "number"}),
         **dict.fromkeys(("batch_size", "batches_per_epoch", "accumulate_grad_batches"), _or_null(_integer())),
+        "samples_without_replacement": _or_null(_integer(1)),
         "optimizers": {
             "type": "array",
             "items": {
@@ -76,6 +77,11 @@ RUN: Schema = {
             },
         },
         "versions": {"type": "object", "additionalProperties": _TEXT},
+        "hparams": {"type": "object"},
+        "logger": {
+            "type": "object",
+            "properties": {"tags": _TEXTS, **dict.fromkeys(("class", "name", "project", "id"), _TEXT)},
+        },
     },
 }
 

@@ -11,6 +11,13 @@ taken out):
 
 B is the batch of a step. Steps to a loss go as 1 + B_c/B, samples as B + B_c.
 
+Batches of one epoch that share no sample are not independent: with q = B over the samples of an epoch, two of them have
+the covariance −q tr Σ/B, and each the variance (1 − q) tr Σ/B. Where a run says that its samples come without
+replacement, noise and signal are freed of that:
+
+    N ← N/(1 − q)    S ← W − N    C ← C − 2qN    tr Σ/B ← N/(1 − q)/lr
+    Σ (‖g_k‖² − g_k·g_{k−1}) ← …/(1 − q²)    Σ g_k·g_{k−1} ← … + q/(1 + q) Σ (‖g_k‖² − g_k·g_{k−1})
+
 Source: McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162 (their B_simple); THEORY §9.
 """
 
@@ -31,6 +38,7 @@ _NAN = math.nan
 _BLOCKS = 8  # rows whose spread tells the noise of steps, at least, where there are so many
 _FEWEST = 4  # rows
 _SAME_BATCH = 0.2  # epochs end with smaller batches
+_MOST_DRAWN = 0.5  # of an epoch in a step: beyond it next to nothing is left of the noise
 _TOLD = 3.0  # standard errors that a difference must have to be divided by
 _KNOWN = {"critical_batch_size": (0.0, 0.3), "step_headroom": (0.0, 0.3), "noise_share": (0.1, 0.0)}
 
@@ -60,6 +68,15 @@ class _Sum:
 
     parts: Mapping[str, float]
     drops: float = 0.0
+
+    def plus(self, factor: float, other: _Sum) -> _Sum:
+        """This and so much of the other one."""
+        names = self.parts.keys() | other.parts.keys()
+        parts = {n: self.parts.get(n, 0.0) + factor * other.parts.get(n, 0.0) for n in sorted(names)}
+        return _Sum(parts, self.drops + factor * other.drops)
+
+    def times(self, factor: float) -> _Sum:
+        return _Sum({}).plus(factor, self)
 
 
 _WORK = _Sum({"work_ito": 1.0})
@@ -104,12 +121,13 @@ class Tuning:
             return Tuned(0.0, 0.0)
         if not self._of(_WORK) > 0.0:
             return Tuned.undefined(self._why("no work was done") if self._stop >= 0 else "nothing was recorded")
-        return self._ratio(_NOISE, _WORK, "the work")
+        return self._ratio(self._noise, _WORK, "the work")
 
     @property
     def step_headroom(self) -> Tuned:
         """S/C: the multiple of each step at which it would have lowered the loss most, to second order."""
-        return self._ratio(_SLOPE, _CURVATURE, "the curvature along the updates")
+        curvature = _CURVATURE.plus(-2.0 * self._drawn, self._noise) if self._drawn else _CURVATURE
+        return self._ratio(self._slope, curvature, "the curvature along the updates")
 
     @property
     def critical_batch_size(self) -> Tuned:
@@ -137,12 +155,35 @@ class Tuning:
 
     def _critical_batches(self) -> Tuned:
         if self._by_gradients:
-            return self._ratio(_SCATTER, _SIGNAL, "the overlap of neighbouring gradients")
+            q = self._drawn
+            scatter, signal = _SCATTER.times(1 / (1 - q * q)), _SIGNAL.plus(q / (1 + q), _SCATTER)
+            return self._ratio(scatter, signal, "the overlap of neighbouring gradients")
         if not is_plain_sgd(self._run):
             return Tuned.undefined(
                 "the overlap of neighbouring gradients was not recorded; a run with this version has it"
             )
-        return self._ratio(_NOISE, _SLOPE, "the slope along the updates")
+        return self._ratio(self._noise.times(1 / (1 - self._drawn)), self._slope, "the slope along the updates")
+
+    @property
+    def _noise(self) -> _Sum:
+        """N: of the updates, the work on the noise of their own batches."""
+        return _NOISE.times(1 / (1 - self._drawn))
+
+    @property
+    def _slope(self) -> _Sum:
+        """S = W − N."""
+        return _WORK.plus(-1.0, self._noise) if self._drawn else _SLOPE
+
+    @property
+    def _drawn(self) -> float:
+        """q: the share of an epoch's samples that a step sees; 0 with replacement, and where it is not known."""
+        there, steps = self._run.get("samples_without_replacement"), self._total("step")
+        size = self._total("samples") / steps if "samples" in self._columns and steps > 0 else _NAN
+        if math.isnan(size):
+            factors = (self._run.get(key) for key in ("batch_size", "accumulate_grad_batches", "world_size"))
+            size = float(math.prod(factor or 1 for factor in factors)) if self._run.get("batch_size") else _NAN
+        share = size / there if there else 0.0
+        return share if 0.0 < share <= _MOST_DRAWN else 0.0
 
     @property
     def batch(self) -> float:
@@ -181,12 +222,8 @@ class Tuning:
             return Tuned.undefined(self._why_no_error(below))
         if y <= _TOLD * error:
             return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g}); a longer run tells more")
-        names = sorted(above.parts.keys() | below.parts.keys())
         slope = x / y
-        change = _Sum(
-            {n: (above.parts.get(n, 0.0) - slope * below.parts.get(n, 0.0)) / y for n in names},
-            (above.drops - slope * below.drops) / y,
-        )
+        change = above.plus(-slope, below).times(1 / y)
         error = self._error(change)
         return Tuned.undefined(self._why_no_error(change)) if math.isnan(error) else Tuned(slope, error)
 

@@ -42,7 +42,7 @@ def diagnose(values: Mapping[str, float] | RunRecord, record: RunRecord | None =
         record: the run; gives the optimizers, the batch size and the columns.
 
     Returns:
-        At least one finding. "nothing" stands alone. What can't be judged because a value is NaN is said as
+        At least one finding. "nothing" comes alone. What can't be judged because a value is NaN is said as
         "undefined", and never guessed.
 
     Raises:

@@ -39,7 +39,7 @@ def shares_of_work(record: RunRecord) -> dict[str, float]:
 def work_balance(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
     """Bars of 1 = all work Σ f·u of a run: the parts that lowered the loss, went into bouncing and into batch noise.
 
-    The parts of a bar add up to 1. A negative part stands to the left of 0, and those to the right then reach beyond
+    The parts of a bar add up to 1. A negative part is drawn to the left of 0, and those to the right then reach beyond
     1: the losses' errors, few steps, or batches that are not independent do that.
 
     Raises:

@@ -48,6 +48,8 @@ class PlanePoint:
     """(lower, upper) end of A's interval, parameter²/clock."""
     on_frontier: bool = False
     """Whether no other point is lower in both."""
+    place: int | None = None
+    """In the palette; None: that among the points which are drawn."""
 
     def __post_init__(self) -> None:
         arguments.check_text("name", self.name)
@@ -98,7 +100,7 @@ def plane(
         _draw_rest(panel, [p for p in placed if not few and not p.on_frontier])
         _draw_frontier(panel, [p for p in placed if p.on_frontier])
         for index, point in enumerate(named):
-            _draw_point(panel, point, look(index))
+            _draw_point(panel, point, look(index if point.place is None else point.place))
         panel.set_xlabel(label)
         panel.set_ylabel("action A (parameter²/step)" if clock == "steps" else "action A (parameter²/learning rate)")
         panel.set_title(title)

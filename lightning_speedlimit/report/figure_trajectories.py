@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lightning_speedlimit.record import SKETCH_SIZE, RunRecord
 
 from .runs import named_records
-from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, look, number, short_name, style
+from .style import COLOURS, GREY, INK, NothingToDraw, describe, figure, look, number, places_of, short_name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ class Plane:
     """The part of the mean of |θ_t − θ_0|² that lies in each direction, no unit; each run counts the same."""
 
 
-def trajectories(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
+def trajectories(runs: Mapping[str, RunRecord] | RunRecord, *, groups: Mapping[str, str] | None = None) -> Figure:
     """θ_t − θ_0 of each run, from its sketches, in the plane of the two main directions of all runs together.
 
     The directions are the first two right singular vectors of the sketches of all runs, each run scaled to the same
@@ -47,6 +47,7 @@ def trajectories(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
 
     Args:
         runs: name → record, all of one model; or one record.
+        groups: name of a run → its group, whose colour it has; None: each run is one of its own.
 
     Raises:
         ValueError: no run with a sketch of some motion, or runs of models of different sizes.
@@ -56,8 +57,9 @@ def trajectories(runs: Mapping[str, RunRecord] | RunRecord) -> Figure:
     with style():
         drawn, axes = figure(height=4.6, width=6.4)
         panel = axes[0, 0]
-        for index, (name, path) in enumerate(found.paths.items()):
-            _draw(panel, found.steps[name], path, name, index, few=len(found.paths) <= _NAMED)
+        places = places_of(found.paths, groups)
+        for name, path in found.paths.items():
+            _draw(panel, found.steps[name], path, name, places[name], few=len(found.paths) <= _NAMED)
         panel.plot(0, 0, marker="*", markersize=12, color=INK, linestyle="none", label="start", zorder=4)
         panel.plot([], [], marker="o", markersize=7, color=GREY, linestyle="none", label="end")
         if len(found.paths) == 1:

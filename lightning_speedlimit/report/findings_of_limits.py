@@ -31,7 +31,7 @@ def _why(run: JudgedRun, evidence: dict[str, float]) -> str:
     if "effective mobility" in foreign:
         classes = dict.fromkeys(one_line(o.get("class", "one"), 60) for o in run.optimizers)
         names = " and ".join(classes) or "this optimizer"
-        return f"{names} has no mobility formula, and an effective one stands in for it"
+        return f"{names} has no mobility formula, and an effective one takes its place"
     if (estimator := run.record.run.get("entropy_production") or "loss_drop") != "loss_drop":
         return f"it divides by {one_line(estimator, 60)} work, which undercounts what was dissipated"
     drop, error = run["loss_drop"], run["loss_drop_se"]

@@ -15,7 +15,7 @@ from lightning_speedlimit.report.interpolation import Interval
 
 # A run whose loss fell by less than this share of what the best one's did has not learned.
 LEARNED = 0.1
-# Where a run ends, noise decides when it was there: levels so far down, of the lowest, are tried besides.
+# Where a run ends, noise decides when it was there: levels at such shares of the way to the lowest are tried besides.
 SHARES = (1.0, 0.9, 0.75)
 NAN = math.nan
 
@@ -39,8 +39,8 @@ def fair_level(
     Each run came for sure (loss + 3 standard errors) to a lowest loss l_i, from a start L_0 (the median). At l_i there
     are n_i runs that came as low: the level is the l_i of the largest n_i · (L_0 − l_i), runs times how far down, so
     that one run that did not come near does not hold up the others. Two are kept where two have learned. Of that level
-    and those at 90 % and 75 % of the way to it, it is the one of the most pairs of runs that are clearly apart, times
-    that share of the way; the lowest of equal ones.
+    and those at 90 % and 75 % of the way to it (of ln L where losses are above 0), it is the one of the most pairs of
+    runs that are clearly apart, times that share of the way; the lowest of equal ones.
 
     Of the runs whose loss fell, if there are any: the others, at a rate far too high or too low, would have all
     compared before the first step.
@@ -65,7 +65,7 @@ def fair_level(
     worth = {count: count * (start - learned[name]) for count, name in enumerate(ranked, 1)}
     count = max((c for c in worth if c >= min(2, len(ranked))), key=lambda c: (worth[c], c))
     kept, level = ranked[:count], learned[ranked[count - 1]]
-    levels = [start - share * (start - level) for share in SHARES]
+    levels = [_on_the_way(start, level, share) for share in SHARES]
     names = np.array([str(name if groups is None else groups[name]) for name in kept])
     apart = [_pairs_apart([fell[name].cost_interval(key, at) for name in kept], names) for at in levels]
     chosen = max(range(len(SHARES)), key=lambda place: (apart[place] * SHARES[place], SHARES[place]))
@@ -79,23 +79,24 @@ def _pairs_apart(intervals: Sequence[Interval], groups: Any) -> int:
 
 
 def three_levels(groups: Mapping[str, Sequence[Timeline]], key: str, level: float) -> tuple[Level, ...]:
-    """The groups at a third and two thirds of the way from the start to a level, and there; empty without a start.
-
-    The way is that of ln L where losses are above 0, as a loss falls fast at first; else of L.
-    """
+    """The groups at a third and two thirds of the way from the start to a level, and there; empty without a start."""
     starts = [float(t.loss[0]) for timelines in groups.values() for t in timelines if t.fell]
     starts = [start for start in starts if math.isfinite(start)]
     start = median(starts) if starts else NAN
     if not level < start:
         return ()
-    if level > 0:
-        losses = [start * (level / start) ** (part / 3) for part in (1, 2)]
-    else:
-        losses = [start + (level - start) * part / 3 for part in (1, 2)]
+    losses = [_on_the_way(start, level, part / 3) for part in (1, 2, 3)]
     return tuple(
         Level(name, loss, _order(groups, key, loss))
-        for name, loss in zip(("early", "middle", "late"), [*losses, level], strict=True)
+        for name, loss in zip(("early", "middle", "late"), losses, strict=True)
     )
+
+
+def _on_the_way(start: float, level: float, share: float) -> float:
+    """Of ln L where losses are above 0, as a loss falls fast at first; else of L."""
+    if share == 1:
+        return level
+    return start * (level / start) ** share if level > 0 else start + share * (level - start)
 
 
 def _order(groups: Mapping[str, Sequence[Timeline]], key: str, loss: float) -> tuple[tuple[str, float], ...]:

@@ -19,6 +19,7 @@ from lightning_speedlimit.report.page_figures import Picture
 from lightning_speedlimit.report.page_table import Table, table_of
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.report.settings import Settings, settings_of
 from lightning_speedlimit.report.text import measured
 from lightning_speedlimit.report.verdict import verdict
 from lightning_speedlimit.words import number, plain_text
@@ -51,6 +52,7 @@ class Section:
     comparison: Result
     answer: str
     verdict: tuple[str, ...]
+    curves: page_figures.Picture
     plane: Picture | None
     table: Table
     measured: tuple[str, ...]
@@ -61,7 +63,7 @@ class Section:
     runs: tuple[RunDetails, ...]
     left_out: int
     """Runs without figures of their own."""
-    settings: page_words.Settings
+    settings: Settings
 
     @property
     def open_groups(self) -> tuple[Group, ...]:
@@ -169,6 +171,7 @@ def _section(comparison: Result, place: int, *, several: bool) -> Section:
     told = page_words.answer(comparison)
     detailed = page_figures.detailed_points(comparison)
     every = [point for group in comparison.groups for point in group.points]
+    pictures = page_figures.of_all(comparison, detailed, prefix)
     return Section(
         prefix=prefix,
         heading=(f"{page_words.name(comparison)}: " if several else "") + page_words.heading(comparison),
@@ -176,14 +179,15 @@ def _section(comparison: Result, place: int, *, several: bool) -> Section:
         comparison=comparison,
         answer=told,
         verdict=tuple(sentence for sentence in verdict(comparison) if sentence != told),
+        curves=pictures.pop("curves"),
         plane=page_figures.plane(comparison, prefix),
         table=table_of(comparison),
         measured=tuple(measured(comparison)),
-        pictures=tuple(page_figures.of_all(comparison, detailed, prefix)),
+        pictures=tuple(pictures.values()),
         advice=advice_table(detailed, every),
         runs=tuple(_details(point, f"{prefix}-r{index + 1}") for index, point in enumerate(detailed)),
         left_out=len(every) - len(detailed),
-        settings=page_words.settings_of(comparison),
+        settings=settings_of(comparison),
     )
 
 

@@ -26,8 +26,8 @@ MOST_ROWS = 400  # log steps of a run that its figures show, besides those with 
 BALANCE = (
     "All work of a run's updates along the gradients as one bar: up to its last step, while the words above are of the "
     "run up to where it is compared. Only the first part lowered the loss. Bouncing is steps that overshoot (half of "
-    "u·H·u); batch noise is work that the next batch does not confirm. A part below 0 stands to the left: the loss is "
-    "estimated, and small parts may be its error."
+    "u·H·u); batch noise is work that the next batch does not confirm. A part below 0 is drawn to the left: the loss "
+    "is estimated, and small parts may be its error."
 )
 TRAJECTORIES = (
     "The weights of each run less its first ones, in the plane of the two directions in which all of them moved most. "
@@ -35,8 +35,8 @@ TRAJECTORIES = (
     "mostly the turning by noise and bouncing, so that paths look straighter than they are."
 )
 CURVES = (
-    "Left: the loss against steps. Right: the action that it took to come down to a loss; lower is cheaper, and a run "
-    "goes to the right in both."
+    "Left: the loss against what it cost. Right: the action (the squared lengths of all steps, added up) that it took "
+    "to come down to a loss; lower is cheaper, and a run goes to the right in both."
 )
 OF_ONE_RUN = {
     "efficiency": (
@@ -73,7 +73,7 @@ class Picture:
 
 
 def plane(comparison: Result, prefix: str) -> Picture | None:
-    """The first figure; None where no run has a place in it."""
+    """None where no run has a place in it."""
     if not any(group.placed for group in comparison.at_loss):
         return None
     words = comparison.axis.words
@@ -89,24 +89,28 @@ def plane(comparison: Result, prefix: str) -> Picture | None:
     return _picture(f"{prefix}-plane", title, caption, lambda: plane_of(comparison))
 
 
-def of_all(comparison: Result, detailed: list[Point], prefix: str) -> list[Picture]:
-    """The balance of work, trajectories, curves: of every run, or of the detailed ones where there are too many."""
+def of_all(comparison: Result, detailed: list[Point], prefix: str) -> dict[str, Picture]:
+    """Curves, the balance of work, trajectories: of every run, or of the detailed ones where there are too many."""
     every = [point for group in comparison.groups for point in group.points]
+    groups = {point.run.name: group.name for group in comparison.groups for point in group.points}
 
     def choose(most: int) -> tuple[list[Point], str]:
         if len(every) <= most:
             return every, ""
         return detailed, f" Of {len(every)} runs these are {len(detailed)}, the frontier's first."
 
-    drawn = []
+    axis = comparison.axis
+    trajectories = partial(figures.trajectories, groups=groups)
+    curves = partial(figures.curves, groups=groups, cost="steps" if axis.name == "steps" else axis.key)
+    drawn = {}
     for name, title, caption, draw, most in (
+        ("curves", f"Loss against {axis.words.noun}", CURVES, curves, MOST_CURVES),
         ("balance", "Where the work went", BALANCE, figures.work_balance, MOST_BARS),
-        ("trajectories", "The paths of the weights", TRAJECTORIES, figures.trajectories, KEEP_SKETCHES),
-        ("curves", "Loss and action", CURVES, figures.curves, MOST_CURVES),
+        ("trajectories", "The paths of the weights", TRAJECTORIES, trajectories, KEEP_SKETCHES),
     ):
         points, remark = choose(most)
         records = _records(points, sketches=name == "trajectories")
-        drawn.append(_picture(f"{prefix}-{name}", title, caption + remark, partial(draw, records)))
+        drawn[name] = _picture(f"{prefix}-{name}", title, caption + remark, partial(draw, records))
     return drawn
 
 

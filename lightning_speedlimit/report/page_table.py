@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.report.settings import apart
 from lightning_speedlimit.report.text import headings, shown_columns
 from lightning_speedlimit.words import interval, number, with_error
 
@@ -69,7 +70,7 @@ class Row:
 
     name: str
     title: str
-    """Its optimizers, where the name is another; else empty."""
+    """Its optimizers, where the name is another, and the settings that differ; empty without either."""
     seeds: int
     cells: tuple[Cell, ...]
     on_frontier: bool
@@ -101,20 +102,23 @@ def table_of(comparison: Result) -> Table:
         for heading, (_, key, _) in zip(headings(comparison, shown), shown, strict=True)
     ]
     at_loss = {group.name: group for group in comparison.at_loss}
+    told = apart(comparison)
     rows = [
-        _row(group, at_loss.get(group.name), [(key, digits) for _, key, digits in shown], comparison)
+        _row(group, at_loss.get(group.name), [(key, digits) for _, key, digits in shown], comparison, told)
         for group in comparison.groups
     ]
     return Table(tuple(columns), tuple(rows), replicas)
 
 
-def _row(group: Group, at_loss: Group | None, shown: list[tuple[str, int]], comparison: Result) -> Row:
+def _row(
+    group: Group, at_loss: Group | None, shown: list[tuple[str, int]], comparison: Result, told: Mapping[str, str]
+) -> Row:
     with_interval = ("cost", "action") if comparison.by == "loss" else ("loss",)
     cells = [] if at_loss is None else [standing(at_loss, comparison.loss_level)]
     cells += [_cell(group, key, digits, interval_too=key in with_interval) for key, digits in shown]
     return Row(
         name=group.name,
-        title="" if group.title == group.name else group.title,
+        title=told.get(group.name, "" if group.title == group.name else group.title),
         seeds=len(group.points),
         cells=tuple(cells),
         on_frontier=group.name in comparison.frontier,

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from lightning_speedlimit.report.places import Group, Point
 from lightning_speedlimit.report.results import Result
 from lightning_speedlimit.report.verdict import verdict
 from lightning_speedlimit.words import listed, number, one_line, plain_text
-
-MOST_SETTINGS = 300  # of the 18 that are there when nobody adds one
 
 _DISTRIBUTION = "lightning-speedlimit"
 
@@ -71,69 +67,6 @@ def _best(best: Sequence[Group], comparison: Result, *, clearly: bool) -> str:
         return f"{names} came to {at} with the best trades of {words.noun} for action"
     least = f"the {words.least} and the least action"
     return f"{names} came to {at} with {least}" if clearly else f"{names} seems to have come to {at} with {least}"
-
-
-# --- settings
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was run, from the records: what all runs share, and what tells the groups apart."""
-
-    same: tuple[tuple[str, str], ...]
-    """(name, value)."""
-    differing: tuple[str, ...]
-    """Names."""
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
-    """(group, its values of these names)."""
-
-
-def settings_of(comparison: Result) -> Settings:
-    """Every entry of `record.run`; replicas of a group that differ are listed with "or"."""
-    said = {group.name: _of_group(group) for group in comparison.groups}
-    keys = list(dict.fromkeys(key for values in said.values() for key in values))
-    same, differing = [], []
-    for key in keys[:MOST_SETTINGS]:
-        found = {values.get(key, "not recorded") for values in said.values()}
-        if len(found) == 1:
-            same.append((_spoken(key), found.pop()))
-        else:
-            differing.append(key)
-    if len(keys) > MOST_SETTINGS:
-        same.append(("more", f"{len(keys) - MOST_SETTINGS:,} settings, in the records"))
-    rows = [(group, tuple(v.get(key, "not recorded") for key in differing)) for group, v in said.items()]
-    return Settings(tuple(same), tuple(map(_spoken, differing)), tuple(rows))
-
-
-def _of_group(group: Group) -> dict[str, str]:
-    runs = [point.run.record.run for point in group.points]
-    keys = dict.fromkeys(key for run in runs for key in run)
-    return {key: " or ".join(dict.fromkeys(_setting(key, run.get(key)) for run in runs)) for key in keys}
-
-
-def _spoken(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _setting(key: str, value: Any) -> str:
-    if key == "optimizers" and value is not None:
-        return " + ".join(_optimizer(item) for item in value) or "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{inner} {_setting('', item)}" for inner, item in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(_setting("", item) for item in value) or "none"
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return f"{value:,}" if isinstance(value, int) else f"{value}"
-
-
-def _optimizer(optimizer: Mapping[str, Any]) -> str:
-    """ "AdamW(lr=0.001, betas=[0.9, 0.999])": what is None was not set and is left out."""
-    groups = [
-        ", ".join(f"{key}={value}" for key, value in group.items() if value is not None)
-        for group in optimizer.get("groups", [])
-    ]
-    return f"{optimizer.get('class', 'optimizer')}({'; '.join(dict.fromkeys(groups))})"
 
 
 # --- how to make it again

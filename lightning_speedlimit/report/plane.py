@@ -18,6 +18,7 @@ def plane_of(comparison: Result) -> Figure:
 
     if not comparison.at_loss:
         raise ValueError("the plane needs runs with a loss, got none; record_loss(loss) at every step")
+    names = [group.name for group in comparison.groups]
     return plane(
         [
             PlanePoint(
@@ -28,6 +29,7 @@ def plane_of(comparison: Result) -> Figure:
                 elapsed_interval=group.cost_interval,
                 action_interval=group.action_interval,
                 on_frontier=group.beaten_by is None,
+                place=names.index(group.name),
             )
             for group in comparison.at_loss
             if group.placed

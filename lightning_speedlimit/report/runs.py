@@ -142,7 +142,8 @@ def _named(sources: Sequence[Source]) -> Gathered:
                 wanted[folders.setdefault(path.resolve(), path), stretch] = None
     paths = list(folders.values())
     loaded, left_out = read_all(paths, sketches=len(paths) <= KEEP_SKETCHES)
-    labels = dict(zip(loaded, map(plain_text, _labels(list(loaded))), strict=True))
+    told = _labels([_as_named(path, record) for path, record in loaded.items()])
+    labels = dict(zip(loaded, map(plain_text, told), strict=True))
     runs = [_run(labels[path], loaded[path], path, stretch) for path, stretch in wanted if path in loaded]
     records = {id(source): source for source in sources if isinstance(source, RunRecord)}.values()
     runs += [Run(title, title, record) for record in records for title in [optimizer_title(record)]]
@@ -197,6 +198,14 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     ends = _alike([part[same:][::-1] for part in parts])
     cut = [part[same : len(part) - ends] for part in parts]
     return ["/".join(part) or whole[-1] for part, whole in zip(cut, parts, strict=True)]
+
+
+def _as_named(path: Path, record: RunRecord) -> Path:
+    """The folder, with the name that its logger's run was given in the place of the id that the folder is called by."""
+    told = record.run.get("logger") or {}
+    known, name = told.get("id"), told.get("name", "").replace("/", "_")
+    path = path.resolve()
+    return Path(*(name if part == known and name else part for part in path.parts))
 
 
 def _alike(parts: Sequence[tuple[str, ...]]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,13 @@ def look(index: int) -> dict[str, Any]:
     turn, place = divmod(index, len(COLOURS))
     other = (place + turn) % len(COLOURS)
     return {"color": COLOURS[place], "linestyle": LINES[other], "marker": MARKERS[other]}
+
+
+def places_of(names: Iterable[str], groups: Mapping[str, str] | None) -> dict[str, int]:
+    """Name → index for `look`: replicas of one group share theirs. groups: name → group; None: each is its own."""
+    own = {name: name if groups is None else groups[name] for name in names}
+    order = list(dict.fromkeys(own.values() if groups is None else groups.values()))
+    return {name: order.index(group) for name, group in own.items()}
 
 
 def markers(step: npt.ArrayLike, values: npt.ArrayLike) -> list[int]:

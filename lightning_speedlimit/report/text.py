@@ -13,6 +13,7 @@ import numpy as np
 from lightning_speedlimit.record.summary_text import measured_share
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
+from lightning_speedlimit.report.settings import apart
 from lightning_speedlimit.report.verdict import verdict
 from lightning_speedlimit.words import listed, number, with_error
 
@@ -41,7 +42,7 @@ def table(comparison: Result) -> str:
     """A heading, a row for each group, the verdict, the order at three losses, the findings, what to beware of."""
     columns = shown_columns(comparison)
     lines = [heading(comparison), "", *aligned([head(comparison, columns), *rows(comparison, columns)])]
-    lines += [*left_away(comparison), ""]
+    lines += [*left_away(comparison), "", *settings(comparison)]
     for text in measured(comparison):
         lines += [*textwrap.wrap(text, WIDTH, subsequent_indent="  "), ""]
     lines += [line for text in verdict(comparison) for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
@@ -65,6 +66,13 @@ def rows(comparison: Result, columns: Sequence[tuple[str, str, int]], mark: str 
     return [
         [label(group) + (mark if group.name in marked else ""), *cells(group, columns)] for group in _shown(comparison)
     ]
+
+
+def settings(comparison: Result) -> list[str]:
+    """A line for each group of the table with what tells it from the others, and an empty one."""
+    told, width = apart(comparison), max(len(label(group)) for group in _shown(comparison))
+    lines = [f"{label(group):<{width}}  {told[group.name]}" for group in _shown(comparison) if group.name in told]
+    return ["What tells them apart", *lines, ""] if lines else []
 
 
 def left_away(comparison: Result) -> list[str]:

@@ -1,7 +1,7 @@
 """Which coordinates of some parameters are measured, and how they are brought together into one vector.
 
 A vector is a matrix of rows, each of contiguous coordinates of ONE parameter, with zeros where its last row is not
-full: rows of 256 where all coordinates are measured, units of 8 where some are drawn (see draw.py). A row then stands
+full: rows of 256 where all coordinates are measured, units of 8 where some are drawn (see draw.py). A row then counts
 for `weight` = 1/π rows of its kind. Sums over rows, weighted so, are a scalar product: Cauchy–Schwarz, and with it
 every bound, holds for the drawn coordinates as for all.
 """

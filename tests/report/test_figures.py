@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -549,6 +550,32 @@ def test_curves_show_medians_of_stretches() -> None:
     ends = line(left, "only").get_xdata().astype(int)
     np.testing.assert_allclose(line(right, "only").get_ydata(), record.columns["action"][ends - 1], rtol=EXACT)
     assert right.get_xlim()[0] > right.get_xlim()[1]  # a run goes to the right
+
+
+def test_replicas_have_the_colour_of_their_group_everywhere() -> None:
+    """In the order of the groups, whichever of them a figure has; one name for each in the legend."""
+    groups = {"a0": "a", "b0": "b", "b1": "b", "c0": "c"}
+    runs = {name: record_of(wandering(20)) for name in ("b0", "c0", "b1")}
+    place = {"b": 1, "c": 2}
+    for figure, every in ((figures.curves(runs, groups=groups), 1), (figures.trajectories(runs, groups=groups), 2)):
+        for panel in figure.axes:  # a path's end has a mark of its own
+            colours = [line.get_color() for line in panel.lines[: 3 * every : every]]
+            assert colours == [style.COLOURS[place[groups[name]]] for name in runs]
+    legend = figures.curves(runs, groups=groups).axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["b", "c"]
+    (point,) = points_of([10.0], [2.0])
+    assert figures.plane([replace(point, place=2)]).axes[0].lines[-1].get_color() == style.COLOURS[2]
+
+
+def test_curves_over_what_was_paid() -> None:
+    record = record_of(wandering(30), 2 / np.arange(1, 31))
+    for step, row in zip(record.columns["step"], [{"samples": 64.0 * k} for k in range(1, 31)], strict=True):
+        if step == 30:
+            record.amend(row)
+    left = figures.curves({"only": record}, cost="samples").axes[0]
+    assert left.get_xlabel() == "samples"
+    known = line(left, "only").get_xdata()
+    assert known[np.isfinite(known)].tolist() == [64.0 * 30]
 
 
 # --- what has nothing to show

@@ -19,6 +19,7 @@ from lightning_speedlimit import RunRecord, compare
 from lightning_speedlimit.report import Comparison, page_figures, page_words
 from lightning_speedlimit.report import page as page_module
 from lightning_speedlimit.report.page import page, write_page
+from lightning_speedlimit.report.settings import settings_of
 from lightning_speedlimit.words import listed
 
 COMMAND = "speedlimit compare 'a & <b>' --html report.html"
@@ -250,8 +251,8 @@ def test_the_standing_of_each(tree: Element) -> None:
     assert cells[HOSTILE]["standing"]["data-value"] < cells["slow"]["standing"]["data-value"]
 
 
-def test_the_plane_comes_first_and_the_findings_are_there(tree: Element, compared: Comparison) -> None:
-    assert tree.all("figure")[0]["id"] == "c1-plane"
+def test_the_losses_come_first_then_the_plane_and_the_findings_are_there(tree: Element, compared: Comparison) -> None:
+    assert [figure["id"] for figure in tree.all("figure")[:2]] == ["c1-curves", "c1-plane"]
     text = tree.all("main")[0].text
     for group in compared.groups:
         for finding in group.findings:
@@ -277,7 +278,7 @@ def test_every_column_is_explained(tree: Element) -> None:
 
 
 def test_settings_say_what_is_the_same_and_what_is_not(compared: Comparison) -> None:
-    found = page_words.settings_of(compared)
+    found = settings_of(compared)
     assert ("batch size", "8") in found.same
     assert ("versions", "torch 2.9, pytorch_lightning 2.6") in found.same
     assert found.differing == ("optimizers", "model")
@@ -301,7 +302,7 @@ def test_without_losses_there_is_no_plane(two: Element) -> None:
     assert "standing" not in heads
     assert "loss" not in heads
     assert "losses are unknown" in second.text
-    assert "Loss and action: not drawn." in second.text
+    assert "Loss against steps: not drawn." in second.text
 
 
 # --- the answer
