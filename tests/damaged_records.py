@@ -91,6 +91,8 @@ def run_description() -> dict[str, Any]:
         "world_size": 2,
         "samples_per_step": 63.5,
         "since_step": 0,
+        "ended": "finished",
+        "written": 1.7e9,
         "versions": {"torch": "2.9", "pytorch_lightning": "2.6"},
         "hparams": {"width": 3, "rates": [0.1, 0.2]},
         "logger": {"class": "WandbLogger", "name": "calm-owl", "project": "limits", "id": "x3f", "tags": ["a"]},

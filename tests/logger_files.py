@@ -80,6 +80,12 @@ def images_of_wandb(folder: Path) -> dict[str, tuple[int, Path]]:
     }
 
 
+def alerts_of_wandb(folder: Path) -> list[tuple[str, str]]:
+    """Title and text of each."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return [(r.alert.title, r.alert.text) for r in _wandb_records(path) if r.WhichOneof("record_type") == "alert"]
+
+
 def _wandb_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of the history of a finished run."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")

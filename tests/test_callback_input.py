@@ -33,6 +33,9 @@ FLAGS = ("per_layer", "prog_bar", "log_figures", "print_summary")
         ({"probe_batches": -1}, "probe_batches got -1, wanted a whole number of at least 0"),
         ({"probe_batches": True}, "probe_batches got True"),
         ({"measure_every_n_steps": 0}, "measure_every_n_steps got 0, wanted a whole number of at least 1"),
+        ({"alert_after": 0}, "alert_after got 0, wanted a whole number of at least 1"),
+        ({"alert_after": True}, "alert_after got True"),
+        ({"alert_after": "3"}, "alert_after got '3', wanted a whole number"),
     ],
     ids=str,
 )

@@ -68,7 +68,9 @@ def complaint(*arguments: str | Path, cwd: Path) -> str:
     return done.stderr
 
 
-def make_run(folder: Path, *, rate: float, action: float, parameters: int = 1000, optimizer: str = "SGD") -> RunRecord:
+def make_run(
+    folder: Path, *, rate: float, action: float, parameters: int = 1000, optimizer: str = "SGD", **run: Any
+) -> RunRecord:
     """A run whose loss falls as e^(−rate·k), on a straight path at a constant speed: all its numbers are known."""
     record = RunRecord(
         {
@@ -78,6 +80,7 @@ def make_run(folder: Path, *, rate: float, action: float, parameters: int = 1000
             "parameters": parameters,
             "optimizers": [{"class": optimizer, "groups": [{"lr": 0.1}]}],
             "batch_size": 32,
+            **run,
         }
     )
     drift = np.random.default_rng(0).standard_normal(4093).astype(np.float32)
@@ -123,7 +126,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     make_run(home / "runs" / "sgd" / "seed_0", rate=0.010, action=0.01)
     make_run(home / "runs" / "sgd" / "seed_1", rate=0.011, action=0.012)
-    make_run(home / "runs" / "adamw" / "seed_0", rate=0.020, action=0.05, optimizer="AdamW")
+    make_run(home / "runs" / "adamw" / "seed_0", rate=0.020, action=0.05, optimizer="AdamW", ended="finished")
     make_run(home / "models" / "large", rate=0.020, action=0.07, parameters=5000)
     make_run(home / "models" / "larger", rate=0.015, action=0.06, parameters=5000)
     return home
@@ -493,7 +496,7 @@ def run_all(lines: list[str], cwd: Path) -> dict[str, tuple[int, str, str]]:
     return {line: (found.returncode, found.stdout, found.stderr) for line, found in done.items()}
 
 
-COMMANDS = ("demo", "show", "advise", "compare", "theory gradient-flow", "theory langevin", "theory power-law")
+COMMANDS = ("demo", "show", "watch", "advise", "compare", "theory gradient-flow", "theory langevin", "theory power-law")
 CLOSED_FORMS = {
     "flow": "gradient-flow --eigenvalues 1,0.1 --residual 1,-2 --times 0.1,1,10",
     "still": "langevin --curvature 2 --mean 0 --std 0.5 --temperature 0.5 --times 0.1,1,10",

@@ -31,7 +31,7 @@ from damaged_records import (
 from lightning_speedlimit.cli.showing import show_runs
 from lightning_speedlimit.record import RecordError, RunRecord, reading
 from lightning_speedlimit.record.schema import RUN
-from lightning_speedlimit.report import compare, figures, page
+from lightning_speedlimit.report import compare, compare_models, figures, page, runs
 from lightning_speedlimit.report.settings import settings_of
 from lightning_speedlimit.words import one_line, plain_text
 
@@ -208,7 +208,7 @@ def test_a_link_to_a_file_is_one(folder: Path, tmp_path: Path) -> None:
 
 def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 300)
-    with pytest.raises(RecordError, match="can't be read: File name too long"):
+    with pytest.raises(RecordError, match="can't be looked into: File name too long"):
         RunRecord.load(path)
     with pytest.raises(RecordError, match="can't be looked into: File name too long"):
         compare(path)
@@ -516,6 +516,34 @@ def test_where_all_are_damaged_there_is_an_error(sweep: Path) -> None:
             compare(sources)  # type: ignore[arg-type]
     with pytest.raises(RecordError, match=r"b: record\.json is no valid JSON[^;]*; the record is damaged$"):
         compare(sweep / "b")
+
+
+@pytest.mark.parametrize("form", ["folder@", "list", "list of one and the damaged@", "mapping", "twice"])
+def test_however_the_damaged_one_is_named(sweep: Path, form: str) -> None:
+    """It is left out once, with a line, and the others are compared."""
+    a, b, c = (sweep / name for name in "abc")
+    sources: dict[str, Any] = {
+        "folder@": f"{sweep}@0:100",
+        "list": [a, str(b), c],
+        "list of one and the damaged@": [f"{a}@0:100", f"{a}@100:200", f"{b}@0:100"],
+        "mapping": {"first": [a, f"{b}@0:100"], "second": c},
+        "twice": [sweep, b, c],
+    }
+    step = {"at": 50} if "@" in form else {}
+    found = compare(sources[form], by="step", **step)
+    assert len(found.groups) == 2
+    assert [note for note in found.notes if "left out" in note] == [found.notes[0]]
+    assert found.notes[0].startswith(f"left out: {b}: record.json is no valid JSON")
+    assert compare_models(sources[form], by="step", **step)[0].notes == found.notes
+
+
+def test_one_that_is_damaged_once_it_was_read(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more runs than are held with their sketches: the page reads these again."""
+    monkeypatch.setattr(runs, "KEEP_SKETCHES", 1)
+    found = compare([sweep / "a", sweep / "c"])
+    (sweep / "c" / "record.json").write_text("{")
+    text = page.page([found])
+    assert text.count("needs two steps with a sketch") == 1, "c's windows are not drawn, its other figures are"
 
 
 def test_a_run_that_has_just_begun_is_left_out(sweep: Path) -> None:

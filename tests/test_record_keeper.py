@@ -124,7 +124,7 @@ def test_a_copy_within_a_fit_has_no_claim(tmp_path: Path) -> None:
         assert callback.record is not None
         copies.extend([copy.deepcopy(callback._keeper), pickle.loads(pickle.dumps(callback._keeper))])
         for one in copies:
-            one.write(callback.record, at_once=True)
+            one.write(callback.record, ended="finished")
             one.release()
 
     fit(tmp_path, callback, Within(copied))
@@ -159,6 +159,8 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    time = monotonic
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ def test_a_slow_disk_is_written_less_often(tmp_path: Path, clock: Clock, monkeyp
             assert len(begun) == 2
         clock.now += 1.0
     assert begun == [0.0, 126.0, 252.0, 378.0]
-    one.write(record, at_once=True)
+    one.write(record, ended="finished")
     assert len(begun) == 5
     one.release()
 

@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from lightning_speedlimit.callback import figure_logging, lightning, logger_runs
+from lightning_speedlimit.callback.alerts import Alerts
 from lightning_speedlimit.callback.measuring import Measuring
 from lightning_speedlimit.callback.value_log import LOGGED, PREFIX, ValueLog
 from lightning_speedlimit.checks import arguments, guard
 from lightning_speedlimit.checks.guard import never_raising
-from lightning_speedlimit.record.keeper import RecordKeeper
+from lightning_speedlimit.record.keeper import FINISHED, RecordKeeper
 from lightning_speedlimit.trajectory.draw import DEFAULT
 from lightning_speedlimit.trajectory.estimates import Estimator
 from lightning_speedlimit.trajectory.optimizers import MOST_LOSSES, check_at_least, check_choice, check_coordinates
@@ -61,6 +62,8 @@ class SpeedLimit(Measuring):
             else as PNG files in "figures" within the record's folder. Needs the extra "report".
         log_record: give the record and its page to the logger's run as an artifact at the end (W&B, MLflow).
         print_summary: print a table at the end of the fit.
+        alert_after: n: say once when the loss has run away, or stopped falling, for n log steps: by the alert of a
+            logger that has them (W&B), else as a warning. None: never.
 
     Attributes:
         record: the RunRecord, from the start of the fit on; None before.
@@ -88,6 +91,7 @@ class SpeedLimit(Measuring):
         log_figures: bool = True,
         log_record: bool = False,
         print_summary: bool = True,
+        alert_after: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("clock", clock, get_args(Clock))
@@ -96,8 +100,9 @@ class SpeedLimit(Measuring):
         check_at_least("loss_window", loss_window, 2, MOST_LOSSES)
         check_at_least("probe_batches", probe_batches, 0)
         check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
-        if samples_per_batch is not None:
-            check_at_least("samples_per_batch", samples_per_batch, 1)
+        for name, count in {"samples_per_batch": samples_per_batch, "alert_after": alert_after}.items():
+            if count is not None:
+                check_at_least(name, count, 1)
         if clouds is not None and not (isinstance(clouds, str) and clouds in get_args(Particles)):
             raise ValueError(
                 f"clouds got {guard.shown(clouds)}, wanted 'neurons' or None: neurons are the particles there are"
@@ -111,12 +116,13 @@ class SpeedLimit(Measuring):
         self.measure_every_n_steps, self.per_layer = measure_every_n_steps, per_layer
         self.prog_bar, self.coordinates, self.print_summary = prog_bar, coordinates, print_summary
         self.log_figures, self.log_record = log_figures, log_record
-        self.clouds, self.samples_per_batch = clouds, samples_per_batch
+        self.clouds, self.samples_per_batch, self.alert_after = clouds, samples_per_batch, alert_after
         self.dirpath = arguments.folder("dirpath", dirpath)
 
     def _clear(self) -> None:
         super()._clear()
         self._values: ValueLog | None = None
+        self._alerts: Alerts | None = None
         self._folder: Path | None = None
         self._keeper: RecordKeeper | None = None
         self._tried = False
@@ -149,6 +155,8 @@ class SpeedLimit(Measuring):
         self._said, self.record = set(), None
         self._writes, self._several = trainer.is_global_zero, trainer.world_size > 1
         self._values = ValueLog(trainer, self, self._say)
+        if self.alert_after is not None and self._writes:
+            self._alerts = Alerts(self.alert_after, trainer.loggers, self._say)
         if self._several:  # the values are of all processes already; Lightning can't know, and says so for each name
             warnings.filterwarnings("ignore", rf".*self\.log\('{PREFIX}.*sync_dist=True.*")
         loaded, self._loaded = self._loaded, None
@@ -257,6 +265,8 @@ class SpeedLimit(Measuring):
             shown = {name: row[name] for name in LOGGED} | self._measured.layers()
             self._values.give(pl_module, shown, on_step=on_step)
         self._write()
+        if self._alerts is not None and self.record is not None:
+            self._alerts.look(self.record)
 
     @never_raising
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -280,7 +290,7 @@ class SpeedLimit(Measuring):
         if changed is not None:
             self._say(f"{changed}, in its last batch: SpeedLimit has not measured what that did")
         self._detach()
-        self._write(at_once=True)
+        self._write(ended=FINISHED)
         if self.record is None or not len(self.record):
             return
         if self.log_figures:
@@ -308,11 +318,11 @@ class SpeedLimit(Measuring):
         if self._is_anothers(trainer):
             return
         try:
-            self._end_early(trainer, pl_module)
+            self._end_early(trainer, pl_module, exception)
         finally:  # whatever comes within, Ctrl-C too: else the folder stays locked for as long as the process lives
             self._leave()
 
-    def _end_early(self, trainer: Any, pl_module: Any) -> None:
+    def _end_early(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         measured = self._measured
         # With several processes the last row stands: one that fails alone would wait for the others for ever.
         if measured is not None and measured.behind and not measured.in_step and not self._several:
@@ -321,7 +331,7 @@ class SpeedLimit(Measuring):
             except Exception as error:  # the device may be lost; the user's exception must get through
                 self._say(f"SpeedLimit could not measure the last step: {guard.told(error)}")
         self._detach()
-        self._write(at_once=True)
+        self._write(ended=type(exception).__name__)
 
     @never_raising
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -338,12 +348,16 @@ class SpeedLimit(Measuring):
             self._keeper = None
         super()._leave()
 
-    def _write(self, *, at_once: bool = False) -> None:
-        """Save the record; a disk that will not take it is said once, and the training goes on."""
+    def _write(self, *, ended: str | None = None) -> None:
+        """Save the record; a disk that will not take it is said once, and the training goes on.
+
+        Args:
+            ended: how the fit ended; None: it goes on.
+        """
         if self._keeper is None or self.record is None or not len(self.record):
             return
         try:
-            self._keeper.write(self.record, at_once=at_once)
+            self._keeper.write(self.record, ended=ended)
         except Exception as error:  # mostly OSError; what half-written archives raise is not documented
             self._say(
                 f"SpeedLimit could not save its record in {self._keeper.folder}: {error}. It stays in "

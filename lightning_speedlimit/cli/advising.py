@@ -11,10 +11,11 @@ from typing import Any
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import Complaint, from_user
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.folders import records_within
 from lightning_speedlimit.report import diagnose, text
 from lightning_speedlimit.report.advice import Advice, advise
 from lightning_speedlimit.report.advice_text import WIDTH, blocks
-from lightning_speedlimit.report.runs import read_all, records_within
+from lightning_speedlimit.report.runs import read_all
 from lightning_speedlimit.words import one_line, plain_text
 
 

@@ -13,6 +13,7 @@ Cost = Literal["steps", "samples", "tokens", "epochs", "seconds"]  # as in repor
 EXAMPLES = {
     "demo": ("speedlimit demo", "speedlimit demo --quick --output tried"),
     "show": ("speedlimit show runs/adamw/seed_0", "speedlimit show runs", "speedlimit show runs/sgd/seed_0 --json"),
+    "watch": ("speedlimit watch runs/adamw/seed_0", "speedlimit watch runs --once"),
     "advise": ("speedlimit advise runs/adamw/seed_0", "speedlimit advise runs/sgd/seed_0 --times runs --json"),
     "compare": (
         "speedlimit compare runs",
@@ -124,6 +125,21 @@ def show(
     from lightning_speedlimit.cli.showing import show_runs
 
     show_runs(run, json=json)
+
+
+@app.command(epilog=_examples("watch"))
+def watch(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or one that holds runs.", metavar="RUN", parser=_place)],
+    once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
+) -> None:
+    """Watch a run that is going on: its last rows, where the work goes, what costs the most.
+
+    Ends with the run, or by Ctrl-C, which leaves the training alone. Of a folder that holds several runs, watch the one
+    that is going on; where several are, a line for each. Into a pipe, print a line for each new row.
+    """
+    from lightning_speedlimit.cli.watching import watch_run
+
+    watch_run(run, once=once)
 
 
 @app.command(epilog=_examples("advise"))

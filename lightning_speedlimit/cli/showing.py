@@ -11,9 +11,11 @@ from typing import Any
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import from_user
 from lightning_speedlimit.record import Regime, RunRecord, summary_text
+from lightning_speedlimit.record.fit_state import fit_state
+from lightning_speedlimit.record.folders import records_within
 from lightning_speedlimit.report import diagnose, text
 from lightning_speedlimit.report.labels import optimizer_title
-from lightning_speedlimit.report.runs import none_is_left, read_all, records_within
+from lightning_speedlimit.report.runs import none_is_left, read_all
 from lightning_speedlimit.words import number, one_line, plain_text
 
 
@@ -36,9 +38,12 @@ def show_runs(folder: Path, *, json: bool) -> None:
 
 
 def _print_run(path: Path, record: RunRecord) -> None:
-    summary = record.summary()
+    summary, state = record.summary(), fit_state(record, path)
     if terminal.is_terminal():
         terminal.print_title(f"{optimizer_title(record)}   {plain_text(str(path))}")
+    if state.kind != "unknown":
+        print(f"Fit: {state.sentence}")
+    if terminal.is_terminal():
         for title, rows in summary_text.parts(summary).items():
             print()
             terminal.print_title(title)
@@ -72,21 +77,24 @@ def _causes(record: RunRecord) -> list[str]:
 
 
 def _print_several(records: Mapping[Path, RunRecord]) -> None:
-    """Paths as they can be asked for."""
-    rows = []
-    for path, record in records.items():
+    """Paths as they can be asked for; whether they go on, where any tells."""
+    rows, states = [], [fit_state(record, path) for path, record in records.items()]
+    told = any(state.kind != "unknown" for state in states)
+    for (path, record), state in zip(records.items(), states, strict=True):
         s = record.summary()
-        rows.append([plain_text(str(path)), str(s.steps), *map(number, (s.loss, s.efficiency, s.conversion))])
-    terminal.print_rows(["run", "steps", "loss", "efficiency", "conversion"], rows)
+        values = map(number, (s.loss, s.efficiency, s.conversion))
+        rows.append([plain_text(str(path)), str(s.steps), *values, *([state.word] if told else [])])
+    terminal.print_rows(["run", "steps", "loss", "efficiency", "conversion", *(["fit"] if told else [])], rows)
     runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
     print(f"\n{runs}. One of them: speedlimit show {rows[0][0]}")
 
 
 def _as_json(path: Path, record: RunRecord) -> dict[str, Any]:
-    summary = record.summary()
+    summary, state = record.summary(), fit_state(record, path)
     values = {f.name: getattr(summary, f.name) for f in dataclasses.fields(summary) if f.name not in ("reasons", "run")}
     return {
         "path": str(path),
+        "fit": text.plain({"state": state.kind, "ended_by": state.by, "seconds_since_written": state.seconds}),
         "run": text.plain(record.run),
         "summary": text.plain(values),
         "reasons": record.reasons,

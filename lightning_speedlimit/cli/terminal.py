@@ -49,16 +49,21 @@ def print_rows(heads: Sequence[str], rows: Rows) -> None:
     for part, columns in enumerate(_parts(heads, rows, console().width)):
         if part:
             print()
-        console().print(_table([heads[i] for i in columns], [[row[i] for i in columns] for row in rows]))
+        console().print(_chosen(heads, rows, columns))
+
+
+def first_columns(heads: Sequence[str], rows: Rows) -> Table:
+    """As many as fit the terminal; what is drawn again and again has no room for the others below."""
+    return _chosen(heads, rows, _parts(heads, rows, console().width)[0])
 
 
 def print_meanings(rows: Rows) -> None:
     """Name, value, meaning, the last one wrapped; on a terminal."""
-    table = _table(["", "", ""], rows, header=False)
-    table.columns[1].justify = table.columns[2].justify = "left"
-    for column in table.columns[:2]:
+    found = _table(["", "", ""], rows, header=False)
+    found.columns[1].justify = found.columns[2].justify = "left"
+    for column in found.columns[:2]:
         column.no_wrap = True
-    console().print(table)
+    console().print(found)
 
 
 def print_title(text: str) -> None:
@@ -76,6 +81,10 @@ def print_items(texts: Sequence[str], *, width: int) -> None:
     width = console().width if is_terminal() else width
     for text in texts:
         print(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ", break_long_words=False))
+
+
+def _chosen(heads: Sequence[str], rows: Rows, columns: Sequence[int]) -> Table:
+    return _table([heads[i] for i in columns], [[row[i] for i in columns] for row in rows])
 
 
 def _parts(heads: Sequence[str], rows: Rows, width: int) -> list[list[int]]:
@@ -97,12 +106,12 @@ def _table(heads: Sequence[str], rows: Rows, *, header: bool = True) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, show_edge=False, pad_edge=False)
+    found = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, show_edge=False, pad_edge=False)
     for i, head in enumerate(heads):
         if i == 0:
-            table.add_column(head, overflow="fold")
+            found.add_column(head, overflow="fold")
         else:
-            table.add_column(head, justify="right", no_wrap=True) if header else table.add_column(head)
+            found.add_column(head, justify="right", no_wrap=True) if header else found.add_column(head)
     for row in rows:
-        table.add_row(*row)
-    return table
+        found.add_row(*row)
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 from lightning_speedlimit.record import lock
 from lightning_speedlimit.record.run import RunRecord
 
+FINISHED = "finished"  # how a fit ends that no exception does
 WRITE_EVERY = 30.0  # seconds; longer in proportion where a write takes more than `_QUICK`
 _QUICK = 1.5  # seconds: 5 % of the time
 _LOCK_NAME = ".fit.lock"
@@ -30,21 +31,35 @@ class RecordKeeper:
         self._claimed = False
         self._next = -math.inf
 
-    def write(self, record: RunRecord, *, at_once: bool = False) -> None:
-        """Saves the record, unless the last time was less than `WRITE_EVERY` ago; `at_once`: in any case.
+    def write(self, record: RunRecord, *, ended: str | None = None) -> None:
+        """Saves the record, unless the last time was less than `WRITE_EVERY` ago.
+
+        On disk its `run` has two marks more: "ended", None for as long as the fit goes on, and "written", s since 1970.
+
+        Args:
+            ended: how the fit ended, `FINISHED` or the name of an exception: save it in any case, with that mark.
 
         Raises:
             OSError: the folder can't be written; the next write tries again.
         """
         start = time.monotonic()
-        if start < self._next and not at_once:
+        if start < self._next and ended is None:
             return
         try:
             self._claim()
-            record.save(self.folder)
+            self._save(record, {"ended": ended, "written": time.time()})
         finally:
             end = time.monotonic()
             self._next = end + WRITE_EVERY * max((end - start) / _QUICK, 1.0)
+
+    def _save(self, record: RunRecord, marks: dict[str, Any]) -> None:
+        """The record itself, which is in checkpoints and is the user's to save elsewhere, has no marks."""
+        run = record.run
+        record.run = run | marks
+        try:
+            record.save(self.folder)
+        finally:
+            record.run = run
 
     def release(self) -> None:
         """Leaves the folder to others. Again: nothing happens."""

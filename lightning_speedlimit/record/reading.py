@@ -77,8 +77,6 @@ def read_folder(folder: Path, *, sketches: bool = True) -> RecordData:
 
 
 def _read(folder: Path, *, sketches: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not folder.is_dir():
-        raise RecordError(f"no record, got no folder; pass the folder that holds {JSON_NAME}")
     for _ in range(3):
         text = read_json_text(folder)
         document = parse(text)

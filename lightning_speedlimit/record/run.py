@@ -14,6 +14,7 @@ from lightning_speedlimit.checks import arguments, guard
 from lightning_speedlimit.record import stretch
 from lightning_speedlimit.record.clouds import CLOUD_VALUES, CloudTable
 from lightning_speedlimit.record.files import RecordData, from_json, to_json
+from lightning_speedlimit.record.folders import record_within
 from lightning_speedlimit.record.reading import checked, plain_reasons, read_folder
 from lightning_speedlimit.record.regimes import Regime, regimes
 from lightning_speedlimit.record.rows import Meter, RowTable, row_of
@@ -312,24 +313,26 @@ class RunRecord:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, sketches: bool = True) -> RunRecord:
-        """Reads a folder written by `save`. Executes nothing, checks everything.
+        """Reads a folder written by `save`, or the only such folder below it. Executes nothing, checks everything.
 
         Args:
+            path: the record's folder, or that of its run, as "lightning_logs/version_0".
             sketches: False leaves them out (8 MB when there are 512): for many runs whose columns alone are wanted.
                 `windows` and `regimes` then know of no step.
 
         Raises:
-            RecordError: the folder is missing, damaged, newer than this version, or no record.
+            RecordError: the folder is missing, damaged, newer than this version, or no record; or several lie below it.
         """
         arguments.check_flag("sketches", sketches)
         try:
             folder = arguments.path("path", path, "a folder")
         except ValueError as error:
             raise RecordError(str(error)) from error
+        found = record_within(folder)
         try:
-            return cls._from_data(read_folder(folder, sketches=sketches))
+            return cls._from_data(read_folder(found, sketches=sketches))
         except RecordError as error:
-            raise RecordError(f"{path}: {error}") from error  # of many records, which
+            raise RecordError(f"{found}: {error}") from error  # of many records, which
 
     def state_dict(self, *, sketches: bool = True) -> dict[str, Any]:
         """Everything, as dicts, lists, str, int, float and (under "arrays") numpy arrays.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.checks.guard import look, shown
 from lightning_speedlimit.record import RecordError, RunRecord
+from lightning_speedlimit.record.folders import USUAL_NAME, records_within
 from lightning_speedlimit.report.labels import optimizer_title
 from lightning_speedlimit.words import plain_text
 
@@ -25,8 +26,6 @@ Stretch = tuple[int, int | None]  # of a run: from step, to step
 KEEP_SKETCHES = 24  # runs at most whose sketches are read at once: 8 MB each
 
 _WANTED = "records or folders of them: one, several, or a mapping of groups"
-_RECORD = "record.json"
-_FOLDER = "speed_limit"  # the last part of every run's folder, which tells nothing
 _LEFT_OUT = "left out: "
 _SETTINGS = ("optimizers", "batch_size", "accumulate_grad_batches")  # that replicas have in common
 _STRETCH = re.compile(r"@(\d*):(\d*)$")  # of a path
@@ -82,30 +81,6 @@ def gather(sources: Sources) -> Gathered:
     return Gathered(runs, left_out)
 
 
-def records_within(folder: Path) -> list[Path]:
-    """The folder itself where it is a record, else every record below it, in natural order ("run 2" before "run 10").
-
-    Raises:
-        RecordError: there is none.
-    """
-    try:
-        if not folder.exists():
-            raise RecordError(f"no such folder: {folder}; pass the folder of a run, or one that holds runs")
-        if folder.is_file():
-            raise RecordError(f"{folder} is a file, wanted a folder; pass the folder that holds {_RECORD}")
-        if (folder / _RECORD).is_file():
-            return [folder]
-        found = sorted((path.parent for path in folder.rglob(_RECORD)), key=lambda path: _natural(str(path)))
-    except OSError as error:  # a name that is too long, rights that are missing
-        raise RecordError(f"{folder} can't be looked into: {error.strerror or error}; name another folder") from error
-    if not found:
-        raise RecordError(
-            f"{folder} holds no record: got no {_RECORD} in it or below; pass the folder that SpeedLimit wrote "
-            f"(mostly …/{_FOLDER}), or one above it"
-        )
-    return found
-
-
 def read_all(paths: Sequence[Path], *, sketches: bool) -> tuple[dict[Path, RunRecord], list[str]]:
     """The records of these folders in their order, and a line for each that can't be read.
 
@@ -131,8 +106,11 @@ def _load(path: Path, *, sketches: bool) -> RunRecord | RecordError:
 
 
 def with_sketches(run: Run) -> RunRecord:
-    """The run's record with its sketches, read again where they were left out."""
-    return run.record if run.path is None or len(run.record.sketch_steps) else RunRecord.load(run.path)
+    """The run's record with its sketches, read again where they were left out; without, where they are gone since."""
+    if run.path is None or len(run.record.sketch_steps):
+        return run.record
+    found = _load(run.path, sketches=True)
+    return found if isinstance(found, RunRecord) else run.record
 
 
 def _several(sources: Source | Iterable[Source]) -> list[Source]:
@@ -237,7 +215,7 @@ def _alike(parts: Sequence[tuple[str, ...]]) -> int:
 
 def _telling(path: Path) -> tuple[str, ...]:
     parts = path.resolve().parts
-    return parts[:-1] if parts[-1:] == (_FOLDER,) and len(parts) > 1 else parts
+    return parts[:-1] if parts[-1:] == (USUAL_NAME,) and len(parts) > 1 else parts
 
 
 def _unique(runs: Sequence[Run]) -> list[str]:
@@ -250,10 +228,6 @@ def _unique(runs: Sequence[Run]) -> list[str]:
             name = f"{run.name} ({count})"
         names.append(name)
     return names
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def named_records(runs: Mapping[str, RunRecord] | RunRecord) -> dict[str, RunRecord]:

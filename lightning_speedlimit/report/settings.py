@@ -14,7 +14,8 @@ MOST_SETTINGS = 300  # of the 18 that are there when nobody adds one
 _LONGEST = 120  # characters of what tells a group apart
 # In the title, or of the run and not of what was set.
 _NOT_SET = {"optimizers", "batch_size", "accumulate_grad_batches", "world_size", "samples_per_step", "tokens_per_step"}
-_NOT_SET |= {"logger", "versions", "device", "measured_coordinates", "optimized_coordinates", "ended", "stretch"}
+_NOT_SET |= {"logger", "versions", "device", "measured_coordinates", "optimized_coordinates", "stretch"}
+_OF_THE_FIT = {"ended", "written"}  # how it ended, and when: no settings at all
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _entries(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in run.items():
         if key == "hparams" and isinstance(value, Mapping):
             yield from ((f"hparams.{name}", item) for name, item in value.items())
-        else:
+        elif key not in _OF_THE_FIT:
             yield key, value
 
 
