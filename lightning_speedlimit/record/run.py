@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_speedlimit.checks import arguments, guard
+from lightning_speedlimit.display import Displayed
 from lightning_speedlimit.record import stretch
 from lightning_speedlimit.record.clouds import CLOUD_VALUES, CloudTable
 from lightning_speedlimit.record.files import RecordData, from_json, to_json
+from lightning_speedlimit.record.frames import data_frame
 from lightning_speedlimit.record.reading import checked, plain_reasons, read_folder
 from lightning_speedlimit.record.regimes import Regime, regimes
 from lightning_speedlimit.record.rows import Meter, RowTable, row_of
@@ -25,8 +27,11 @@ from lightning_speedlimit.record.tuning import TUNING, Tuned, Tuning, latest
 from lightning_speedlimit.record.windows import Trajectory, Windows
 from lightning_speedlimit.record.writing import write_folder
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-class RunRecord:
+
+class RunRecord(Displayed):
     """One run: a table with one row per log step, at most 512 sketches of θ_t − θ_0, clouds, and what was run.
 
     Args:
@@ -66,6 +71,9 @@ class RunRecord:
     def __repr__(self) -> str:
         table = self._rows
         return f"RunRecord({len(table)} rows of {len(table.names)} columns, last step {table.last_step})"
+
+    def _as_text(self) -> str:
+        return f"{self!r}\n\n{self.summary()}"
 
     # --- rows
 
@@ -137,6 +145,15 @@ class RunRecord:
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Name → array over the log steps: `step` (int64) first, then float64 columns; copies."""
         return {name: column.copy() for name, column in self._rows.views().items()}
+
+    def to_dataframe(self) -> DataFrame:
+        """`columns` as a pandas frame: a row for each log step, `step` its index.
+
+        Raises:
+            ImportError: pandas is not installed (extra "pandas").
+        """
+        columns = self.columns
+        return data_frame(columns, {"step": columns.pop("step")})
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -218,13 +235,7 @@ class RunRecord:
         the stretch to second order in the step.
         """
         after, to = arguments.whole("after", after), None if to is None else arguments.whole("to", to)
-        steps = self._rows.views()["step"]
-        rows = {int(step): row for row, step in enumerate(steps)}
-        last = (int(steps[-1]) if len(steps) else 0) if to is None else to
-        for name, step in (("after", after), ("to", last)):
-            if step not in rows and not (step == 0 and (name == "after" or not len(steps))):
-                raise ValueError(f"tuning got {name}={step}, wanted the step of a row: see columns['step']")
-        return Tuning(self._rows.views(), self.run, rows.get(after) if after else None, rows.get(last, -1)).values
+        return Tuning.between(self._rows.views(), self.run, after, to).values
 
     def summary(self) -> Summary:
         """The last row as a `Summary`, with `tuning` of the whole run; NaN where nothing was recorded."""

@@ -74,8 +74,8 @@ class Section:
         return self.comparison.groups[MOST_OPEN:]
 
 
-def write_page(path: str | os.PathLike[str], comparisons: Sequence[Result], *, command: str | None = None) -> None:
-    """Writes the page of `page` to a file, at once: who reads it meanwhile sees the old one or the new one.
+def write_page(path: str | os.PathLike[str], comparisons: Sequence[Result], *, command: str | None = None) -> str:
+    """Writes the page of `page` to a file, at once: who reads it meanwhile sees the old one or the new one. Returns it.
 
     Raises:
         ValueError: no comparison; a path that is no regular file. ImportError: the extra "report" is not installed.
@@ -98,6 +98,7 @@ def write_page(path: str | os.PathLike[str], comparisons: Sequence[Result], *, c
         raise OSError(
             error.errno, f"the page can't be written ({error.strerror}); give a file in a folder that exists", str(path)
         ) from error
+    return content
 
 
 def page(comparisons: Sequence[Result], *, command: str | None = None) -> str:
@@ -118,16 +119,16 @@ def page(comparisons: Sequence[Result], *, command: str | None = None) -> str:
         arguments.check_text("command", command)
     if not comparisons:
         raise ValueError("comparisons: the page needs at least one, got none; pass [compare(runs)]")
-    _check_installed()
-    environment = _environment()
-    script = environment.get_template("page.js").render()
+    check_installed()
+    files = templates()
+    script = files.get_template("page.js").render()
     sections = [
         _section(comparison, place, several=len(comparisons) > 1) for place, comparison in enumerate(comparisons)
     ]
     only = sections[0].comparison
     several = f"Speed limits of {len(sections)} comparisons"
     return str(
-        environment.get_template("page.html.j2").render(
+        files.get_template("page.html.j2").render(
             title=page_words.heading(only) if len(sections) == 1 else several,
             sections=sections,
             script=script,
@@ -139,7 +140,7 @@ def page(comparisons: Sequence[Result], *, command: str | None = None) -> str:
     )
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
     """Both at once: the first figure would come after a minute's work, and the template after that."""
     try:
         import jinja2  # noqa: F401
@@ -148,7 +149,7 @@ def _check_installed() -> None:
         raise ImportError(f"the page needs matplotlib and jinja2, got {error}; {_CURE}") from error
 
 
-def _environment() -> Any:
+def templates() -> Any:
     """Everything that is put in is escaped; a name that a template lacks is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
