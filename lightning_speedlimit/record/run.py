@@ -13,9 +13,10 @@ import numpy.typing as npt
 from lightning_speedlimit.checks import arguments, guard
 from lightning_speedlimit.display import Displayed
 from lightning_speedlimit.record import stretch
-from lightning_speedlimit.record.clouds import CLOUD_VALUES, CloudTable
+from lightning_speedlimit.record.clouds import CloudTable
 from lightning_speedlimit.record.files import RecordData, from_json, to_json
 from lightning_speedlimit.record.frames import data_frame
+from lightning_speedlimit.record.layers import LayerTable, told
 from lightning_speedlimit.record.reading import checked, plain_reasons, read_folder
 from lightning_speedlimit.record.regimes import Regime, regimes
 from lightning_speedlimit.record.rows import Meter, RowTable, row_of
@@ -23,6 +24,7 @@ from lightning_speedlimit.record.schema import RUN, RecordError, check
 from lightning_speedlimit.record.sketches import SketchShelf
 from lightning_speedlimit.record.state import data_of, state_of
 from lightning_speedlimit.record.summary import Summary
+from lightning_speedlimit.record.tables import LayerTables
 from lightning_speedlimit.record.tuning import TUNING, Tuned, Tuning, latest
 from lightning_speedlimit.record.windows import Trajectory, Windows
 from lightning_speedlimit.record.writing import write_folder
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class RunRecord(Displayed):
-    """One run: a table with one row per log step, at most 512 sketches of θ_t − θ_0, clouds, and what was run.
+class RunRecord(LayerTables, Displayed):
+    """One run: a table with one row per log step, at most 512 sketches of θ_t − θ_0, layers, clouds, and what was run.
 
     Args:
         run: what was run, as JSON-able values: optimizer classes and their settings, number of parameters,
@@ -61,7 +63,7 @@ class RunRecord(Displayed):
         self._reasons: dict[str, str] = {}
         self._rows = RowTable()
         self._shelf = SketchShelf()
-        self._clouds = CloudTable()
+        self._clouds, self._layers = CloudTable(), LayerTable()
         self._began, self._seconds = time.monotonic(), 0.0
 
     def __len__(self) -> int:
@@ -109,6 +111,7 @@ class RunRecord(Displayed):
         measured, sketch = meter.measure(sketch=True)
         self.append(meter.steps, {**measured, "seconds": seconds, **given}, meter.reasons)
         self.tune()
+        self.add_layers(meter.steps, told(meter.layers()))
         if sketch is not None:
             self.add_sketch(meter.steps, sketch.numpy())
 
@@ -184,33 +187,6 @@ class RunRecord(Displayed):
         """(sketches, 4093) float32, in parameter units; a copy."""
         return self._shelf.sketches
 
-    # --- clouds
-
-    def add_clouds(self, step: int, layers: Mapping[str, Mapping[str, float]]) -> None:
-        """Keeps what each layer's cloud of neurons did up to `step`; the same step replaces the last row.
-
-        Args:
-            layers: name → {"particles", "wasserstein2", "wasserstein2_lower", "identity_excess", "displacement"}:
-                a value that is missing is NaN.
-        """
-        self._clouds.add(arguments.whole("step", step), arguments.tables("layers", layers))
-
-    @property
-    def clouds(self) -> dict[str, Any]:
-        """W₂ of each layer's neurons between the start and the rows' steps; all empty where none were measured.
-
-        `step` (rows,) int64; `layers`, their names; `particles` (layers,) int64, neurons N of each; and, each
-        (rows, layers) float64 with NaN where a layer was not measured:
-
-        - `wasserstein2`: √(N W₂²), parameter: the layer's displacement up to a relabelling of its neurons (W₂² is
-          per neuron); `wasserstein2_lower`: a certified lower bound of it;
-        - `displacement`: √(Σ |d_i|²) of the same neurons, parameter;
-        - `identity_excess`: displacement²/wasserstein2² − 1, no unit; NaN also where wasserstein2 alone is 0.
-        """
-        table = self._clouds
-        values = dict(zip(CLOUD_VALUES, table.values, strict=True))
-        return {"step": table.steps, "layers": table.layers, "particles": table.particles, **values}
-
     # --- what it says
 
     def tuning(self, after: int = 0, to: int | None = None) -> dict[str, Tuned]:
@@ -284,8 +260,8 @@ class RunRecord(Displayed):
     def stretch(self, start: int = 0, stop: int | None = None) -> RunRecord:
         """The run from one step to another as a record of its own: sums from `start` on, its steps counted from 0.
 
-        What needs the whole run is left out (`efficiency`); D is that of the sketches, known to 2.2 %, and NaN where
-        there is none at `start`. `run["stretch"]` has `start` and `stop`.
+        What needs the whole run is left out (`efficiency`, layers); D is that of the sketches, known to 2.2 %, and NaN
+        where there is none at `start`. `run["stretch"]` has `start` and `stop`.
 
         Args:
             start: 0, or the step of a row; between rows that of the row before.
@@ -379,6 +355,9 @@ class RunRecord(Displayed):
             cloud_step=self._clouds.steps,
             cloud_particles=self._clouds.particles,
             cloud_values=self._clouds.values,
+            layer_names=self._layers.names,
+            layer_step=self._layers.step,
+            layer_values=self._layers.values,
         )
 
     @classmethod
@@ -393,4 +372,5 @@ class RunRecord(Displayed):
         record._clouds = CloudTable.restore(
             steps=data.cloud_step, layers=data.cloud_layers, particles=data.cloud_particles, values=data.cloud_values
         )
+        record._layers = LayerTable.restore(data.layer_step, data.layer_names, data.layer_values)
         return record

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from lightning_speedlimit.record import RunRecord, Summary, summary_text
 from lightning_speedlimit.report import figures, text
+from lightning_speedlimit.report import layers as layer_words
 from lightning_speedlimit.report.diagnosis import diagnose
 from lightning_speedlimit.report.labels import optimizer_title
+from lightning_speedlimit.report.layers import layers_of
 from lightning_speedlimit.report.page import check_installed, templates
 from lightning_speedlimit.report.page_figures import thinned
 from lightning_speedlimit.report.plane import plane_of
@@ -73,6 +75,8 @@ def _of_summary(summary: Summary) -> Shown:
 def _of_record(record: RunRecord) -> Shown:
     of_summary, few = _of_summary(record.summary()), thinned(record)
     tables = [Table(t.title, t.rows, folded=place >= _OPEN) for place, t in enumerate(of_summary.tables)]
+    if len(found := layers_of(record)) > 1:
+        tables.append(Table("Layer by layer", layer_words.rows(found), layer_words.HEADS, folded=True))
     causes = [f"{finding.sentence} {finding.advice}".strip() for finding in diagnose(record)] if len(record) else []
     title = optimizer_title(record)
     return Shown(

@@ -13,7 +13,8 @@ from typing import Any
 
 from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.checks.guard import shown
-from lightning_speedlimit.report import page_figures, page_words
+from lightning_speedlimit.report import layers, page_figures, page_words
+from lightning_speedlimit.report.layers import layers_of
 from lightning_speedlimit.report.page_advice import AdviceTable, advice_table
 from lightning_speedlimit.report.page_figures import Picture
 from lightning_speedlimit.report.page_table import Table, table_of
@@ -37,6 +38,9 @@ class RunDetails:
     summary: str
     """As `print(record.summary())` shows it."""
     pictures: tuple[Picture, ...]
+    layers: tuple[tuple[str, ...], ...]
+    """Heading and a row for each layer; empty where they are not known."""
+    layer_words: str
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def page(comparisons: Sequence[Result], *, command: str | None = None) -> str:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
             command=None if command is None else plain_text(command),
             python=page_words.python_call(comparisons),
+            layer_meaning=layers.MEANING,
             versions=page_words.versions(comparisons),
         )
     )
@@ -189,5 +194,13 @@ def _section(comparison: Result, place: int, *, several: bool) -> Section:
 
 
 def _details(point: Any, prefix: str) -> RunDetails:
-    summary = point.run.record.summary()
-    return RunDetails(point.run.name, summary.sentence(), str(summary), tuple(page_figures.of_run(point, prefix)))
+    summary, found = point.run.record.summary(), layers_of(point.run.record)
+    table = (layers.HEADS, *map(tuple, layers.rows(found))) if len(found) > 1 else ()
+    return RunDetails(
+        name=point.run.name,
+        sentence=summary.sentence(),
+        summary=str(summary),
+        pictures=tuple(page_figures.of_run(point, prefix)),
+        layers=table,
+        layer_words="; ".join(layers.sentences(found)),
+    )
