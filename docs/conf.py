@@ -57,7 +57,7 @@ add_module_names = False
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|torchmetrics|numpy|np|npt|collections|pathlib|os|typing|types|jinja2|matplotlib|dist)\b.*"),
     (r"py:.*", r"(pandas\.)?DataFrame"),
-    (r"py:.*", r"lightning_speedlimit\.record\.Meter"),  # a protocol: any TrajectoryMeter is one
+    (r"py:.*", r"lightning_speedlimit\.record\.rows\.Meter"),  # a protocol: any TrajectoryMeter is one
     (r"py:.*", r"(Tensor|Optimizer|Module|Path|Any|Callable|Iterable|Mapping|Sequence|Self|ArrayLike|NDArray|Figure)"),
 ]
 

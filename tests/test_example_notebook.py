@@ -16,12 +16,12 @@ NOTEBOOK = EXAMPLES / "notebook.ipynb"
 
 @pytest.fixture(scope="module")
 def maker() -> dict[str, Any]:
-    return runpy.run_path(str(EXAMPLES / "make_notebook.py"))
+    return runpy.run_path(str(EXAMPLES / "notebook" / "make.py"))
 
 
 def test_it_is_made_from_the_script(maker: dict[str, Any]) -> None:
-    """`python examples/make_notebook.py` after a change; outputs stay out of it."""
-    assert NOTEBOOK.read_text("utf-8") == maker["notebook"]((EXAMPLES / "notebook.py").read_text("utf-8"))
+    """`python examples/notebook/make.py` after a change; outputs stay out of it."""
+    assert NOTEBOOK.read_text("utf-8") == maker["notebook"](maker["SOURCE"].read_text("utf-8"))
     assert not any(cell.get("outputs") for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"])
 
 

@@ -1,4 +1,4 @@
-"""Makes notebook.ipynb from notebook.py, whose cells begin with "# %%": no outputs, so that a change can be read."""
+"""Makes ../notebook.ipynb from cells.py, whose cells begin with "# %%": no outputs, so that a change can be read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("notebook.py")
-TARGET = SOURCE.with_suffix(".ipynb")
+SOURCE = Path(__file__).with_name("cells.py")
+TARGET = Path(__file__).parents[1] / "notebook.ipynb"
 
 
 def cells(script: str) -> list[dict[str, Any]]:
