@@ -57,7 +57,8 @@ add_module_names = False
 # Types of other packages, whose pages are elsewhere: to link them would need their inventories from the network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|torchmetrics|numpy|np|npt|collections|pathlib|os|typing|types|jinja2|matplotlib|dist)\b.*"),
-    (r"py:.*", r"lightning_speedlimit\.record\.Meter"),  # a protocol: any TrajectoryMeter is one
+    (r"py:.*", r"(pandas\.)?DataFrame"),
+    (r"py:.*", r"lightning_speedlimit\.record\.rows\.Meter"),  # a protocol: any TrajectoryMeter is one
     (r"py:.*", r"(Tensor|Optimizer|Module|Path|Any|Callable|Iterable|Mapping|Sequence|Self|ArrayLike|NDArray|Figure)"),
 ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lightning_speedlimit import display
+
 if TYPE_CHECKING:
     from lightning_speedlimit.callback import SpeedLimit
     from lightning_speedlimit.record import RunRecord
@@ -23,6 +25,15 @@ _HOMES = {
     "TrajectoryMeter": "trajectory",
     "register_mobility": "trajectory",
 }
+
+
+def _paint(shown: object) -> str:
+    from lightning_speedlimit.report.notebook import html
+
+    return html(shown)
+
+
+display.painters.append(_paint)
 
 
 def __getattr__(name: str) -> Any:

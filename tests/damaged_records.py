@@ -99,7 +99,9 @@ def run_description() -> dict[str, Any]:
     }
 
 
-def whole_record(*, clouds: bool = False, rate: float = 0.02, steps: int = 200, every: int = 10) -> RunRecord:
+def whole_record(
+    *, clouds: bool = False, layers: bool = False, rate: float = 0.02, steps: int = 200, every: int = 10
+) -> RunRecord:
     """A straight path at constant speed, its loss e^(−rate·k): all its numbers are known."""
     record = RunRecord(run_description())
     drift = np.random.default_rng(0).standard_normal(SKETCH_SIZE)
@@ -137,6 +139,10 @@ def whole_record(*, clouds: bool = False, rate: float = 0.02, steps: int = 200, 
         if clouds:
             layer = {"particles": 64, "wasserstein2": 0.05 * step, "wasserstein2_lower": 0.04 * step}
             record.add_clouds(step, {n: layer | {"displacement": 0.06 * step} for n in ("first", "second")})
+        if layers:
+            moved = {"parameters": 500, "displacement": 0.07 * step, "path_length": 0.08 * step, "action": 0.01 * step}
+            moved |= {"work_ito": 0.6 * drop, "signal_fraction": 0.8, "efficiency_action": 0.4}
+            record.add_layers(step, dict.fromkeys(("first", "second"), moved))
     return record
 
 
@@ -459,8 +465,8 @@ def damaged(home: Path, seed: int, kinds: Sequence[str] = tuple(BY_CHANCE)) -> t
 def save_whole(home: Path) -> None:
     """What is then damaged."""
     whole_record().save(home / "plain")
-    whole_record(clouds=True).save(home / "clouded")
-    whole_record(clouds=True, steps=30).save(home / "few")
+    whole_record(clouds=True, layers=True).save(home / "clouded")
+    whole_record(clouds=True, layers=True, steps=30).save(home / "few")
 
 
 class Tally:

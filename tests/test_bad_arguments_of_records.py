@@ -33,6 +33,7 @@ def a_record() -> RunRecord:
         )
         record.add_sketch(step, np.full(SKETCH_SIZE, 0.01 * step))
     record.add_clouds(8, {"first": {"particles": 4, "wasserstein2": 1.0, "displacement": 1.0}})
+    record.add_layers(8, {"first": {"action": 4.0}, "second": {"action": 1.0}})
     return record
 
 
@@ -51,7 +52,12 @@ class Meter:
     def measure(*, sketch: bool) -> Any:
         return {"elapsed": 9.0}, None
 
+    @staticmethod
+    def layers() -> dict[str, dict[str, float]]:
+        return {}
 
+
+ONE = ("available", "efficiency", "windows", "layers", "layer_motion")  # figures of one run
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "RunRecord": (RunRecord, {"run": {"clock": "steps"}}),
     "append": (on_new("append"), {"step": 9, "values": {"loss": 1.0}, "reasons": {"loss": "none"}}),
@@ -59,6 +65,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "amend": (on_new("amend"), {"values": {"loss": 1.0}, "reasons": {"loss": "none"}}),
     "add_sketch": (on_new("add_sketch"), {"step": 9, "sketch": np.ones(SKETCH_SIZE)}),
     "add_clouds": (on_new("add_clouds"), {"step": 9, "layers": {"first": {"particles": 4, "wasserstein2": 1.0}}}),
+    "add_layers": (on_new("add_layers"), {"step": 9, "layers": {"first": {"action": 4.0, "work_ito": 1.0}}}),
     "tune": (on_new("tune"), {}),
     "tuning": (RECORD.tuning, {"after": 0, "to": 8}),
     "stretch": (RECORD.stretch, {"start": 0, "stop": 8}),
@@ -86,7 +93,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "html": (COMPARISON.html, {"path": "page.html"}),
     "page": (page.page, {"comparisons": [COMPARISON], "command": "speedlimit compare"}),
     "write_page": (page.write_page, {"path": "page.html", "comparisons": [COMPARISON], "command": "speedlimit"}),
-    **{name: (getattr(figures, name), {"record": RECORD}) for name in ("available", "efficiency", "windows", "layers")},
+    **{name: (getattr(figures, name), {"record": RECORD}) for name in ONE},
     **{name: (getattr(figures, name), {"runs": {"a": RECORD}}) for name in ("curves", "trajectories", "work_balance")},
     "plane": (
         figures.plane, {"points": [figures.PlanePoint("a", 1.0, 2.0, 1.0)], "clock": "steps", "title": "a title"}
@@ -112,6 +119,7 @@ SAID = (
     "run must",
     "column names",
     "layers of clouds",
+    "layers must",
 )
 
 

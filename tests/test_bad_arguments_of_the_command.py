@@ -45,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         demonstration, "train_all", lambda folder, **_: [folder.mkdir(parents=True, exist_ok=True) or Path("run")]
     )
-    monkeypatch.setattr("lightning_speedlimit.report.page._check_installed", lambda: None)
+    monkeypatch.setattr("lightning_speedlimit.report.page.check_installed", lambda: None)
     monkeypatch.setattr("lightning_speedlimit.report.page.page", lambda *_, **__: "a page")
     record = RunRecord({"clock": "steps", "parameters": 3})
     for step in (2, 4):

@@ -12,10 +12,12 @@ import pytorch_lightning as pl
 import torch
 from callback_cases import EXACT, Batch, Regressor, batches, flat, last_row, loader, of, quiet, trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.callback import LOGGED
+from lightning_speedlimit.callback.layer_names import LayerNames
 
 # --- weights moved outside of the step
 
@@ -343,6 +345,52 @@ def test_layers_are_logged_on_request(tmp_path: Path) -> None:
         assert logged["displacement"] == pytest.approx(displacement, rel=1e-6)  # float32 logs
         assert logged["path_length"] == pytest.approx(path, rel=1e-6)
         assert logged["work_ito"] == pytest.approx(work, rel=1e-6)
+
+
+def test_layers_are_in_the_record_without_a_request(tmp_path: Path) -> None:
+    """And are logged to none: see the totals above."""
+    model, callback = Regressor(), quiet()
+    trainer(tmp_path, callback).fit(model, loader(batches(6)))
+    assert callback.record is not None
+    found, steps = callback.record.layers, model.tape.steps
+    assert (found["step"], found["layers"]) == (6, ["first", "second"])
+    cut = sum(p.numel() for p in model.first.parameters())
+    for i, part in enumerate((slice(0, cut), slice(cut, None))):
+        squared = float((steps[-1].after - steps[0].before)[part].norm()) ** 2
+        path = math.fsum(float(s.update[part].norm()) for s in steps)
+        assert found["parameters"][i] == len(steps[0].before[part])
+        assert found["straightness"][i] == pytest.approx(squared / path**2, rel=1e-6)  # float32 updates
+        action = math.fsum(float(s.update[part].norm()) ** 2 for s in steps)
+        assert found["action"][i] == pytest.approx(action, rel=1e-6)
+    assert found["action"].sum() == pytest.approx(callback.record.columns["action"][-1], rel=1e-12)
+
+
+class Deep(nn.Module):
+    """So many blocks of two layers each, and a weight of its own."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        block = [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False)) for _ in range(blocks)]
+        self.blocks = nn.ModuleList(block)
+
+
+@pytest.mark.parametrize(("blocks", "every", "count", "first"), [
+    (3, False, 7, "blocks.0.0"),
+    (60, False, 61, "blocks.0"),
+    (60, True, 121, "blocks.0.0"),
+    (120, False, 2, "blocks"),
+])  # fmt: skip
+def test_of_very_many_layers_the_blocks_are_kept(blocks: int, every: bool, count: int, first: str) -> None:
+    """At the depth at which there are 100 at most; all where they are to be logged."""
+    model = Deep(blocks)
+    names = LayerNames.of(model, every=every)
+    layers = list(dict.fromkeys(map(names, model.parameters())))
+    assert (len(layers), layers[:2]) == (count, ["", first])
+    model.blocks[0].requires_grad_(False)
+    told = names.measured({"": {"action": 1.0, "steadiness": 0.5}, first: {"action": 2.0}})
+    assert told[""] == {"parameters": 2.0, "action": 1.0}
+    assert told[first]["parameters"] == (0 if first != "blocks" else 10 * (blocks - 1))
 
 
 @pytest.mark.mode("`fast_dev_run`", "caveat", "no file is written: `callback.record` has it")

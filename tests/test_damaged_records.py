@@ -41,7 +41,7 @@ STEERING = "\x1b]0;owned\x07\x9b2J\u202e\u2066\u200f\r\x08\x00\x85\u2028\ud800"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("whole")
-    whole_record(clouds=True).save(home)
+    whole_record(clouds=True, layers=True).save(home)
     return home
 
 
@@ -118,7 +118,9 @@ def test_no_text_of_a_record_steers_a_terminal(
     values = {name: float(values[-1]) for name, values in RunRecord.load(whole).columns.items() if name != "step"}
     record.append(100, values | {text if where == "column" else column: 1.0}, reasons)
     record.add_clouds(100, {text if where == "layer" else layer: {"particles": 3, "wasserstein2": 1.0}})
-    nothing_steers("".join(texts([record.run, record.reasons, list(record.columns), record.clouds["layers"]])))
+    record.add_layers(100, {text if where == "layer" else layer: {"action": 1.0}, "second": {"action": 1.0}})
+    names = [record.clouds["layers"], record.layers["layers"]]
+    nothing_steers("".join(texts([record.run, record.reasons, list(record.columns), *names])))
     record.save(tmp_path / "a")
     escaped, raw = json.dumps(plain_text(text))[1:-1], json.dumps(text)[1:-1]
     path = tmp_path / "a" / "record.json"
@@ -127,8 +129,8 @@ def test_no_text_of_a_record_steers_a_terminal(
     assert raw in path.read_text()
     loaded = RunRecord.load(tmp_path / "a")
     assert (loaded.run, loaded.reasons, list(loaded.columns)) == (record.run, record.reasons, list(record.columns))
-    assert loaded.clouds["layers"] == record.clouds["layers"]
-    show_runs(tmp_path / "a", json=False)
+    assert [loaded.clouds["layers"], loaded.layers["layers"]] == names
+    show_runs(tmp_path / "a", json=False, layers=True)
     print(loaded.summary(), compare(loaded))
     nothing_steers(capsys.readouterr().out)
 

@@ -26,16 +26,17 @@ def room(floor: int, *libraries: str) -> Room:
 
 ROOMS = {
     "words": room(-1),
+    "display": room(-1),
     "checks": room(-1, "torch", "numpy"),
     "theory": room(0, "torch"),
     "trajectory": room(0, "torch"),
     "optim": room(0, "torch"),
     "transport": room(0, "torch", "numpy", "geomloss", "scipy", "ot"),
     "ensemble": room(1, "torch", "numpy", "scipy"),
-    "record": room(1, "numpy"),
+    "record": room(1, "numpy", "pandas"),  # pandas where someone asks for a frame
     "metrics": room(2, "torch", "torchmetrics"),
     "callback": room(2, "torch", "numpy", "torchmetrics", "lightning", "lightning_utilities", "pytorch_lightning"),
-    "report": room(2, "torch", "numpy", "scipy", "matplotlib", "jinja2"),
+    "report": room(2, "torch", "numpy", "scipy", "matplotlib", "jinja2", "pandas"),
     "integrations": room(2, "torch", "transformers", "accelerate"),
     "demo": room(2, "torch", "sklearn"),
     "cli": room(3, "numpy", "matplotlib", "jinja2", "typer", "rich"),

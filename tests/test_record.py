@@ -40,6 +40,7 @@ def assert_same(a: RunRecord, b: RunRecord) -> None:
         np.testing.assert_array_equal(b.columns[name], column)  # exact: the bits are stored
     np.testing.assert_array_equal(a.sketch_steps, b.sketch_steps)
     np.testing.assert_array_equal(a.sketches, b.sketches)
+    np.testing.assert_equal(a.layers, b.layers)
     assert a.clouds["layers"] == b.clouds["layers"]
     for name, values in a.clouds.items():
         if name != "layers":
@@ -283,7 +284,7 @@ def clouded(tmp_path: Path) -> Path:
         (["clouds", "layers"], ["body.0", 3], r"clouds\.layers\[1\] must be text, got 3"),
         (["clouds", "layers"], ["body.0"], "cloud_particles declares"),
         (["clouds", "layers"], ["body.0", "body.0"], "layers of clouds must differ"),
-        (["format_version"], 3, "this version reads up to 2; upgrade"),
+        (["format_version"], 4, "this version reads up to 3; upgrade"),
     ],
 )
 def test_every_field_of_the_clouds_is_checked(clouded: Path, keys: list[str], value: object, message: str) -> None:
@@ -776,8 +777,8 @@ def test_missing_folder_and_files_are_refused(folder: Path) -> None:
 
 
 def test_a_newer_format_is_refused_with_the_cure(folder: Path) -> None:
-    edit(folder, "format_version", value=3)
-    refuses(folder, "format_version 3, this version reads up to 2; upgrade")
+    edit(folder, "format_version", value=4)
+    refuses(folder, "format_version 4, this version reads up to 3; upgrade")
 
 
 @pytest.mark.parametrize(

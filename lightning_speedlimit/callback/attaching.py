@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_speedlimit.callback import lightning
+from lightning_speedlimit.callback.layer_names import LayerNames
 from lightning_speedlimit.callback.logger_runs import described, hyperparameters
 from lightning_speedlimit.callback.settings import Settings
 from lightning_speedlimit.checks import guard
@@ -13,6 +14,7 @@ from lightning_speedlimit.checks.guard import Say, look
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.optimizers import cure_of, why_unhooked
+from lightning_speedlimit.trajectory.shards import are_sharded
 
 _DESCRIBED = (
     "clock",
@@ -26,7 +28,7 @@ _DESCRIBED = (
 )
 
 
-def attach(callback: Settings, trainer: Any, module: Any, say: Say) -> TrajectoryMeter | None:
+def attach(callback: Settings, trainer: Any, module: Any, names: LayerNames, say: Say) -> TrajectoryMeter | None:
     """A meter on every optimizer that has step hooks; None where none has. Says which have not."""
     why = lightning.unmeasurable(trainer, module)
     if why is not None:
@@ -38,7 +40,8 @@ def attach(callback: Settings, trainer: Any, module: Any, say: Say) -> Trajector
     if not any(p.requires_grad for o in hooked for g in o.param_groups for p in g["params"]):
         said = "SpeedLimit got optimizers whose parameters are all frozen, wanted one with requires_grad=True"
         say(f"{said}: nothing is measured until one is unfrozen")
-    names = look(lambda: {id(p): name.rpartition(".")[0] for name, p in module.named_parameters()}, {})
+    # Of shards no process knows a layer's path, and one may hold nothing of a layer: only where they are asked for.
+    sharded = are_sharded([p for o in hooked for g in o.param_groups for p in g["params"]])
     meter = TrajectoryMeter(
         hooked,
         clock=callback.clock,
@@ -47,7 +50,7 @@ def attach(callback: Settings, trainer: Any, module: Any, say: Say) -> Trajector
         measure_every_n_steps=callback.measure_every_n_steps,
         coordinates=callback.coordinates,
         gradient_changes=lightning.gradient_changes(trainer, module, callback),
-        layer_of=(lambda p: names.get(id(p), "")) if callback.per_layer else None,
+        layer_of=None if sharded and not callback.per_layer else names,
         process_group=lightning.process_group(trainer),
     )
     writes = lightning.writes_of_clipping(trainer, module)

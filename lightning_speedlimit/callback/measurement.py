@@ -9,6 +9,7 @@ from lightning_speedlimit.callback import neuron_clouds
 from lightning_speedlimit.callback.attaching import attach, new_record
 from lightning_speedlimit.callback.batch_losses import BatchLosses
 from lightning_speedlimit.callback.batch_size import SampleCount
+from lightning_speedlimit.callback.layer_names import LayerNames
 from lightning_speedlimit.callback.probe import Probe, StartWeights
 from lightning_speedlimit.callback.settings import Settings
 from lightning_speedlimit.callback.unseen_steps import UnseenSteps
@@ -41,7 +42,8 @@ class Measurement:
     def __init__(self, callback: Settings, trainer: Any, module: Any, say: Say, *, several: bool) -> None:
         self.callback, self.say, self._several = callback, say, several
         self.optimizers = list(trainer.optimizers)
-        self.meter: TrajectoryMeter | None = attach(callback, trainer, module, say)
+        self._names = LayerNames.of(module, every=callback.per_layer)
+        self.meter: TrajectoryMeter | None = attach(callback, trainer, module, self._names, say)
         self.start: StartWeights | None = None
         self.unseen: UnseenSteps | None = None  # until steps have been seen
         if (meter := self.meter) is not None:
@@ -135,6 +137,7 @@ class Measurement:
         costs = {**self.samples.columns(), SECONDS: seconds}
         record.append(meter.steps, {**values, **costs}, self._reasons(meter) | self.samples.reasons)
         values |= record.tune()
+        record.add_layers(meter.steps, self._names.measured(meter.layers()))
         self.measured_at = meter.steps  # not before: Ctrl-C may come within the row, which is then written anew
         if found is not None and (record.wants_sketch() or sketch):
             record.add_sketch(meter.steps, found.numpy())

@@ -53,7 +53,8 @@ class SpeedLimit(Measuring):
         samples_per_batch: samples in one batch of one process; None: the first dimension of the batch's first tensor.
         clouds: "neurons": at the end of each epoch, W₂ between each layer's neurons at θ_0 and now, and how much of
             the displacement is neurons changing places (identity_excess); see the docs for what it costs.
-        per_layer: log displacement, path length, … of each layer too, under `speed_limit/layers/…`.
+        per_layer: log displacement, path length, … of each layer too, under `speed_limit/layers/…`; the record has
+            them in any case.
         prog_bar: show the noise share and the critical batch size in the progress bar.
         coordinates: models of up to so many are measured exactly; of larger ones so many are drawn at the first
             gradient, and every value carries its standard error. "all": exact at any size.

@@ -116,6 +116,9 @@ def demo(
 @app.command(epilog=_examples("show"))
 def show(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or one that holds runs.", metavar="RUN", parser=_place)],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="And each layer: how far it moved, whether it turned, its noise.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Show what one run did: its numbers, its regimes, what cost it the most.
@@ -124,7 +127,7 @@ def show(
     """
     from lightning_speedlimit.cli.showing import show_runs
 
-    show_runs(run, json=json)
+    show_runs(run, layers=layers, json=json)
 
 
 @app.command(epilog=_examples("watch"))

@@ -14,13 +14,18 @@ from lightning_speedlimit.record import Regime, RunRecord, summary_text
 from lightning_speedlimit.record.fit_state import fit_state
 from lightning_speedlimit.record.folders import records_within
 from lightning_speedlimit.report import diagnose, text
+from lightning_speedlimit.report import layers as layer_words
 from lightning_speedlimit.report.labels import optimizer_title
+from lightning_speedlimit.report.layers import layers_of
 from lightning_speedlimit.report.runs import none_is_left, read_all
 from lightning_speedlimit.words import number, one_line, plain_text
 
 
-def show_runs(folder: Path, *, json: bool) -> None:
-    """The run in the folder; of several a line each, and on stderr one for each that can't be read."""
+def show_runs(folder: Path, *, json: bool, layers: bool = False) -> None:
+    """The run in the folder; of several a line each, and on stderr one for each that can't be read.
+
+    layers: of a single run that is printed, a table of them too; JSON has them always.
+    """
     with from_user():
         paths = records_within(folder)
         records, left_out = read_all(paths, sketches=json or len(paths) == 1)
@@ -29,6 +34,8 @@ def show_runs(folder: Path, *, json: bool) -> None:
     if len(paths) == 1:
         [(path, record)] = records.items()
         terminal.print_json(_as_json(path, record)) if json else _print_run(path, record)
+        if layers and not json:
+            _print_layers(record)
     elif json:
         terminal.print_json([_as_json(path, record) for path, record in records.items()])
     else:
@@ -60,6 +67,18 @@ def _print_run(path: Path, record: RunRecord) -> None:
             print()
             terminal.print_title(title)
             terminal.print_items(items, width=summary_text.WIDTH)
+
+
+def _print_layers(record: RunRecord) -> None:
+    """In the model's order, so that blocks stay together."""
+    found, step = layers_of(record), record.layers["step"]
+    print()
+    if not found:
+        print("Layers are not known: the run has none with names, or was recorded by an older version.")
+        return
+    terminal.print_title(f"Layers, at step {step}")
+    terminal.print_rows(layer_words.HEADS, layer_words.rows(found))
+    terminal.print_items([layer_words.MEANING, *layer_words.sentences(found)], width=summary_text.WIDTH)
 
 
 def _regimes(regimes: Sequence[Regime]) -> list[str]:
@@ -100,5 +119,6 @@ def _as_json(path: Path, record: RunRecord) -> dict[str, Any]:
         "reasons": record.reasons,
         "sentence": summary.sentence(),
         "regimes": [text.plain(dataclasses.asdict(regime)) for regime in record.regimes()],
+        "layers": [text.plain(dataclasses.asdict(layer)) for layer in layers_of(record)],
         "findings": [text.plain(dataclasses.asdict(finding)) for finding in diagnose(record)],
     }

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import TrainerCallback, __version__
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lightning_speedlimit._arguments import check_flag, check_text
-from lightning_speedlimit._guard import look, never_raising, shown, told, warn
-from lightning_speedlimit._record_keeper import RecordKeeper
+from lightning_speedlimit.checks.arguments import check_flag, check_text
+from lightning_speedlimit.checks.guard import look, never_raising, shown, told, warn
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.keeper import RecordKeeper
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.optimizers import cure_of, unwrapped, why_unhooked
 

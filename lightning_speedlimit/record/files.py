@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.checks.guard import shown
 from lightning_speedlimit.record.clouds import CLOUD_VALUES
+from lightning_speedlimit.record.layers import LAYER_VALUES
 from lightning_speedlimit.record.schema import MAX_NESTING
 from lightning_speedlimit.record.sketches import SKETCH_SIZE
 from lightning_speedlimit.words import plain_text
@@ -49,21 +50,31 @@ class RecordData:
     cloud_values: npt.NDArray[np.float64] = field(  # (4, cloud rows, layers), in the order of CLOUD_VALUES
         default_factory=lambda: np.empty((len(CLOUD_VALUES), 0, 0))
     )
+    layer_names: list[str] = field(default_factory=list)
+    layer_step: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (1,); (0,): none
+    layer_values: npt.NDArray[np.float64] = field(  # (7, layers), in the order of LAYER_VALUES
+        default_factory=lambda: np.empty((len(LAYER_VALUES), 0))
+    )
 
     @property
-    def counts(self) -> tuple[int, int, int, int, int]:
-        """Rows, columns, sketches, cloud rows and layers: what `expected_arrays` asks for."""
-        return len(self.step), len(self.columns), len(self.sketch_steps), len(self.cloud_step), len(self.cloud_layers)
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """Rows, columns, sketches, cloud rows, their layers, and layers: what `expected_arrays` asks for."""
+        clouds = len(self.cloud_step), len(self.cloud_layers)
+        return len(self.step), len(self.columns), len(self.sketch_steps), *clouds, len(self.layer_names)
 
 
 def expected_arrays(
-    rows: int, columns: int, sketches: int, cloud_rows: int, layers: int
+    rows: int, columns: int, sketches: int, cloud_rows: int, cloud_layers: int, layers: int
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Name → type and shape of every array in the data file; of clouds, where there are any."""
+    """Name → type and shape of every array in the data file; of clouds and layers, where there are any."""
     clouds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
         "cloud_step": (np.dtype("<i8"), (cloud_rows,)),
-        "cloud_particles": (np.dtype("<i8"), (layers,)),
-        "cloud_values": (np.dtype("<f8"), (len(CLOUD_VALUES), cloud_rows, layers)),
+        "cloud_particles": (np.dtype("<i8"), (cloud_layers,)),
+        "cloud_values": (np.dtype("<f8"), (len(CLOUD_VALUES), cloud_rows, cloud_layers)),
+    }
+    of_layers: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "layer_step": (np.dtype("<i8"), (1,)),
+        "layer_values": (np.dtype("<f8"), (len(LAYER_VALUES), layers)),
     }
     return {
         "step": (np.dtype("<i8"), (rows,)),
@@ -72,6 +83,7 @@ def expected_arrays(
         "sketch_ticks": (np.dtype("<i8"), (sketches,)),
         "sketches": (np.dtype("<f4"), (sketches, SKETCH_SIZE)),
         **(clouds if cloud_rows else {}),
+        **(of_layers if layers else {}),
     }
 
 

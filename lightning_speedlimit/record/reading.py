@@ -31,6 +31,7 @@ from lightning_speedlimit.record.files import (
     from_json,
     sha256,
 )
+from lightning_speedlimit.record.layers import MAX_LAYERS
 from lightning_speedlimit.record.schema import (
     DOCUMENT,
     FORMAT,
@@ -72,6 +73,7 @@ def read_folder(folder: Path, *, sketches: bool = True) -> RecordData:
             for key in SKETCH_STATE["required"]
         },
         cloud_layers=_clouds(document)["layers"],
+        layer_names=document.get("layers", []),
         **arrays,
     )
 
@@ -159,7 +161,7 @@ def _clouds(document: dict[str, Any]) -> Any:
 def _shapes(document: dict[str, Any]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     clouds = _clouds(document)
     sizes = document["rows"], len(document["columns"]), document["sketches"]["count"]
-    return expected_arrays(*sizes, clouds["rows"], len(clouds["layers"]))
+    return expected_arrays(*sizes, clouds["rows"], len(clouds["layers"]), len(document.get("layers", [])))
 
 
 # --- arrays
@@ -190,7 +192,7 @@ def _read_arrays(file: IO[bytes], document: dict[str, Any], *, sketches: bool) -
 
 
 def _no_sketches() -> dict[str, Any]:
-    shapes = expected_arrays(0, 0, 0, 0, 0)
+    shapes = expected_arrays(0, 0, 0, 0, 0, 0)
     return {name: np.empty(*reversed(shapes[name])) for name in ("sketch_steps", "sketch_ticks", "sketches")}
 
 
@@ -226,6 +228,7 @@ def checked(data: RecordData) -> RecordData:
         reasons=plain_reasons(data.reasons),
         columns=list(map(plain_text, data.columns)),
         cloud_layers=list(map(plain_text, data.cloud_layers)),
+        layer_names=list(map(plain_text, data.layer_names)),
     )
     for name, (dtype, shape) in expected_arrays(*data.counts).items():
         array = getattr(data, name)
@@ -241,7 +244,9 @@ def checked(data: RecordData) -> RecordData:
         )
     if data.cloud_layers and not len(data.cloud_step):
         raise RecordError(f"clouds of {data.cloud_layers!r:.200} must have at least one row, got none; {_DAMAGED}")
-    for name in ("step", "sketch_steps", "sketch_ticks", "cloud_step"):
+    if len(set(data.layer_names)) != len(data.layer_names) or len(data.layer_names) > MAX_LAYERS:
+        raise RecordError(f"layers must differ and be {MAX_LAYERS} at most, got {data.layer_names!r:.200}; {_DAMAGED}")
+    for name in ("step", "sketch_steps", "sketch_ticks", "cloud_step", "layer_step"):
         array = getattr(data, name)
         if not _within(array, 0) or (array[1:] <= array[:-1]).any():
             raise RecordError(f"{name} must increase, from 0 or more to 2^53 at most; {_DAMAGED}")

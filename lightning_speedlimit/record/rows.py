@@ -31,6 +31,8 @@ class Meter(Protocol):
 
     def measure(self, *, sketch: bool) -> tuple[dict[str, float], Any]: ...
 
+    def layers(self) -> dict[str, dict[str, float]]: ...
+
 
 class RowTable:
     """Columns of float64 over steps that do not decrease; n rows cost O(n) copies."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_speedlimit.checks import arguments, guard
+from lightning_speedlimit.display import Displayed
 from lightning_speedlimit.record import stretch
-from lightning_speedlimit.record.clouds import CLOUD_VALUES, CloudTable
+from lightning_speedlimit.record.clouds import CloudTable
 from lightning_speedlimit.record.files import RecordData, from_json, to_json
 from lightning_speedlimit.record.folders import record_within
+from lightning_speedlimit.record.frames import data_frame
+from lightning_speedlimit.record.layers import LayerTable, told
 from lightning_speedlimit.record.reading import checked, plain_reasons, read_folder
 from lightning_speedlimit.record.regimes import Regime, regimes
 from lightning_speedlimit.record.rows import Meter, RowTable, row_of
@@ -22,13 +25,17 @@ from lightning_speedlimit.record.schema import RUN, RecordError, check
 from lightning_speedlimit.record.sketches import SketchShelf
 from lightning_speedlimit.record.state import data_of, state_of
 from lightning_speedlimit.record.summary import Summary
+from lightning_speedlimit.record.tables import LayerTables
 from lightning_speedlimit.record.tuning import TUNING, Tuned, Tuning, latest
 from lightning_speedlimit.record.windows import Trajectory, Windows
 from lightning_speedlimit.record.writing import write_folder
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-class RunRecord:
-    """One run: a table with one row per log step, at most 512 sketches of θ_t − θ_0, clouds, and what was run.
+
+class RunRecord(LayerTables, Displayed):
+    """One run: a table with one row per log step, at most 512 sketches of θ_t − θ_0, layers, clouds, and what was run.
 
     Args:
         run: what was run, as JSON-able values: optimizer classes and their settings, number of parameters,
@@ -57,7 +64,7 @@ class RunRecord:
         self._reasons: dict[str, str] = {}
         self._rows = RowTable()
         self._shelf = SketchShelf()
-        self._clouds = CloudTable()
+        self._clouds, self._layers = CloudTable(), LayerTable()
         self._began, self._seconds = time.monotonic(), 0.0
 
     def __len__(self) -> int:
@@ -67,6 +74,9 @@ class RunRecord:
     def __repr__(self) -> str:
         table = self._rows
         return f"RunRecord({len(table)} rows of {len(table.names)} columns, last step {table.last_step})"
+
+    def _as_text(self) -> str:
+        return f"{self!r}\n\n{self.summary()}"
 
     # --- rows
 
@@ -102,6 +112,7 @@ class RunRecord:
         measured, sketch = meter.measure(sketch=True)
         self.append(meter.steps, {**measured, "seconds": seconds, **given}, meter.reasons)
         self.tune()
+        self.add_layers(meter.steps, told(meter.layers()))
         if sketch is not None:
             self.add_sketch(meter.steps, sketch.numpy())
 
@@ -139,6 +150,15 @@ class RunRecord:
         """Name → array over the log steps: `step` (int64) first, then float64 columns; copies."""
         return {name: column.copy() for name, column in self._rows.views().items()}
 
+    def to_dataframe(self) -> DataFrame:
+        """`columns` as a pandas frame: a row for each log step, `step` its index.
+
+        Raises:
+            ImportError: pandas is not installed (extra "pandas").
+        """
+        columns = self.columns
+        return data_frame(columns, {"step": columns.pop("step")})
+
     @property
     def reasons(self) -> dict[str, str]:
         """Name → why its last value is NaN, or what to beware of; a copy."""
@@ -168,33 +188,6 @@ class RunRecord:
         """(sketches, 4093) float32, in parameter units; a copy."""
         return self._shelf.sketches
 
-    # --- clouds
-
-    def add_clouds(self, step: int, layers: Mapping[str, Mapping[str, float]]) -> None:
-        """Keeps what each layer's cloud of neurons did up to `step`; the same step replaces the last row.
-
-        Args:
-            layers: name → {"particles", "wasserstein2", "wasserstein2_lower", "identity_excess", "displacement"}:
-                a value that is missing is NaN.
-        """
-        self._clouds.add(arguments.whole("step", step), arguments.tables("layers", layers))
-
-    @property
-    def clouds(self) -> dict[str, Any]:
-        """W₂ of each layer's neurons between the start and the rows' steps; all empty where none were measured.
-
-        `step` (rows,) int64; `layers`, their names; `particles` (layers,) int64, neurons N of each; and, each
-        (rows, layers) float64 with NaN where a layer was not measured:
-
-        - `wasserstein2`: √(N W₂²), parameter: the layer's displacement up to a relabelling of its neurons (W₂² is
-          per neuron); `wasserstein2_lower`: a certified lower bound of it;
-        - `displacement`: √(Σ |d_i|²) of the same neurons, parameter;
-        - `identity_excess`: displacement²/wasserstein2² − 1, no unit; NaN also where wasserstein2 alone is 0.
-        """
-        table = self._clouds
-        values = dict(zip(CLOUD_VALUES, table.values, strict=True))
-        return {"step": table.steps, "layers": table.layers, "particles": table.particles, **values}
-
     # --- what it says
 
     def tuning(self, after: int = 0, to: int | None = None) -> dict[str, Tuned]:
@@ -219,13 +212,7 @@ class RunRecord:
         the stretch to second order in the step.
         """
         after, to = arguments.whole("after", after), None if to is None else arguments.whole("to", to)
-        steps = self._rows.views()["step"]
-        rows = {int(step): row for row, step in enumerate(steps)}
-        last = (int(steps[-1]) if len(steps) else 0) if to is None else to
-        for name, step in (("after", after), ("to", last)):
-            if step not in rows and not (step == 0 and (name == "after" or not len(steps))):
-                raise ValueError(f"tuning got {name}={step}, wanted the step of a row: see columns['step']")
-        return Tuning(self._rows.views(), self.run, rows.get(after) if after else None, rows.get(last, -1)).values
+        return Tuning.between(self._rows.views(), self.run, after, to).values
 
     def summary(self) -> Summary:
         """The last row as a `Summary`, with `tuning` of the whole run; NaN where nothing was recorded."""
@@ -274,8 +261,8 @@ class RunRecord:
     def stretch(self, start: int = 0, stop: int | None = None) -> RunRecord:
         """The run from one step to another as a record of its own: sums from `start` on, its steps counted from 0.
 
-        What needs the whole run is left out (`efficiency`); D is that of the sketches, known to 2.2 %, and NaN where
-        there is none at `start`. `run["stretch"]` has `start` and `stop`.
+        What needs the whole run is left out (`efficiency`, layers); D is that of the sketches, known to 2.2 %, and NaN
+        where there is none at `start`. `run["stretch"]` has `start` and `stop`.
 
         Args:
             start: 0, or the step of a row; between rows that of the row before.
@@ -371,6 +358,9 @@ class RunRecord:
             cloud_step=self._clouds.steps,
             cloud_particles=self._clouds.particles,
             cloud_values=self._clouds.values,
+            layer_names=self._layers.names,
+            layer_step=self._layers.step,
+            layer_values=self._layers.values,
         )
 
     @classmethod
@@ -385,4 +375,5 @@ class RunRecord:
         record._clouds = CloudTable.restore(
             steps=data.cloud_step, layers=data.cloud_layers, particles=data.cloud_particles, values=data.cloud_values
         )
+        record._layers = LayerTable.restore(data.layer_step, data.layer_names, data.layer_values)
         return record

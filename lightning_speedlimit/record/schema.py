@@ -8,7 +8,7 @@ from lightning_speedlimit.record.sketches import MAX_SKETCHES, SKETCH_SIZE
 from lightning_speedlimit.words import plain_text
 
 FORMAT = "lightning-speedlimit record"
-FORMAT_VERSION = 2  # 1: had no clouds; a record without any is still written as 1
+FORMAT_VERSION = 3  # 1: had no clouds, 2: no layers; a record without them is still written as such
 
 MAX_NESTING = 32  # lists and objects within each other; what a run says of itself has 5
 MAX_INTEGER = 2**53  # steps, counts: exact in float64
@@ -110,6 +110,7 @@ DOCUMENT: Schema = {
             "required": ["rows", "layers"],
             "properties": {"rows": _integer(0), "layers": _TEXTS},
         },
+        "layers": _TEXTS,
         "data": {
             "type": "object",
             "required": ["file", "size", "sha256"],

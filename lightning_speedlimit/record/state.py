@@ -18,6 +18,7 @@ def state_of(data: RecordData) -> dict[str, Any]:
         "columns": data.columns,
         "sketch_state": data.sketch_state,
         **({"cloud_layers": data.cloud_layers} if data.cloud_layers else {}),
+        **({"layer_names": data.layer_names} if data.layer_names else {}),
         "arrays": {name: getattr(data, name) for name in expected_arrays(*data.counts)},
     }
 
@@ -32,6 +33,7 @@ def data_of(state: Mapping[str, Any]) -> RecordData:
             columns=[str(name) for name in state["columns"]],
             sketch_state={str(name): int(value) for name, value in state["sketch_state"].items()},
             cloud_layers=[str(name) for name in state.get("cloud_layers", [])],
+            layer_names=[str(name) for name in state.get("layer_names", [])],
             **state["arrays"],
         )
     except Exception as error:  # whatever the objects in it may raise

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_speedlimit.checks import arguments
+from lightning_speedlimit.display import Displayed
 from lightning_speedlimit.record import summary_text
 from lightning_speedlimit.record.summary_values import SummaryValues
+from lightning_speedlimit.words import number
+
+_TOLD = ("loss", "efficiency", "noise_share", "straightness", "steadiness", "conversion")
 
 
 @dataclass(frozen=True)
-class Summary(SummaryValues):
+class Summary(SummaryValues, Displayed):
     """How close a run came to the speed limit, and why it fell short. `print` shows it as a table.
 
     Undefined is NaN, with the reason in `reasons`. Nothing is clipped into its range. Units: "parameter" is
@@ -32,6 +36,10 @@ class Summary(SummaryValues):
         names = {f.name for f in dataclasses.fields(cls)} - {"steps", "reasons", "run"}
         known = {name: value for name, value in arguments.numbers("values", values).items() if name in names}
         return cls(steps=steps, reasons=reasons, run=dict(run), **known)
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={number(getattr(self, name))}" for name in _TOLD)
+        return f"Summary(steps={self.steps}, {told}; print() shows all)"
 
     def __str__(self) -> str:
         return summary_text.table(self)

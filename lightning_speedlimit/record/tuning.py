@@ -94,6 +94,17 @@ class Tuning:
         start: the row after which the stretch begins; None: from the first step on. stop: its last row.
     """
 
+    @classmethod
+    def between(cls, columns: Columns, run: Mapping[str, Any], after: int, to: int | None) -> Tuning:
+        """By steps: of the row `after` which (0: the start) and of the last row (None: of all)."""
+        steps = columns["step"]
+        rows = {int(step): row for row, step in enumerate(steps)}
+        last = (int(steps[-1]) if len(steps) else 0) if to is None else to
+        for name, step in (("after", after), ("to", last)):
+            if step not in rows and not (step == 0 and (name == "after" or not len(steps))):
+                raise ValueError(f"tuning got {name}={step}, wanted the step of a row: see columns['step']")
+        return cls(columns, run, rows.get(after) if after else None, rows.get(last, -1))
+
     def __init__(self, columns: Columns, run: Mapping[str, Any], start: int | None = None, stop: int = -1) -> None:
         rows = len(columns["step"])
         self._columns, self._run = columns, run

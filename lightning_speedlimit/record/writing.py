@@ -71,13 +71,14 @@ def _document(data: RecordData) -> dict[str, Any]:
     clouds = {"rows": len(data.cloud_step), "layers": data.cloud_layers}
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION if clouds["rows"] else 1,
+        "format_version": FORMAT_VERSION if data.layer_names else 2 if clouds["rows"] else 1,
         "run": to_json(data.run),
         "reasons": data.reasons,
         "columns": data.columns,
         "rows": len(data.step),
         "sketches": {"count": len(data.sketch_steps), "size": SKETCH_SIZE, **data.sketch_state},
         **({"clouds": clouds} if clouds["rows"] else {}),
+        **({"layers": data.layer_names} if data.layer_names else {}),
     }
 
 

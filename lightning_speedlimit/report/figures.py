@@ -12,6 +12,7 @@ from .export import pixels, png, svg
 from .figure_balance import work_balance
 from .figure_curves import curves
 from .figure_efficiency import efficiency
+from .figure_layer_motion import layer_motion
 from .figure_layers import layers
 from .figure_plane import PlanePoint, plane
 from .figure_trajectories import trajectories
@@ -28,6 +29,7 @@ __all__ = [
     "available",
     "curves",
     "efficiency",
+    "layer_motion",
     "layers",
     "pixels",
     "plane",
@@ -48,7 +50,7 @@ OF_ONE_RUN: dict[str, Callable[[RunRecord], Figure]] = {
 
 
 def available(record: RunRecord) -> dict[str, Figure]:
-    """The figures that can be drawn of one run: name → Figure; empty where nothing was measured.
+    """The figures of one run that loggers get, as far as they can be drawn: name → Figure; all but `layer_motion`.
 
     Raises:
         ImportError: matplotlib is not installed (extra "report").

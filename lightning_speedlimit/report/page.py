@@ -13,7 +13,8 @@ from typing import Any
 
 from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.checks.guard import shown
-from lightning_speedlimit.report import page_figures, page_words
+from lightning_speedlimit.report import layers, page_figures, page_words
+from lightning_speedlimit.report.layers import layers_of
 from lightning_speedlimit.report.page_advice import AdviceTable, advice_table
 from lightning_speedlimit.report.page_figures import Picture
 from lightning_speedlimit.report.page_table import Table, table_of
@@ -38,6 +39,9 @@ class RunDetails:
     summary: str
     """As `print(record.summary())` shows it."""
     pictures: tuple[Picture, ...]
+    layers: tuple[tuple[str, ...], ...]
+    """Heading and a row for each layer; empty where they are not known."""
+    layer_words: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,8 @@ class Section:
         return self.comparison.groups[MOST_OPEN:]
 
 
-def write_page(path: str | os.PathLike[str], comparisons: Sequence[Result], *, command: str | None = None) -> None:
-    """Writes the page of `page` to a file, at once: who reads it meanwhile sees the old one or the new one.
+def write_page(path: str | os.PathLike[str], comparisons: Sequence[Result], *, command: str | None = None) -> str:
+    """Writes the page of `page` to a file, at once: who reads it meanwhile sees the old one or the new one. Returns it.
 
     Raises:
         ValueError: no comparison; a path that is no regular file. ImportError: the extra "report" is not installed.
@@ -100,6 +104,7 @@ def write_page(path: str | os.PathLike[str], comparisons: Sequence[Result], *, c
         raise OSError(
             error.errno, f"the page can't be written ({error.strerror}); give a file in a folder that exists", str(path)
         ) from error
+    return content
 
 
 def page(comparisons: Sequence[Result], *, command: str | None = None) -> str:
@@ -120,28 +125,29 @@ def page(comparisons: Sequence[Result], *, command: str | None = None) -> str:
         arguments.check_text("command", command)
     if not comparisons:
         raise ValueError("comparisons: the page needs at least one, got none; pass [compare(runs)]")
-    _check_installed()
-    environment = _environment()
-    script = environment.get_template("page.js").render()
+    check_installed()
+    files = templates()
+    script = files.get_template("page.js").render()
     sections = [
         _section(comparison, place, several=len(comparisons) > 1) for place, comparison in enumerate(comparisons)
     ]
     only = sections[0].comparison
     several = f"Speed limits of {len(sections)} comparisons"
     return str(
-        environment.get_template("page.html.j2").render(
+        files.get_template("page.html.j2").render(
             title=page_words.heading(only) if len(sections) == 1 else several,
             sections=sections,
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
             command=None if command is None else plain_text(command),
             python=page_words.python_call(comparisons),
+            layer_meaning=layers.MEANING,
             versions=page_words.versions(comparisons),
         )
     )
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
     """Both at once: the first figure would come after a minute's work, and the template after that."""
     try:
         import jinja2  # noqa: F401
@@ -150,7 +156,7 @@ def _check_installed() -> None:
         raise ImportError(f"the page needs matplotlib and jinja2, got {error}; {_CURE}") from error
 
 
-def _environment() -> Any:
+def templates() -> Any:
     """Everything that is put in is escaped; a name that a template lacks is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -192,5 +198,13 @@ def _section(comparison: Result, place: int, *, several: bool) -> Section:
 
 
 def _details(point: Any, prefix: str) -> RunDetails:
-    summary = point.run.record.summary()
-    return RunDetails(point.run.name, summary.sentence(), str(summary), tuple(page_figures.of_run(point, prefix)))
+    summary, found = point.run.record.summary(), layers_of(point.run.record)
+    table = (layers.HEADS, *map(tuple, layers.rows(found))) if len(found) > 1 else ()
+    return RunDetails(
+        name=point.run.name,
+        sentence=summary.sentence(),
+        summary=str(summary),
+        pictures=tuple(page_figures.of_run(point, prefix)),
+        layers=table,
+        layer_words="; ".join(layers.sentences(found)),
+    )

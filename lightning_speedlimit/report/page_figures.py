@@ -50,12 +50,21 @@ OF_ONE_RUN = {
         "patch is a stretch that wasted time, whatever came before it. It is kinematic efficiency / conversion: with "
         "momentum or adaptive steps another number than the efficiency above.",
     ),
+    "layer_motion": (
+        "Which layer moves, turns, is noise",
+        "Bars: each layer's share of the action; dots: its share of the squared displacement. A layer whose bar ends "
+        "far beyond its dot paid for much motion and did not get far: it turns (low straightness). A signal fraction "
+        "near 0 is work on batch noise, one below 0 is bouncing.",
+    ),
     "layers": (
         "W₂ of each layer's neurons",
         "How far the neurons of a layer went, with and without their names: a displacement beyond W₂ means that "
         "neurons changed places.",
     ),
 }
+
+
+_TABLES = {"layers": "clouds", "layer_motion": "layers"}  # of the record
 
 
 @dataclass(frozen=True)
@@ -120,9 +129,9 @@ def of_run(point: Point, prefix: str) -> list[Picture]:
     record = thinned(whole)
     remark = f" Of {len(whole):,} log steps {len(record):,} are shown." if len(record) < len(whole) else ""
     return [
-        _picture(f"{prefix}-{name}", title, caption + remark, partial(figures.OF_ONE_RUN[name], record))
+        _picture(f"{prefix}-{name}", title, caption + remark, partial(getattr(figures, name), record))
         for name, (title, caption) in OF_ONE_RUN.items()
-        if name != "layers" or record.clouds["layers"]
+        if name not in ("layers", "layer_motion") or len(getattr(record, _TABLES[name])["layers"]) > 1
     ]
 
 

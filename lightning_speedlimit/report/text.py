@@ -22,6 +22,8 @@ MOST_ROWS, FIRST_ROWS = 16, 5  # of more groups than that the table shows so man
 _LONGEST, _SHORT = 60, 20  # letters of a name in a table, and where several stand in a line
 _DETAILS = ("kinematic_efficiency", "straightness", "steadiness")
 
+_ENDS = [(name, end, i) for name in ("cost", "action", "loss") for i, end in enumerate(("low", "high"))]
+
 # Heading, key in the values, significant digits: what a row of the table shows.
 COLUMNS = (
     ("cost", "cost", 3),
@@ -226,6 +228,18 @@ def as_json(comparison: Result) -> dict[str, Any]:
         "verdict": verdict(comparison),
         "notes": list(comparison.notes),
     }
+
+
+def as_columns(comparison: Result) -> tuple[dict[str, list[Any]], dict[str, list[str]]]:
+    """See `Comparison.to_dataframe`: columns and index, an entry for each run."""
+    rows, index = [], []
+    for group in comparison.groups:
+        for point in group.points:
+            ends = {f"{name}_{end}": getattr(point, f"{name}_interval")[i] for name, end, i in _ENDS}
+            rows.append({**point.values, **ends, "beaten_by": group.beaten_by})
+            index.append((group.name, point.run.name))
+    groups, runs = zip(*index, strict=True)
+    return {key: [row[key] for row in rows] for key in rows[0]}, {"group": list(groups), "run": list(runs)}
 
 
 def _group_json(group: Group) -> dict[str, Any]:

@@ -95,6 +95,9 @@ def assert_rows_of_one_process(
 )
 def test_rows_are_those_of_one_process(root: Path, tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     assert_rows_of_one_process(root / name, tmp_path, speed_limit(**options))
+    record = RunRecord.load(root / name / "run" / "speed_limit")
+    assert len(record.layers["layers"]) > 1
+    assert record.layers["action"].sum() == pytest.approx(record.columns["action"][-1], rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["plain", "probe", "clouds"])
@@ -210,6 +213,7 @@ def test_sharded_parameters(root: Path, tmp_path: Path, name: str, sketches: boo
     record = RunRecord.load(root / name / "run" / "speed_limit")
     assert (len(record.sketches) > 0) == sketches
     assert math.isnan(record.columns["wasserstein2"][-1])
+    assert record.layers["layers"] == [], "a process knows of no layer how far it moved"
     whole = sum(p.numel() for p in Net(12).parameters())
     assert record.run["measured_coordinates"] == record.run["optimized_coordinates"] == whole
     assert "measured:" not in str(record.summary())
