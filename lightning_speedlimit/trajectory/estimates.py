@@ -15,9 +15,9 @@ class Estimates:
     """All numbers of a run, `values`, and `reasons` for those that are NaN or need a warning."""
 
     def __init__(self, run: RunTotals, estimator: Estimator) -> None:
-        self.run, self.estimator = run, estimator
+        self.run, self.estimator = run.merged(), estimator
         self.reasons: dict[str, str] = {}
-        self.values = estimates(run, estimator)
+        self.values = estimates(self.run, estimator)
         known = dict(self.values)
         self._kinematic()
         self._works()
@@ -112,7 +112,7 @@ class Estimates:
         if why is not None:
             values |= dict.fromkeys(("efficiency", "efficiency_lower"), NAN)
             self._say(("efficiency", "efficiency_lower"), why)
-        if any(s.kind == "effective" and not s.sums["work_ito"] > 0.0 for s in self.run.groups):
+        if any(s.kind == "effective" and not s.sums["work_ito"] > 0.0 for s in self.run.sections):
             self._say(
                 ("efficiency", "efficiency_lower", "efficiency_action"), "an effective mobility needs positive work_ito"
             )
@@ -222,9 +222,8 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
     action = run.sum("action" if run.per_rate else "squares") if not math.isnan(elapsed) else NAN
     ito, met, anti = (run.sum(name) for name in ("work_ito", "work_met", "work_anti_ito"))
     drop = NAN if loss is None else loss.value + run.sum("l2_drop")
-    groups = run.groups
-    work_action = added(s.work_action for s in groups)
-    numerator = added(s.numerator(run.steps) for s in groups)
+    work_action = added(s.work_action for s in run.sections)
+    numerator = added(s.numerator(run.steps) for s in run.sections)
     works = {
         "work_ito": ito,
         "work_anti_ito": anti,
@@ -260,7 +259,7 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
             "signal_fraction": ratio(anti, met),
             "entropy_production": produced,
             "efficiency": ratio(numerator, produced),
-            "efficiency_lower": ratio(numerator - added(s.noise for s in groups), produced),
+            "efficiency_lower": ratio(numerator - added(s.noise for s in run.sections), produced),
             "efficiency_action": ratio(numerator, work_action),
         }
     )

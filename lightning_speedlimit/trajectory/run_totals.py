@@ -110,14 +110,16 @@ class RunTotals:
     def sum(self, name: str) -> float:
         return added(section.sums[name] for section in self.sections)
 
-    @property
-    def groups(self) -> list[SectionTotals]:
-        """The sections, those of one group added up."""
-        found: dict[tuple[str, str], SectionTotals] = {}
-        for section in self.sections:
-            key = section.group, section.kind
-            found[key] = found[key].plus(section.sums) if key in found else section
-        return list(found.values())
+    def merged(self) -> RunTotals:
+        """With one section for each group, whatever its layers: the same numbers from fewer sums."""
+        places: dict[tuple[str, str], int] = {}
+        own = [places.setdefault((section.group, section.kind), len(places)) for section in self.sections]
+        parts: list[list[SectionTotals]] = [[] for _ in places]
+        for place, section in zip(own, self.sections, strict=True):
+            parts[place].append(section)
+        sections = [replace(part[0], sums=_summed([s.sums for s in part])) for part in parts]
+        errors = tuple(Error(_by_place(error.sums, own), error.loss) for error in self.errors)
+        return replace(self, sections=sections, errors=errors)
 
     def layer(self, name: str) -> RunTotals:
         """Of one layer alone: ℓ is that of its own motion (of shards NaN: no process knows it), no loss, no norms."""
@@ -151,6 +153,19 @@ class RunTotals:
             "clipped_norm": math.sqrt(max(0.0, self.clipped_norm**2 + clipped)),
             "step_norm": math.sqrt(max(0.0, self.step_norm**2 + step)),
         }
+
+
+def _summed(sums: list[dict[str, float]]) -> dict[str, float]:
+    return {name: added(own[name] for own in sums) for name in sums[0]} if len(sums) > 1 else sums[0]
+
+
+def _by_place(changes: Mapping[int, Mapping[str, float]], places: list[int]) -> dict[int, Mapping[str, float]]:
+    """The changes of sections that are merged, added up."""
+    found: dict[int, Mapping[str, float]] = {}
+    for section, own in changes.items():
+        known = found.setdefault(places[section], {})
+        found[places[section]] = {n: known.get(n, 0.0) + own.get(n, 0.0) for n in {**known, **own}}
+    return found
 
 
 def added(values: Iterable[float]) -> float:

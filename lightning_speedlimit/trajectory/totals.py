@@ -54,13 +54,10 @@ class Table:
     def __init__(self, motion: Motion, factor: float, sketch: Sketch | None, *, current: bool) -> None:
         self.motion, self._factor, self._current = motion, factor, current
         self.sketch = None if sketch is None else Sketch.empty(motion.coordinates.device)
-        members = zip(motion.members, motion.coordinates.rows, strict=True)
-        rows: dict[Section, list[slice]] = {}
-        for member, own in members:
-            rows.setdefault(Section(member.group, member.layer), []).append(own)
-        self.sections = list(rows)
+        own = [Section(member.group, member.layer) for member in motion.members]
+        self.sections = list(dict.fromkeys(own))
         columns = [*self._sums(), *self._now(sketch)]
-        self.values = torch.stack([self._totals(columns, own) for own in rows.values()])
+        self.values = self._totals(columns, [self.sections.index(section) for section in own])
         self.covariances = {} if motion.coordinates.exact else self._covariances(columns)
 
     def _sums(self) -> list[Tensor | None]:
@@ -118,16 +115,19 @@ class Table:
         found["step_squares"] = unscaled
         return found | {name: -found[name] for name in (*NEGATIVE, "waiting")}
 
-    def _totals(self, columns: list[Tensor | None], parts: list[slice]) -> Tensor:
-        weights, scales = self.motion.coordinates.weights, self._scales()
-        found = []
-        for name, column in zip(COLUMNS, columns, strict=True):
-            total = weights.new_zeros(())
+    def _totals(self, columns: list[Tensor | None], sections: list[int]) -> Tensor:
+        """(sections, COLUMNS): weighted sums over each parameter's rows, then over the parameters of a section."""
+        coordinates, scales = self.motion.coordinates, self._scales()
+        weights = coordinates.weights
+        lengths = torch.tensor([rows.stop - rows.start for rows in coordinates.rows], device=weights.device)
+        found = weights.new_zeros(len(sections), len(COLUMNS))
+        for place, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
             if column is not None:
-                own = [torch.dot(column[rows].to(weights.dtype), weights[rows]) for rows in _joined(parts)]
-                total = torch.stack(own).sum()
-            found.append(total * scales[name])
-        return torch.stack(found)
+                weighted = torch.mul(column, weights).mul_(scales[name])
+                found[:, place] = torch.segment_reduce(weighted, "sum", lengths=lengths, initial=0.0)
+        belongs = torch.zeros(len(self.sections), len(sections), dtype=weights.dtype)
+        belongs[sections, torch.arange(len(sections))] = 1.0
+        return belongs.to(weights.device) @ found
 
     def _covariances(self, columns: list[Tensor | None]) -> dict[int, Tensor]:
         """Of each group Σ_h n_h/(n_h − 1) Σ_{i ∈ h} (1 − π_i)(e_i − ē_h)(e_i − ē_h)ᵀ over its parameters h.
@@ -183,17 +183,6 @@ class Part:
                 mail.put(f"weight {self.key} {index}", weight)
         for group, matrix in table.covariances.items():
             mail.put(f"covariance {self.key} {group}", matrix, share)
-
-
-def _joined(parts: list[slice]) -> list[slice]:
-    """Neighbouring rows together."""
-    found: list[slice] = []
-    for rows in parts:
-        if found and found[-1].stop == rows.start:
-            found[-1] = slice(found[-1].start, rows.stop)
-        else:
-            found.append(rows)
-    return found
 
 
 def kind(motion: Motion, section: Section) -> Kind:
