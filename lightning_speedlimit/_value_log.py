@@ -9,6 +9,7 @@ import torch
 
 from lightning_speedlimit import _guard, _lightning, _neuron_clouds
 from lightning_speedlimit._guard import Say
+from lightning_speedlimit._logged_metrics import LoggedMetrics
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.trajectory.estimates import LAYER_VALUES
 
@@ -54,6 +55,7 @@ class ValueLog:
         self._settings, self._say = settings, say
         self._has_logger = bool(trainer.loggers)  # Lightning warns of each name that is logged to none
         self._rows_announced = self._clouds_announced = False
+        self._metrics = LoggedMetrics()
 
     def announce_rows(self, trainer: Any, module: Any, record: RunRecord | None) -> None:
         """NaN, or what a resumed run knows; once."""
@@ -90,11 +92,13 @@ class ValueLog:
 
         (A callback's own `log` is another module's where trainers share the callback.)
         """
-        for name, value in values.items():
+        tensors = torch.tensor(list(values.values()), dtype=torch.float64).float()
+        for name, value in zip(values, tensors.unbind(), strict=True):
             try:
-                module.log(
+                self._metrics.log(
+                    module,
                     PREFIX + name,
-                    torch.tensor(value, dtype=torch.float64).float(),
+                    value,
                     on_step=on_step,
                     on_epoch=not on_step,
                     logger=logger and self._has_logger,

@@ -18,7 +18,7 @@ from callback_cases import Batch, ByHand, Regressor, batches, flat, heard, last_
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter, _guard, _lightning
+from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter, _guard, _lightning, _logged_metrics
 from lightning_speedlimit._measurement import Measurement
 from lightning_speedlimit._record_keeper import RecordKeeper
 from lightning_speedlimit._unseen_steps import UnseenSteps
@@ -193,7 +193,7 @@ HOOKS = {
     "the start, the weights": (UnseenSteps, "__init__"),
     "the start, the monitors": (_lightning, "watched"),
     "the start of a batch": (_lightning, "change_of_optimizers"),
-    "before backward": (_lightning, "last_logged"),
+    "before backward": (_logged_metrics, "last_logged"),
     "before the step": (_lightning, "loss_scale"),
     "the end of a batch": (_lightning, "should_log"),
     "the end of a batch, the weights": (UnseenSteps, "message"),

@@ -64,6 +64,7 @@ ALIASES = {
     "_figure_logging": "callback",
     "_fits": "callback",
     "_lightning": "callback",
+    "_logged_metrics": "callback",
     "_measurement": "callback",
     "_measuring": "callback",
     "_neuron_clouds": "callback",
