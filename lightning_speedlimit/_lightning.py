@@ -63,7 +63,7 @@ def should_log(trainer: Any) -> bool:
     It also logs at the step that asks to stop. One process alone may ask, and others would not join in what it
     reads: with several, that step is measured at the end of the epoch, which all reach.
     """
-    if trainer.world_size > 1 and trainer.should_stop:
+    if trainer.should_stop and trainer.world_size > 1:
         return bool(trainer.log_every_n_steps) and (stepped_batches(trainer) + 1) % trainer.log_every_n_steps == 0
     return bool(trainer._logger_connector.should_update_logs)
 
