@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter
-from lightning_speedlimit.callback import lightning
+from lightning_speedlimit.callback import lightning, logged_metrics
 from lightning_speedlimit.callback.measurement import Measurement
 from lightning_speedlimit.callback.unseen_steps import UnseenSteps
 from lightning_speedlimit.checks import guard
@@ -195,7 +195,7 @@ HOOKS = {
     "the start, the weights": (UnseenSteps, "__init__"),
     "the start, the monitors": (lightning, "watched"),
     "the start of a batch": (lightning, "change_of_optimizers"),
-    "before backward": (lightning, "last_logged"),
+    "before backward": (logged_metrics, "last_logged"),
     "before the step": (lightning, "loss_scale"),
     "the end of a batch": (lightning, "should_log"),
     "the end of a batch, the weights": (UnseenSteps, "message"),

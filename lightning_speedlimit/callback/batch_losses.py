@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_speedlimit.callback import lightning
+from lightning_speedlimit.callback import logged_metrics
 
 
 class BatchLosses:
@@ -60,5 +60,5 @@ class BatchLosses:
 
     def _monitored(self, trainer: Any, name: str) -> Tensor | None:
         """What was logged under this name in this batch; what an earlier one logged is no loss of this one."""
-        found = lightning.last_logged(trainer, name)
+        found = logged_metrics.last_logged(trainer, name)
         return None if found is self._last_monitored else found

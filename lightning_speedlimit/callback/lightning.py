@@ -65,7 +65,7 @@ def should_log(trainer: Any) -> bool:
     It also logs at the step that asks to stop. One process alone may ask, and others would not join in what it
     reads: with several, that step is measured at the end of the epoch, which all reach.
     """
-    if trainer.world_size > 1 and trainer.should_stop:
+    if trainer.should_stop and trainer.world_size > 1:
         return bool(trainer.log_every_n_steps) and (stepped_batches(trainer) + 1) % trainer.log_every_n_steps == 0
     return bool(trainer._logger_connector.should_update_logs)
 
@@ -123,19 +123,6 @@ def run_folder(trainer: Any) -> str:
     return os.path.join(trainer.default_root_dir if save_dir is None else save_dir, *parts)
 
 
-def last_logged(trainer: Any, name: str) -> Tensor | None:
-    """What training logged last under this name, at a step: another tensor at each `log`, not read.
-
-    (`trainer.callback_metrics` keeps what validation logged, and reads the progress bar's metrics each time.)
-    """
-    for _, item in trainer._results.valid_items() if trainer._results else ():
-        if item.meta.on_step and name in (item.meta.name, item.meta.forked_name(True)):
-            value = item._forward_cache
-            if isinstance(value, Tensor) and value.numel() == 1:
-                return value
-    return None
-
-
 def loss_scale(trainer: Any, optimizer: Any) -> Tensor | None:
     """The loss scaler's scale where the gradients still carry it (fused optimizers), as a tensor: no sync.
 
@@ -160,7 +147,7 @@ def gradient_changes(trainer: Any, module: Any, callback: Any) -> Literal["clipp
         return "clipping"
     place = next((i for i, other in enumerate(trainer.callbacks) if other is callback), len(trainer.callbacks))
     later = trainer.callbacks[place + 1 :]
-    return "unknown" if any(_is_own(part, "on_before_optimizer_step") for part in (module, *later)) else "given"
+    return "unknown" if any(is_own(part, "on_before_optimizer_step") for part in (module, *later)) else "given"
 
 
 def writes_of_clipping(trainer: Any, module: Any) -> int | None:
@@ -176,11 +163,11 @@ def writes_of_clipping(trainer: Any, module: Any) -> int | None:
 
 
 def _clips_itself(module: Any) -> bool:
-    return _is_own(module, "configure_gradient_clipping")
+    return is_own(module, "configure_gradient_clipping")
 
 
-def _is_own(part: Any, hook: str) -> bool:
-    """A module's or a callback's hook that is not Lightning's."""
+def is_own(part: Any, hook: str) -> bool:
+    """A module's or a callback's method that is not Lightning's."""
     home = str(getattr(getattr(type(part), hook), "__module__", ""))
     return not home.startswith(("pytorch_lightning.", "lightning."))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lightning_speedlimit.callback import lightning, neuron_clouds
+from lightning_speedlimit.callback.logged_metrics import LoggedMetrics
 from lightning_speedlimit.callback.settings import Settings
 from lightning_speedlimit.checks import guard
 from lightning_speedlimit.checks.guard import Say
@@ -53,6 +54,7 @@ class ValueLog:
         self._settings, self._say = settings, say
         self._has_logger = bool(trainer.loggers)  # Lightning warns of each name that is logged to none
         self._rows_announced = self._clouds_announced = False
+        self._metrics = LoggedMetrics()
 
     def announce_rows(self, trainer: Any, module: Any, record: RunRecord | None) -> None:
         """NaN, or what a resumed run knows; once."""
@@ -89,11 +91,13 @@ class ValueLog:
 
         (A callback's own `log` is another module's where trainers share the callback.)
         """
-        for name, value in values.items():
+        tensors = torch.tensor(list(values.values()), dtype=torch.float64).float()
+        for name, value in zip(values, tensors.unbind(), strict=True):
             try:
-                module.log(
+                self._metrics.log(
+                    module,
                     PREFIX + name,
-                    torch.tensor(value, dtype=torch.float64).float(),
+                    value,
                     on_step=on_step,
                     on_epoch=not on_step,
                     logger=logger and self._has_logger,

@@ -160,7 +160,8 @@ class Follower:
         unseen = [p for _, p in self.membership.newcomers()]
         if closure and all(p.grad is None for p in unseen) and self._settings.draw.samples(unseen):
             return
-        self.discover()
+        if unseen:
+            self.discover()
         self.open()
 
     def remember_gradients(self, scale: Scalar | None) -> None:

@@ -105,7 +105,7 @@ class JointSteps:
     def _close(self, motions: list[Motion], known: list[Motion], skipped: Tensor | None) -> None:
         """motions: that moved; known: all; skipped: see `_leave_out`."""
         squared = total([motion.squared() for motion in motions])
-        norm = squared.sqrt().clamp_min_(torch.finfo(squared.dtype).tiny)
+        norm = squared.sqrt()
         for motion in motions:
             motion.share_path(norm.to(motion.coordinates.device, non_blocking=True))
         if any(self.layers) and self.rows is None:  # of shards, no process knows a layer's path

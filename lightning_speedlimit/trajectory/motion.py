@@ -272,7 +272,7 @@ class Motion:
 
     def share_path(self, norm: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that all of the joint step is known."""
-        self.sums.add("path_length", self.squares / norm.to(self.squares.dtype).clamp_min(self._little))
+        self.sums.add("path_length", self.squares / norm.clamp_min(self._little))
 
     def layer_squares(self, number: int) -> Tensor:
         """‖u‖² of the last step in each of so many layers."""
