@@ -148,6 +148,7 @@ def test_it_measures_what_a_plain_loop_measures(
 ) -> None:
     trained(callback, tmp_path, skipped)
     record, wanted = RunRecord.load(tmp_path / "speed_limit"), measured_plainly(skipped)
+    assert record.run["ended"] == "finished"
     assert record.columns["step"][-1] == STEPS - len(skipped)
     for name, column in record.columns.items():
         if name in wanted:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from lightning_speedlimit.checks.arguments import check_flag, check_text
 from lightning_speedlimit.checks.guard import look, never_raising, shown, told, warn
 from lightning_speedlimit.record import RunRecord
-from lightning_speedlimit.record.keeper import RecordKeeper
+from lightning_speedlimit.record.keeper import FINISHED, RecordKeeper
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.optimizers import cure_of, unwrapped, why_unhooked
 
@@ -125,7 +125,7 @@ class SpeedLimitCallback(TrainerCallback):
         try:
             if run.behind:
                 run.take_row(state.epoch)
-            run.write(at_once=True)
+            run.write(ended=FINISHED)
         finally:
             self._end()
         if len(run.record) and self.print_summary and state.is_world_process_zero:
@@ -195,17 +195,21 @@ class _Run:
         record.take(meter, costs if epochs is None else costs | {"epochs": float(epochs)})
         record.run["measured_coordinates"] = meter.measured_coordinates
         record.run["optimized_coordinates"] = meter.optimized_coordinates
-        self.write(at_once=False)
+        self.write()
         return {name: float(column[-1]) for name, column in record.columns.items()}
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def write(self, *, at_once: bool) -> None:
-        """The first process alone; a disk that will not take it is told of, and the training goes on."""
+    def write(self, *, ended: str | None = None) -> None:
+        """The first process alone; a disk that will not take it is told of, and the training goes on.
+
+        Args:
+            ended: how the training ended; None: it goes on.
+        """
         if self._keeper is None or not len(self.record):
             return
         try:
-            self._keeper.write(self.record, at_once=at_once)
+            self._keeper.write(self.record, ended=ended)
         except Exception as error:  # mostly OSError
             said = f"SpeedLimitCallback could not save its record in {self._keeper.folder}: {told(error)}"
             warn(f"{said}. It stays in callback.record", stacklevel=4)
