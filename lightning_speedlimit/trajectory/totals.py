@@ -123,8 +123,8 @@ class Table:
         found = weights.new_zeros(len(sections), len(COLUMNS))
         for place, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
             if column is not None:
-                weighted = torch.mul(column, weights).mul_(scales[name])
-                found[:, place] = torch.segment_reduce(weighted, "sum", lengths=lengths, initial=0.0)
+                found[:, place] = torch.segment_reduce(column * weights, "sum", lengths=lengths, initial=0.0)
+            found[:, place] *= scales[name]  # NaN where no step was measured
         belongs = torch.zeros(len(self.sections), len(sections), dtype=weights.dtype)
         belongs[sections, torch.arange(len(sections))] = 1.0
         return belongs.to(weights.device) @ found
