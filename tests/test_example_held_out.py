@@ -45,9 +45,12 @@ def parts(request: pytest.FixtureRequest) -> Parts:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The names of held_out_tasks.py."""
-    script, found = SCRIPTS / "held_out_tasks.py", dict[str, Any]()
-    run_here(lambda: found.update(runpy.run_path(str(script))), [str(script)], tmp_path_factory.mktemp("tasks"))
+    return names_of(SCRIPTS / "held_out_tasks.py", tmp_path_factory.mktemp("tasks"))
+
+
+def names_of(script: Path, folder: Path) -> dict[str, Any]:
+    found = dict[str, Any]()
+    run_here(lambda: found.update(runpy.run_path(str(script))), [str(script)], folder)
     return found
 
 
@@ -256,6 +259,21 @@ def test_the_settings_are_the_best_of_their_grids(parts: Parts) -> None:
         assert min(row["rate"] for row in searched) < best < max(row["rate"] for row in searched)
         tried = rows(parts, "cases", piece="headroom", **{n: case[n] for n in ("task", "optimizer", "seed")})
         assert [row["rate"] / best for row in tried] == pytest.approx([2.0**k for k in range(-5, 1)], rel=0.01)
+
+
+def test_what_failed_is_shown(quick: Path, tmp_path: Path) -> None:
+    """As a row of its own, and in the counts: a loss that is not come to, and a cost that rose."""
+    names, cases = names_of(SCRIPT, tmp_path), read(quick)["cases"]
+    assert names["failure_table"](cases) == "None that was followed failed."
+    (case,) = rows({"": cases}, "", piece="smaller batch")
+    never = {**case, "after": None, "ratio": None, "helped": False}
+    more = {**case, "seed": 1, "after": 2 * case["before"], "ratio": 2.0, "helped": False}
+    *_, first, second = names["failure_table"]([case, never, more]).splitlines()
+    assert first.startswith("| smaller batch | blobs, momentum | 0 | 1024, 0.08 |")
+    assert first.endswith(f"| 256, 0.04 | {case['before']:,.0f} | never |")
+    assert second.endswith(f"| {2 * case['before']:,.0f} |")
+    said = f"1 of 3; 2.00, {case['ratio']:.2f} to never; said {case['promised']:.2f}"
+    assert f"| smaller batch | 3 of 3 | samples | {said} | {said} |" in names["verdict_table"]([case, never, more])
 
 
 # --- the committed numbers

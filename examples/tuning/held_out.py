@@ -221,14 +221,16 @@ def case(piece: str, before: Row, after: Row | None = None, promised: float | No
 
 
 def outcome(cases: Sequence[Row]) -> str:
-    """ "9 of 10; 0.62, 0.26 to 1.1": helped, of how many; after/before in the median, from best to worst."""
+    """ "9 of 10; 0.62, 0.26 to 1.1; said 0.5": helped, of how many; after/before in the median, from best to worst."""
     if not cases:
         return "not told"
     told = f"{sum(row['helped'] for row in cases)} of {len(cases)}"
     if "ratio" not in cases[0]:
         return told
     ratios = sorted(math.inf if row["ratio"] is None else row["ratio"] for row in cases)
-    return f"{told}; {median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}".replace("inf", "never")
+    said = [row["promised"] for row in cases if row["promised"] is not None]
+    told += f"; {median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}".replace("inf", "never")
+    return f"{told}; said {median(said):.2f}" if said else told
 
 
 def verdict_table(cases: Sequence[Row]) -> str:
@@ -247,9 +249,10 @@ def failure_table(cases: Sequence[Row]) -> str:
         "| advice | task, optimizer | seed | batch, rate | headroom | B_c | changed to | before | after |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in cases:
-        if not row["followed"] or row["helped"]:
-            continue
+    failed = [row for row in cases if row["followed"] and not row["helped"]]
+    if not failed:
+        return "None that was followed failed."
+    for row in failed:
         headroom, critical = (f"{row[name]:.2g}" if row[name] is not None else "not known" for name in LOOKED_AT)
         before, after = (f"{row[name]:,.0f}" if row.get(name) else "never" for name in ("before", "after"))
         lines.append(
