@@ -289,3 +289,20 @@ def test_the_page_has_the_tables_of_the_numbers(tmp_path: Path) -> None:
     assert len(tables) == 2
     for table in tables:
         assert table in page
+
+
+def test_what_is_advised_helped() -> None:
+    """In 8 of 10 cases and more, each; and the page on diagnosis says in how many."""
+    parts, page = read(DOCS), " ".join((DOCS / "diagnosis.md").read_text("utf-8").split())
+    counts = {}
+    for piece in PIECES:
+        made = rows(parts, "cases", piece=piece, followed=True)
+        counts[piece] = f"{sum(case['helped'] for case in made)} of {len(made)}"
+        assert sum(case["helped"] for case in made) >= 0.8 * len(made) > 0
+    noise, headroom, larger, smaller, rate = counts.values()
+    assert f"and {noise} on [held-out tasks]" in page
+    assert f"fewer steps, in {headroom} on the held-out tasks" in page
+    assert f"a smaller rate**, in {rate}, a quarter of it" in page
+    assert f"× 4 for fewer steps in {larger}, × ¼ for fewer samples in {smaller}" in page
+    saved = [1 - case["ratio"] for case in rows(parts, "cases", piece="headroom", followed=True)]
+    assert min(saved) > 1 / 8, "what the page on tuning says of the headroom"
