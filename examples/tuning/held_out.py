@@ -27,10 +27,12 @@ and 128 times it at which "divergence" is found. larger batch: batch 16 at the b
 at 16, 64 and 512. A schedule spans as many steps before and after where steps are promised, and as many samples where
 samples are. A run that does not come down to the loss within its schedule did not help.
 
-A piece of advice is kept where it helps in at least 8 of 10 cases. The rules were fixed before any outcome that they
-decide on was seen, but for three that were added on the way: noise at 64 and 512, and the smaller rate, when larger
-batches had been seen to help MNIST with momentum; 1/32 and 1/16 of the rate, as at ⅛ to all of it a headroom was told
-in one case of four, and of the CNN in none.
+A piece of advice is kept where it helps in at least 8 of 10 cases. Not all was fixed beforehand. Noise at 64 and 512
+and the smaller rate were added when larger batches had been seen to help MNIST with momentum; 1/32 and 1/16 of the
+rate, as at ⅛ to all of it a headroom was told in one case of four, and of the CNN in none. When one seed had been seen
+but for smaller batches, the share that the table must promise was raised from 0.8 to 0.9, as it was hardly followed
+for these, and noise at the other rates of batch 16, which had helped each time, was left out to save time. Before,
+runs had been cut from 1,500 steps at batch 16 to 960, and the CNN made narrower.
 It goes on where it was stopped: runs that are in held_out.json are not made again.
 """
 
