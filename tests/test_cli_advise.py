@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def test_json_is_the_advice(home: Path) -> None:
     assert found["cost"] == {"steps": 200, "samples": 6400.0, "tokens": None, "epochs": None, "seconds": 2.0}
     assert found["gain"]["loss_drop"] == 24.0
     assert found["change"]["critical_batch_size"]["value"] == wanted.critical_batch_size.value
+    told = wanted.rate_multiple
+    assert found["change"]["rate_multiple"] == (None if math.isnan(told) else told)
     rows = {row["batch"]: row for row in found["change"]["at_batches"]}
     assert rows[128]["steps"] == wanted.at_batches[4].steps
     assert rows[128]["seconds"] == pytest.approx(0.02 * rows[128]["steps"])

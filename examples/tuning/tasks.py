@@ -138,13 +138,13 @@ class Letters(nn.Module):
 
 def text(folder: Path | None = None) -> Task:
     """All windows of some of the library's modules; evaluated on windows of others."""
-    learnt, held = _windows(LEARNT), _windows(HELD_OUT)
+    learnt, held = windows(LEARNT), windows(HELD_OUT)
     held = held[torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:EVALUATED]]
     rates = {"SGD": 0.2, "Adam": 2e-3}
     return Task("text, transformer", learnt[:, :-1], learnt[:, 1:], held[:, :-1], held[:, 1:], Letters, rates)
 
 
-def _windows(modules: tuple[str, ...]) -> Tensor:
+def windows(modules: tuple[str, ...]) -> Tensor:
     """(windows, CONTEXT + 1) int64."""
     library = Path(sysconfig.get_path("stdlib"))
     files = [library / f"{name}.py" for name in modules if (library / f"{name}.py").exists()]

@@ -54,7 +54,7 @@ def _as_json(path: Path, record: RunRecord, found: Advice) -> dict[str, Any]:
         "path": str(path),
         "cost": text.plain(cost),
         "gain": text.plain(gain),
-        "change": text.plain(dataclasses.asdict(found)),
+        "change": text.plain(dataclasses.asdict(found) | {"rate_multiple": found.rate_multiple}),
         "findings": [text.plain(dataclasses.asdict(finding)) for finding in diagnose(record)],
         "sentence": summary.sentence(),
     }

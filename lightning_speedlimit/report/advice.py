@@ -32,6 +32,7 @@ MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
 _SAME_BATCH = 0.02  # relative: the mean batch of a run whose last ones are smaller
 _CHANGED = 0.9  # a learning rate that fell below this share of its peak, or began there
+MOST_AT_ONCE = 4.0  # times a learning rate: more was not tried
 _UNKNOWN: Interval = (math.nan, math.nan)
 
 
@@ -74,6 +75,12 @@ class Advice:
     """By size; empty where B_c is not known."""
     cautions: tuple[str, ...]
     """What the numbers do not hold for."""
+
+    @property
+    def rate_multiple(self) -> float:
+        """What to multiply the learning rate by, 1: the headroom, 4 at most; NaN where that is not told above 1."""
+        told = self.step_headroom
+        return min(told.value, MOST_AT_ONCE) if told.value - told.standard_error > 1.0 else math.nan
 
 
 def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:

@@ -48,6 +48,8 @@ def numbers(advice: Advice) -> list[str]:
     size = "" if math.isnan(advice.batch) else f"; the batch is {amount(advice.batch)}"
     batch = _told("Critical batch", advice.critical_batch_size, f"{advice.unit}{size}")
     headroom = _told("Step headroom", advice.step_headroom, f"times the step would have gained most, {GREEDY}")
+    if math.isfinite(advice.rate_multiple):
+        headroom += f" Try the learning rate times {number(advice.rate_multiple, 2)}: fewer steps."
     return [share, batch, headroom]
 
 

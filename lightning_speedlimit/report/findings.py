@@ -101,10 +101,6 @@ class JudgedRun:
         batches = self.record.run.get("batches_per_epoch")
         return None if batches is None else batches / (self.record.run.get("accumulate_grad_batches") or 1)
 
-    @property
-    def has_batch_norm(self) -> bool:
-        return bool(self.record.run.get("batch_norm_layers"))
-
     # --- its course
 
     @cached_property

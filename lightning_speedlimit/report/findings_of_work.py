@@ -40,13 +40,12 @@ def _noise(run: JudgedRun) -> Finding:
 
 
 def _larger_batch(run: JudgedRun) -> str:
-    """The one remedy that held-out runs bear out, in steps: docs/diagnosis.md."""
+    """The one remedy that held-out runs bear out, in steps: docs/tuning.md."""
     batch = run.batch
     larger = "four times the batch" if batch is None else f"a batch of {4 * batch:g} instead of {batch:g}"
     if run.steps_per_epoch is not None and run.steps_per_epoch < 4:
         larger = "all data in each batch"
-    untried = " (not tried with BatchNorm)" if run.has_batch_norm else ""
-    return f"Try {larger} at the same learning rate: fewer steps, but more data{untried}."
+    return f"Try {larger} at the same learning rate: fewer steps, but more data."
 
 
 def _bouncing(run: JudgedRun) -> Finding:

@@ -11,7 +11,7 @@ from lightning_speedlimit.report.advice import MULTIPLES, Advice, AtBatch, advis
 from lightning_speedlimit.report.advice_text import GREEDY, multiple
 from lightning_speedlimit.report.page_table import Cell
 from lightning_speedlimit.report.places import Point
-from lightning_speedlimit.words import amount, with_error
+from lightning_speedlimit.words import amount, number, with_error
 
 CAPTION = (
     "Steps that another batch would take to the loss at which a run ended, or stopped falling: as 1 + critical "
@@ -53,7 +53,9 @@ def _row(name: str, advice: Advice) -> AdviceRow:
     told = (advice.critical_batch_size, advice.step_headroom, advice.noise_share)
     cells = [
         _cell(amount(advice.batch), advice.unit if math.isfinite(advice.batch) else ""),
-        *(_cell(_number(tuned)) for tuned in told),
+        _cell(_number(advice.critical_batch_size)),
+        _cell(_number(advice.step_headroom), _rate(advice)),
+        _cell(_number(advice.noise_share)),
         *(_predicted(at[m], advice.unit) if m in at else _cell("?") for m in MULTIPLES),
     ]
     names = ("critical batch", "headroom", "noise share")
@@ -63,6 +65,11 @@ def _row(name: str, advice: Advice) -> AdviceRow:
 
 def _number(tuned: Tuned) -> str:
     return with_error(tuned.value, tuned.standard_error)
+
+
+def _rate(advice: Advice) -> str:
+    """What to try, where the steps have headroom."""
+    return "" if math.isnan(advice.rate_multiple) else f"try the rate x {number(advice.rate_multiple, 2)}"
 
 
 def _predicted(at: AtBatch, unit: str) -> Cell:

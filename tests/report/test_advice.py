@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lightning_speedlimit import RunRecord
+from lightning_speedlimit.record.tuning import Tuned
 from lightning_speedlimit.report.advice import MULTIPLES, Advice, advise
 from lightning_speedlimit.report.advice_text import blocks, table
 from lightning_speedlimit.words import amount
@@ -225,10 +227,20 @@ def test_amounts(x: float, text: str) -> None:
     assert amount(x) == text
 
 
-def test_no_promise_is_made_of_the_rate() -> None:
-    text = all_text(run(), advise(run()))
-    assert "Step headroom: " in text
-    assert "what a whole run at another rate would take is not told by it" in text
+def test_a_higher_rate_is_named_where_the_headroom_is_told_above_one() -> None:
+    """By the headroom, 4 at most; by how much steps fall is not said."""
+    found = advise(run(scatter=1e-6))
+    assert found.rate_multiple == pytest.approx(0.14 / 0.04, rel=1e-3)  # S/C of the works
+    text = all_text(run(), found)
+    assert (
+        "what a whole run at another rate would take is not told by it. Try the learning rate times 3.5: fewer" in text
+    )
+    for headroom, multiple in ((Tuned(8.0, 1.0), 4.0), (Tuned(1.5, 0.4), 1.5)):
+        assert replace(found, step_headroom=headroom).rate_multiple == multiple
+    for headroom in (Tuned(1.5, 0.6), Tuned(0.5, 0.01), Tuned(math.nan, math.nan, "why")):
+        untold = replace(found, step_headroom=headroom)
+        assert math.isnan(untold.rate_multiple)
+        assert "Try the learning rate" not in all_text(run(), untold)
 
 
 def test_what_is_no_record() -> None:

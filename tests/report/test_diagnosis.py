@@ -331,8 +331,6 @@ def test_the_one_remedy_against_noise_is_the_batch_of_a_step() -> None:
     assert "four times the batch" in only(record_of(0.7, 0.1, batch=None), "noise").advice
     few = {"batches_per_epoch": 12, "accumulate_grad_batches": 4}
     assert "all data in each batch" in only(record_of(0.7, 0.1, run=few), "noise").advice
-    normed = only(record_of(0.7, 0.1, run={"batch_norm_layers": 3}), "noise").advice
-    assert normed.endswith("but more data (not tried with BatchNorm).")
 
 
 @pytest.mark.parametrize("optimizer", [sgd(), sgd(0.1, momentum=0.9), {"class": "Adam", "groups": [{"lr": 0.01}]}])
