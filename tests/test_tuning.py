@@ -317,7 +317,7 @@ def of_quadratic(each: int, epochs: int, *, once: bool) -> tuple[dict[str, Value
 def test_batches_that_share_no_sample_are_told_from_independent_ones(each: int, epochs: int, once: bool) -> None:
     """5 %: about three standard errors of Σ g_k·g_{k−1} over these steps."""
     data, truth = of_quadratic(each, epochs, once=once)
-    run = {"samples_without_replacement": 16 * each} if once else {}
+    run = {"batch_size": 16, "samples_without_replacement": 16 * each} if once else {}
     found = Tuning(without_overlap(data), PLAIN | run).values
     by_gradients = Tuning(data, ADAM | run).critical_batch_size.value
     assert by_gradients == pytest.approx(truth["critical_batch_size"], rel=0.05)
@@ -331,5 +331,38 @@ def test_batches_that_share_no_sample_are_told_from_independent_ones(each: int, 
 
 def test_a_step_that_sees_most_of_an_epoch_is_left_as_it_is() -> None:
     data = without_overlap(columns(np.random.default_rng(0)))
-    assert Tuning(data, PLAIN | {"samples_without_replacement": 40}).values == Tuning(data, PLAIN).values
-    assert Tuning(data, PLAIN | {"samples_without_replacement": 320}).values != Tuning(data, PLAIN).values
+    most, some = (PLAIN | {"batch_size": 32, "samples_without_replacement": samples} for samples in (40, 320))
+    assert Tuning(data, most).values == Tuning(data, PLAIN).values
+    assert Tuning(data, some).values != Tuning(data, PLAIN).values
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("each", [10, 50])
+def test_momentum_gathers_what_batches_of_an_epoch_have_in_common(each: int, nesterov: bool) -> None:
+    """On a linear loss, by plain numpy: there is no curvature, and the noise in W is known. Steps of β = 0.8."""
+    draw, beta, samples = np.random.default_rng(3), 0.8, 4 * each
+    data = draw.normal(size=(samples, 200))
+    force = np.full(200, 0.3) + data.mean(0)
+    noise = []
+    for _ in range(6000 // each):
+        order = draw.permutation(samples).reshape(each, 4)
+        noise += list(data[order].mean(1) - data.mean(0))
+    noises, updates, memory = np.array(noise), [], np.zeros(200)
+    for n in noises:
+        memory = beta * memory + force + n
+        updates.append(force + n + beta * memory if nesterov else memory)
+    u = np.array(updates)
+    work, following = ((force + noises) * u).sum(1), (force + noises[1:]) * u[:-1]
+    sums = {"work_ito": work, "work_anti_ito": np.append(following.sum(1), 0.0), "loss_drop": (force * u).sum(1)}
+    sums["work_stratonovich"] = (sums["work_anti_ito"] + np.append(work[:-1], 0.0)) / 2
+    at = np.arange(each, len(u) + 1, each)
+    found = {name: column.cumsum()[at - 1] for name, column in sums.items()}
+    found |= {"step": at, "loss_drop_se": np.zeros(len(at))}
+    settings = {"momentum": beta, "nesterov": nesterov}
+    run = {"optimizers": [{"class": "SGD", "groups": [settings]}], "batch_size": 4}
+    tuning = Tuning(found, run | {"samples_without_replacement": samples})
+    truth = (noises * u).sum() / work.sum()
+    assert abs(tuning.noise_share.value - truth) < 4 * tuning.noise_share.standard_error
+    assert math.isnan(tuning.step_headroom.value), "there is no curvature to be told"
+    plain = Tuning(found, run)
+    assert abs(plain.noise_share.value - truth) > 4 * plain.noise_share.standard_error, "taken for independent"

@@ -20,7 +20,7 @@ from torch.utils.data import DistributedSampler, RandomSampler, SequentialSample
 from lightning_speedlimit.checks.guard import look
 from lightning_speedlimit.trajectory.description import describe_optimizers, plain
 
-_ONCE = (RandomSampler, SequentialSampler, SubsetRandomSampler, DistributedSampler)
+_ONCE = (SequentialSampler, SubsetRandomSampler, DistributedSampler)
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 
 
@@ -324,15 +324,24 @@ def batches_per_epoch(trainer: Any) -> int | None:
 
 
 def samples_without_replacement(trainer: Any) -> int | None:
-    """Samples of which an epoch sees none twice; None where they may come again, or that is not known.
+    """Samples of which an epoch sees none twice, and each epoch in another order; None where that is not known.
 
-    Not of a loader that hands out what its data hold, as these may be batches.
+    Not of a loader that hands out what its data hold, as these may be batches; nor of several processes that draw for
+    themselves.
     """
     sampler: Any = look(lambda: trainer.train_dataloader.batch_sampler.sampler, None)
-    if not isinstance(sampler, _ONCE) or getattr(sampler, "replacement", False):
+    if type(sampler).__name__ == "DistributedSamplerWrapper":  # Lightning's, around any other
+        sampler = look(lambda: sampler.dataset._sampler, None)
+    elif trainer.world_size > 1 and not isinstance(sampler, DistributedSampler):
         return None
-    data = getattr(sampler, "dataset", sampler)  # a DistributedSampler's own length is that of its share
-    return len(data)
+    if isinstance(sampler, RandomSampler):
+        pool = len(sampler.data_source)
+        return None if sampler.replacement or sampler.num_samples > pool else pool
+    if not isinstance(sampler, _ONCE):
+        return None
+    data: Any = getattr(sampler, "dataset", sampler)  # a DistributedSampler's own length is that of its share
+    seen = trainer.num_training_batches * (batch_size(trainer) or 1) * trainer.world_size
+    return int(min(len(data), seen))  # a part of the data is always the same part
 
 
 def batch_size(trainer: Any) -> int | None:

@@ -11,11 +11,9 @@ taken out):
 
 B is the batch of a step. Steps to a loss go as 1 + B_c/B, samples as B + B_c.
 
-Batches of one epoch that share no sample are not independent: with q = B over the samples of an epoch, two of them have
-the covariance −q tr Σ/B, and each the variance (1 − q) tr Σ/B. Where a run says that its samples come without
-replacement, noise and signal are freed of that:
+Of batches that share no sample within an epoch N is freed of what these have in common, as `drawn.parts_of_balance`
+says, and so is the overlap, with the share q of an epoch in a step:
 
-    N ← N/(1 − q)    S ← W − N    C ← C − 2qN    tr Σ/B ← N/(1 − q)/lr
     Σ (‖g_k‖² − g_k·g_{k−1}) ← …/(1 − q²)    Σ g_k·g_{k−1} ← … + q/(1 + q) Σ (‖g_k‖² − g_k·g_{k−1})
 
 Source: McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162 (their B_simple); THEORY §9.
@@ -31,14 +29,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_speedlimit.record.drawn import parts_of_balance, share_of_epoch
+
 Columns = Mapping[str, npt.NDArray[Any]]
 
 TUNING = ("critical_batch_size", "step_headroom", "noise_share")
 _NAN = math.nan
 _BLOCKS = 8  # rows whose spread tells the noise of steps, at least, where there are so many
 _FEWEST = 4  # rows
+_SHORT = 16  # rows of a run that is looked at as a whole
 _SAME_BATCH = 0.2  # epochs end with smaller batches
-_MOST_DRAWN = 0.5  # of an epoch in a step: beyond it next to nothing is left of the noise
 _TOLD = 3.0  # standard errors that a difference must have to be divided by
 _KNOWN = {"critical_batch_size": (0.0, 0.3), "step_headroom": (0.0, 0.3), "noise_share": (0.1, 0.0)}
 
@@ -137,7 +137,7 @@ class Tuning:
     @property
     def step_headroom(self) -> Tuned:
         """S/C: the multiple of each step at which it would have lowered the loss most, to second order."""
-        curvature = _CURVATURE.plus(-2.0 * self._drawn, self._noise) if self._drawn else _CURVATURE
+        curvature = _CURVATURE.plus(2.0 * parts_of_balance(self._run).following, _NOISE)
         return self._ratio(self._slope, curvature, "the curvature along the updates")
 
     @property
@@ -178,7 +178,7 @@ class Tuning:
     @property
     def _noise(self) -> _Sum:
         """N: of the updates, the work on the noise of their own batches."""
-        return _NOISE.times(1 / (1 - self._drawn))
+        return _NOISE.times(parts_of_balance(self._run).own)
 
     @property
     def _slope(self) -> _Sum:
@@ -187,14 +187,7 @@ class Tuning:
 
     @property
     def _drawn(self) -> float:
-        """q: the share of an epoch's samples that a step sees; 0 with replacement, and where it is not known."""
-        there, steps = self._run.get("samples_without_replacement"), self._total("step")
-        size = self._total("samples") / steps if "samples" in self._columns and steps > 0 else _NAN
-        if math.isnan(size):
-            factors = (self._run.get(key) for key in ("batch_size", "accumulate_grad_batches", "world_size"))
-            size = float(math.prod(factor or 1 for factor in factors)) if self._run.get("batch_size") else _NAN
-        share = size / there if there else 0.0
-        return share if 0.0 < share <= _MOST_DRAWN else 0.0
+        return share_of_epoch(self._run)
 
     @property
     def batch(self) -> float:
@@ -330,21 +323,27 @@ def _finite(found: Tuned) -> Tuned:
 
 
 def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:
-    """Of the last row's steps, or as many rows before as it takes: the last 2, 4, 8, …, all.
+    """Of the last row's steps, or as many rows before as it takes: the last 2, 4, 8, …, a half; all of a short run.
+
+    What a run was like in its beginning would come and go from one row to the next.
 
     So many that the standard error is at most 0.1 of a noise share, and 0.3 of the value of the others.
     """
     rows, found, wanting = len(columns["step"]), dict[str, Tuned](), dict(_KNOWN)
-    length = 1
+    length, most = 1, rows if rows <= _SHORT else rows // 2
     while wanting:
+        length = min(length, most)
         tuning = Tuning(columns, run, None if length >= rows else rows - 1 - length)
         for name, tuned in tuning.only(wanting).items():
             absolute, relative = _KNOWN[name]
             if tuned.standard_error <= absolute + relative * abs(tuned.value):
                 found[name] = tuned
                 del wanting[name]
-            elif length >= rows:
-                told = tuned.reason or f"even of all steps it is but {tuned.value:.2g} +/- {tuned.standard_error:.1g}"
+            elif length >= most:
+                told = (
+                    tuned.reason
+                    or f"even of {'all' if most == rows else 'half of the'} steps it is but {tuned.value:.2g} +/- {tuned.standard_error:.1g}"
+                )
                 found[name] = Tuned.undefined(told)
                 del wanting[name]
         length *= 2

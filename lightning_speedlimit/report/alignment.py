@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.drawn import parts_of_balance
 from lightning_speedlimit.record.stretch import COSTS, SUMS
 from lightning_speedlimit.record.tuning import is_full_batch
 from lightning_speedlimit.report.interpolation import Interval, Values, first_below, read_between, time_above
@@ -62,7 +63,7 @@ class Timeline:
         self.missing: Values = np.full(len(self.steps), np.nan)
         run = record.run
         self._window: int = run.get("loss_window") or LOSS_WINDOW
-        self._full_batch = is_full_batch(run)
+        self._run = run
         self._climbs = any(group.get("maximize") for o in run.get("optimizers", []) for group in o.get("groups", []))
         self._columns = {name: np.asarray(column[rows], dtype=np.float64) for name, column in columns.items()}
 
@@ -163,7 +164,7 @@ class Timeline:
         Sums, D, L and Σ(Δθ_i)²/m_i are linear between two log steps; ratios are made of them. All NaN beyond the run.
         """
         if not 0 <= step <= self.steps[-1]:
-            return _ratios({}, NAN, self._full_batch)
+            return _ratios({}, NAN, self._run)
 
         def at(column: Values) -> float:
             return float(np.interp(step, self.steps, column))
@@ -185,7 +186,7 @@ class Timeline:
             found[name] = _ratio(at(numerator), at(divisor))
         for name in ("action_se", "work_ito_se"):
             found[name] = at(self.column(name, 0.0))
-        return _ratios(found, step, self._full_batch)
+        return _ratios(found, step, self._run)
 
     def standard_errors(self, step: float) -> dict[str, float]:
         """Of what was sampled, at a step: linear between two log steps."""
@@ -201,7 +202,7 @@ class Timeline:
         return column
 
 
-def _ratios(sums: Mapping[str, float], step: float, full_batch: bool) -> dict[str, float]:
+def _ratios(sums: Mapping[str, float], step: float, run: Mapping[str, Any]) -> dict[str, float]:
     """D²/ℓ², ℓ²/(τA), D²/(τA), D²/A, conversion and signal of the sums; the balance of the work."""
     found = {"step": float(step), **{name: float(sums.get(name, NAN)) for name in (*SUMS, *COSTS, *LEVELS, *OTHERS)}}
     squared, path, action, elapsed = (found[n] for n in ("displacement", "path_length", "action", "elapsed"))
@@ -216,13 +217,11 @@ def _ratios(sums: Mapping[str, float], step: float, full_batch: bool) -> dict[st
         "conversion": _ratio(drop, work),
         "conversion_se": _ratio(found["loss_drop_se"], abs(work)),
         "signal_fraction": _ratio(anti, met),
-        **work_shares(
-            _ratio(drop - np.nan_to_num(found["work_decay"]), work), _ratio(anti, met), full_batch=full_batch
-        ),
+        **work_shares(_ratio(drop - np.nan_to_num(found["work_decay"]), work), _ratio(anti, met), run),
     }
 
 
-def work_shares(conversion: float, signal_fraction: float, *, full_batch: bool = False) -> dict[str, float]:
+def work_shares(conversion: float, signal_fraction: float, run: Mapping[str, Any]) -> dict[str, float]:
     """W = d + (d − a) + (W − 2d + a): what lowered the loss, bouncing, batch noise, as shares of the work W.
 
     To second order in the step, for every optimizer: with f = F + n, force of the whole loss and of the batch's
@@ -232,13 +231,15 @@ def work_shares(conversion: float, signal_fraction: float, *, full_batch: bool =
 
     Args:
         conversion: of the drop that the updates without decoupled decay made, d − work_decay.
-        full_batch: every step sees all data. There is no noise then, and what did not lower the loss is bouncing: steps
-            that overshoot are beyond second order, and the balance would book some of that as noise.
+        run: what was run. Where every step sees all data there is no noise, and what did not lower the loss is
+            bouncing: steps that overshoot are beyond second order, and the balance would book some of that as noise.
+            Where samples come once an epoch both are freed of it (`record.drawn`).
     """
-    bouncing = 1.0 - conversion if full_batch else conversion - signal_fraction
-    # NaN where the conversion is
-    noise = 0.0 * conversion if full_batch else 1.0 - 2.0 * conversion + signal_fraction
-    return {"useful_share": conversion, "bouncing_share": bouncing, "noise_share": noise}
+    if is_full_batch(run):  # NaN where the conversion is
+        return {"useful_share": conversion, "bouncing_share": 1.0 - conversion, "noise_share": 0.0 * conversion}
+    both, parts = 1.0 - 2.0 * conversion + signal_fraction, parts_of_balance(run)
+    bouncing = conversion - signal_fraction + parts.following * both
+    return {"useful_share": conversion, "bouncing_share": bouncing, "noise_share": parts.own * both}
 
 
 def values_at(record: RunRecord, step: float | None = None) -> dict[str, float]:

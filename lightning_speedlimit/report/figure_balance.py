@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning_speedlimit.record import RunRecord
-from lightning_speedlimit.record.tuning import is_full_batch
 
 from .alignment import work_shares
 from .runs import named_records
@@ -31,7 +30,7 @@ _SEEN = 0.002  # width of a part that can be seen
 def shares_of_work(record: RunRecord) -> dict[str, float]:
     """The parts of `work_shares` at a run's last row, under the names of this figure."""
     conversion, signal = _last(record)
-    shares = work_shares(conversion, signal, full_batch=is_full_batch(record.run))
+    shares = work_shares(conversion, signal, record.run)
     parts = {"loss": shares["useful_share"], "bouncing": shares["bouncing_share"], "noise": shares["noise_share"]}
     return {name: float(drawable(share)) for name, share in parts.items()}
 

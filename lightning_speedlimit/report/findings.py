@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lightning_speedlimit.record import RunRecord
-from lightning_speedlimit.record.tuning import is_full_batch
 from lightning_speedlimit.report import course
 from lightning_speedlimit.report.alignment import work_shares
 from lightning_speedlimit.report.interpolation import Values
@@ -61,7 +60,7 @@ class JudgedRun:
         self.step = math.inf if math.isnan(self.step) else self.step
         self.conversion, self.signal = self["conversion"], self["signal_fraction"]
         decay = self["work_decay"] / self["work_ito"] if abs(self["work_decay"]) > 0 else 0.0
-        self.shares = work_shares(self.conversion - decay, self.signal, full_batch=is_full_batch(record.run))
+        self.shares = work_shares(self.conversion - decay, self.signal, record.run)
         self._columns = record.columns
 
     def __getitem__(self, name: str) -> float:

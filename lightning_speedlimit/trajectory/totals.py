@@ -116,18 +116,18 @@ class Table:
         return found | {name: -found[name] for name in (*NEGATIVE, "waiting")}
 
     def _totals(self, columns: list[Tensor | None], sections: list[int]) -> Tensor:
-        """(sections, COLUMNS): weighted sums over each parameter's rows, then over the parameters of a section."""
+        """(sections, COLUMNS): weighted sums over the rows of each section. What is not finite stays in its own."""
         coordinates, scales = self.motion.coordinates, self._scales()
         weights = coordinates.weights
-        lengths = torch.tensor([rows.stop - rows.start for rows in coordinates.rows], device=weights.device)
-        found = weights.new_zeros(len(sections), len(COLUMNS))
-        for place, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
-            if column is not None:
-                found[:, place] = torch.segment_reduce(column * weights, "sum", lengths=lengths, initial=0.0)
-            found[:, place] *= scales[name]  # NaN where no step was measured
-        belongs = torch.zeros(len(self.sections), len(sections), dtype=weights.dtype)
-        belongs[sections, torch.arange(len(sections))] = 1.0
-        return belongs.to(weights.device) @ found
+        found = weights.new_zeros(len(COLUMNS), len(self.sections))
+        belongs = None if len(self.sections) == 1 else coordinates.of_each(sections).long()
+        for place, name, column in zip(found, COLUMNS, columns, strict=True):
+            if column is not None and belongs is None:
+                place.copy_(torch.dot(column.to(weights.dtype), weights))
+            elif column is not None and belongs is not None:
+                place.index_add_(0, belongs, column * weights)
+            place.mul_(scales[name])  # NaN where no step was measured
+        return found.T
 
     def _covariances(self, columns: list[Tensor | None]) -> dict[int, Tensor]:
         """Of each group Σ_h n_h/(n_h − 1) Σ_{i ∈ h} (1 − π_i)(e_i − ē_h)(e_i − ē_h)ᵀ over its parameters h.

@@ -422,7 +422,7 @@ def test_the_last_row_is_what_the_summary_says(tmp_path: Path, make: Any) -> Non
 
 def test_shares_of_the_work_add_up() -> None:
     for conversion, signal in ((0.3, -0.2), (1.2, 0.9), (-0.5, 0.1)):
-        found = work_shares(conversion, signal)
+        found = work_shares(conversion, signal, {})
         assert sum(found.values()) == pytest.approx(1, abs=ROUNDING)
         assert found == pytest.approx(
             {
@@ -432,7 +432,7 @@ def test_shares_of_the_work_add_up() -> None:
             },
             abs=ROUNDING,
         )
-    assert all(map(math.isnan, work_shares(math.nan, 0.5).values()))
+    assert all(map(math.isnan, work_shares(math.nan, 0.5, {}).values()))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
@@ -467,7 +467,7 @@ def test_shares_of_the_work_are_those_of_the_exact_forces(lr: float, noise: floa
     values = meter.compute()
     # The sums that met the next force lack the last step. Anti-Itô work has the next batch's noise in it,
     # Σ n_{k+1}·u_k, of mean 0 and standard deviation σ √(Σ|u|²) = σ √(lr·W).
-    found = work_shares(drop / values["work_ito"], values["signal_fraction"])
+    found = work_shares(drop / values["work_ito"], values["signal_fraction"], {})
     assert values["work_ito"] == pytest.approx(work, rel=1e-9)
     slack = 1e-9 + (2 * last + 4 * noise * math.sqrt(lr * work)) / work
     assert slack < 0.15, "tight enough to tell noise from bouncing"

@@ -416,10 +416,18 @@ def test_two_batches_of_an_epoch_show_half_of_their_noise_as_bouncing() -> None:
     """The limit that the page tells of: noise without replacement turns back, as bouncing does."""
     record, truth = run_quadratic(spread=2.0, lr=0.05, steps=400, pairs=True)
     assert truth["noise"] > 0.6
-    shares = work_shares(record.summary().conversion, record.summary().signal_fraction)
+    balance = record.summary().conversion, record.summary().signal_fraction
+    shares = work_shares(*balance, {})
     # a has −n·n' = −|n|² for each second step: a half of the noise, and some 0.05 of chance.
     assert shares["noise_share"] == pytest.approx(truth["noise"] / 2, abs=0.1)
     assert shares["bouncing_share"] == pytest.approx(truth["noise"] / 2 + truth["bouncing"], abs=0.1)
+    # Where the run says so, and which steps the updates are made of, both are freed of it.
+    told = {"batch_size": 1, "samples_without_replacement": 2}
+    told |= {"optimizers": [{"class": "SGD", "groups": [{"momentum": 0.0}]}]}
+    shares = work_shares(*balance, told)
+    assert shares["noise_share"] == pytest.approx(truth["noise"], abs=0.1)
+    assert shares["bouncing_share"] == pytest.approx(truth["bouncing"], abs=0.1)
+    assert sum(shares.values()) == pytest.approx(1.0)
 
 
 def measured_descent(curvature: float, lr: float, momentum: float, steps: int, spread: float = 0.0) -> RunRecord:

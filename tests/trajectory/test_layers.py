@@ -97,3 +97,19 @@ def test_resumed_with_or_without_layers(named: tuple[bool, bool]) -> None:
     each = math.sqrt(4) if named[0] else math.sqrt(8)
     assert [v["path_length"] for v in layers.values()] == pytest.approx([10 * 0.1 * each] * len(layers), rel=EXACT)
     assert len(layers) == (2 if named[0] else 1)
+
+
+def test_a_layer_that_is_lost_takes_no_other_with_it() -> None:
+    good, bad = parameters = pair()
+    optimizer = SGD(parameters, lr=0.1)
+    meter = TrajectoryMeter(optimizer, layer_of=lambda p: "good" if p is good else "bad")
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    assert bad.grad is not None
+    bad.grad[0] = math.nan
+    optimizer.step()
+    meter.compute()
+    found = meter.layers()
+    assert found["good"]["displacement"] == pytest.approx(0.2, rel=EXACT)
+    assert found["good"]["work_ito"] == pytest.approx(0.4, rel=EXACT)
+    assert math.isnan(found["bad"]["displacement"])
