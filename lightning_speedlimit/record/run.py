@@ -119,8 +119,8 @@ class RunRecord(LayerTables, Displayed):
     def tune(self) -> dict[str, float]:
         """Completes the last row with what `tuning` says of the latest steps that tell it, and returns that.
 
-        Those are the last row's, or the last 2, 4, 8, …, rows': as many as it takes for a standard error of at most 0.1
-        of noise_share and 30 % of the others. NaN where all of them do not.
+        Those are the last row's, or the last 2, 4, 8, … rows', a half at most (all of a short run): as many as it takes
+        for a standard error of at most 0.1 of noise_share and 30 % of the others. NaN where all of them do not.
         """
         found = latest(self._rows.views(), self.run)
         values = {name: tuned.value for name, tuned in found.items()}

@@ -331,6 +331,7 @@ def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:
     """
     rows, found, wanting = len(columns["step"]), dict[str, Tuned](), dict(_KNOWN)
     length, most = 1, rows if rows <= _SHORT else rows // 2
+    steps = "all steps" if most == rows else "the last half of the steps"
     while wanting:
         length = min(length, most)
         tuning = Tuning(columns, run, None if length >= rows else rows - 1 - length)
@@ -340,11 +341,8 @@ def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:
                 found[name] = tuned
                 del wanting[name]
             elif length >= most:
-                told = (
-                    tuned.reason
-                    or f"even of {'all' if most == rows else 'half of the'} steps it is but {tuned.value:.2g} +/- {tuned.standard_error:.1g}"
-                )
-                found[name] = Tuned.undefined(told)
+                known = f"{tuned.value:.2g} +/- {tuned.standard_error:.1g}"
+                found[name] = Tuned.undefined(tuned.reason or f"even of {steps} it is but {known}")
                 del wanting[name]
         length *= 2
     return found
