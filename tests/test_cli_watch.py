@@ -441,8 +441,8 @@ def test_show_says_whether_the_run_goes_on(tmp_path: Path) -> None:
     assert 0 <= found["fit"]["seconds_since_written"] < 60
     going(40, ended="KeyboardInterrupt").save(tmp_path / "runs" / "b")
     text = printed("show", "runs", cwd=tmp_path)
-    assert re.search(r"^runs/a +40 .* running$", text, re.MULTILINE)
-    assert re.search(r"^runs/b +40 .* ended$", text, re.MULTILINE)
+    assert re.search(r"^runs/a \(calm-owl\) +40 .* running$", text, re.MULTILINE)
+    assert re.search(r"^runs/b \(calm-owl\) +40 .* ended$", text, re.MULTILINE)
     assert "Fit: ended … s ago by KeyboardInterrupt" in timeless(on_terminal("show", "runs/b", cwd=tmp_path))
 
 
