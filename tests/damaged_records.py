@@ -93,6 +93,7 @@ def run_description() -> dict[str, Any]:
         "since_step": 0,
         "ended": "finished",
         "written": 1.7e9,
+        "pause": 30.0,
         "versions": {"torch": "2.9", "pytorch_lightning": "2.6"},
         "hparams": {"width": 3, "rates": [0.1, 0.2]},
         "logger": {"class": "WandbLogger", "name": "calm-owl", "project": "limits", "id": "x3f", "tags": ["a"]},

@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from damaged_records import whole_record
 from in_this_process import run_here
 
 from lightning_speedlimit.cli import main
@@ -438,6 +439,26 @@ def test_show_several_runs(home: Path) -> None:
     found = json.loads(printed("show", "runs", "--json", cwd=home))
     assert [entry["path"] for entry in found] == ["runs/adamw/seed_0", "runs/sgd/seed_0", "runs/sgd/seed_1"]
     assert all(entry["regimes"] for entry in found)
+
+
+def test_show_tells_the_names_that_loggers_gave_the_runs(tmp_path: Path) -> None:
+    """Beside the path, which is what `show` takes; runs without one, and names that steer a terminal, are there too."""
+    named = {"a": "calm-owl", "b": f"{ESCAPE}[31m red\n", "c": "x" * 500, "d": None, "e": ""}
+    for folder, name in named.items():
+        record = whole_record(steps=40)
+        record.run["logger"] = {"class": "WandbLogger"} | ({} if name is None else {"name": name})
+        record.save(tmp_path / "runs" / folder)
+    del record.run["logger"]
+    record.save(tmp_path / "runs" / "f")
+    lines = printed("show", "runs", cwd=tmp_path).splitlines()
+    shown = [re.split(r"  +", line)[0] for line in lines[2:8]]
+    assert shown == [
+        "runs/a (calm-owl)",
+        r"runs/b (\x1b[31m red)",
+        f"runs/c ({'x' * 39}…)",
+        *("runs/d", "runs/e", "runs/f"),
+    ]
+    assert lines[-1] == "6 runs. One of them: speedlimit show runs/a"
 
 
 # --- help

@@ -92,28 +92,29 @@ def test_it_waits_where_there_is_no_record_yet(tmp_path: Path, monkeypatch: pyte
         lambda: (tmp_path / "run").mkdir(),
         lambda: going(20).save(tmp_path / "run" / "version_0" / "speed_limit"),
     )
-    assert lines[0] == "Waiting for a record in run: no such folder"
-    assert lines[1] == "Waiting for a record in run: SpeedLimit writes at the first log step"
+    assert lines[0] == "Waiting for a run in run: no such folder; Ctrl-C ends"
+    assert lines[1] == "Waiting for a run in run: SpeedLimit writes at the first log step; Ctrl-C ends"
     assert lines[2].startswith("step 10 ")
     assert lines[-1] == "run/version_0/speed_limit   still running, last written … s ago"
 
 
 def test_a_loop_of_ones_own_is_not_called_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = whole_record(steps=20)
-    del record.run["ended"], record.run["written"]
+    del record.run["ended"], record.run["written"], record.run["pause"]
     record.save(tmp_path / "run")
     lines = watched(monkeypatch, tmp_path, lambda: None)
-    assert lines[-1] == "run   last written … s ago"
-    assert "running" not in "".join(lines)
+    assert lines[-2:] == ["run   last written … s ago", "Waiting for a run that goes on in run; Ctrl-C ends"]
+    assert "still running" not in "".join(lines)
 
 
 def test_a_fit_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     going(20).save(run)
     lines = watched(monkeypatch, tmp_path, lambda: os.utime(run / "record.json", (time.time() - 7200,) * 2))
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "run   still running, last written … s ago",
         "run   not ended: last written 2 h ago, killed or still running",
+        "Waiting for a run that goes on in run; Ctrl-C ends",
     ]
 
 
@@ -151,6 +152,7 @@ def test_lines_of_several_runs_begin_with_their_names(tmp_path: Path, monkeypatc
     assert sorted(line.split("   ")[0] + " " + line.split("   ")[1] for line in lines) == [
         "a ended … s ago",
         "a step 20",
+        "a step 30",
         "a step 40",
         "a still running, last written … s ago",
         "b step 20",
@@ -166,6 +168,78 @@ def test_a_run_that_has_begun_since_is_found(tmp_path: Path, monkeypatch: pytest
     shutil.rmtree(tmp_path / "run" / "b")
     lines = watched(monkeypatch, tmp_path, *acts, *[lambda: None] * 9)
     assert any(line.startswith("b   step 20") for line in lines)
+
+
+def steps_of(lines: list[str]) -> list[int]:
+    return [int(found[1]) for line in lines if (found := re.search(r"step (\d+) ", line))]
+
+
+def test_a_fit_that_begins_anew_in_the_folder_is_printed_from_its_first_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is beyond the rows of the one before at the first look."""
+    run = tmp_path / "run"
+    going(50).save(run)
+    other = whole_record(steps=80, rate=0.03)
+    other.run["ended"] = None
+    lines = watched(
+        monkeypatch,
+        tmp_path,
+        lambda: going(20).save(run),  # the same problem and seed: the same rows
+        lambda: other.save(run),
+        lambda: going(90, ended="finished").save(run),
+    )
+    assert steps_of(lines) == [*range(10, 51, 10), 10, 20, *range(10, 81, 10), *range(10, 91, 10)]
+
+
+def test_a_resumed_fit_is_printed_from_where_it_left_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    going(50).save(run)
+    resumed = going(30)
+    resumed.append(40, {"loss": 0.4, "seconds": 2.0})
+    lines = watched(monkeypatch, tmp_path, lambda: resumed.save(run))
+    assert steps_of(lines) == [10, 20, 30, 40, 50, 40]
+
+
+@pytest.mark.parametrize("names", [["."], ["a", "b"]])
+def test_no_new_row_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    """However many were written between two looks; of what there was before the last 8, of several runs the last."""
+
+    def save(steps: int) -> None:
+        for name in names:
+            going(steps).save(tmp_path / "run" / name)
+
+    save(200)
+    lines = watched(monkeypatch, tmp_path, lambda: save(500))
+    first = range(130, 201, 10) if names == ["."] else [200]
+    for name in names:
+        own = lines if name == "." else [line for line in lines if line.startswith(f"{name} ")]
+        assert steps_of(own) == [*first, *range(210, 501, 10)], name
+
+
+def test_the_watch_ends_when_all_runs_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not before one that has begun just now."""
+    for name in ("a", "b"):
+        going(20, ended="finished").save(tmp_path / "run" / name)
+    forbidden: Callable[[], object] = lambda: pytest.fail("it looks again after the end")  # noqa: E731
+    lines = watched(monkeypatch, tmp_path, forbidden)
+    assert sorted(lines)[::2] == ["a   ended … s ago", "b   ended … s ago"]
+    going(20).save(tmp_path / "run" / "a")
+
+    def next_one() -> None:
+        going(30).save(tmp_path / "run" / "c")
+        going(20, ended="finished").save(tmp_path / "run" / "a")
+
+    lines = watched(
+        monkeypatch,
+        tmp_path,
+        next_one,
+        lambda: going(40, ended="finished").save(tmp_path / "run" / "c"),
+        forbidden,
+    )
+    assert [line for line in lines if line.startswith("c ")][-1] == "c   ended … s ago"
 
 
 # --- what is read
@@ -215,7 +289,8 @@ def test_looking_all_the_time_disturbs_no_fit(tmp_path: Path) -> None:
     callback = quiet(dirpath=tmp_path / "run")
     trainer(tmp_path, callback, Between(), max_epochs=3).fit(Regressor(), loader(batches(5)))
     assert callback._folder == tmp_path / "run"
-    assert set(seen) == {1}, "the first row; the others come within 30 s"
+    assert seen[0] == 1
+    assert seen == sorted(seen), "the first row; the others when their time has come"
     watch.look()
     assert watch.over
     assert watch.read[0].record is not None
@@ -366,15 +441,15 @@ def test_show_says_whether_the_run_goes_on(tmp_path: Path) -> None:
     assert 0 <= found["fit"]["seconds_since_written"] < 60
     going(40, ended="KeyboardInterrupt").save(tmp_path / "runs" / "b")
     text = printed("show", "runs", cwd=tmp_path)
-    assert re.search(r"^runs/a +40 .* running$", text, re.MULTILINE)
-    assert re.search(r"^runs/b +40 .* ended$", text, re.MULTILINE)
+    assert re.search(r"^runs/a \(calm-owl\) +40 .* running$", text, re.MULTILINE)
+    assert re.search(r"^runs/b \(calm-owl\) +40 .* ended$", text, re.MULTILINE)
     assert "Fit: ended … s ago by KeyboardInterrupt" in timeless(on_terminal("show", "runs/b", cwd=tmp_path))
 
 
 def test_show_says_nothing_of_a_loop_that_saved_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         record = whole_record(steps=40)
-        del record.run["ended"], record.run["written"]
+        del record.run["ended"], record.run["written"], record.run["pause"]
         record.save(tmp_path / "runs" / name)
     for done in (speedlimit("show", "runs/a", cwd=tmp_path), speedlimit("show", "runs", cwd=tmp_path)):
         assert not re.search(r"\bFit\b|running|\bfit\b", done.stdout)

@@ -340,7 +340,7 @@ def test_a_page_shows_some_of_very_many_settings() -> None:
     record.append(1, {"loss": 1.0, "elapsed": 1.0})
     same = settings_of(compare(record)).same
     assert len(same) == 301
-    entries = len(record.run) - 1 + len(record.run["hparams"]) - 2  # "ended" and "written" are none
+    entries = len(record.run) - 1 + len(record.run["hparams"]) - 3  # "ended", "written" and "pause" are none
     assert same[-1] == ("more", f"{entries - 300} settings, in the records")
 
 

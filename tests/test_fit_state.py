@@ -107,6 +107,46 @@ def test_a_killed_one_is_running_until_it_has_been_silent_too_long(tmp_path: Pat
     assert state(tmp_path / "slow").sentence == "not ended: last written 6 min ago, killed or still running"
 
 
+@pytest.mark.parametrize("seconds", [0.1, 6.0, 14.0])
+def test_a_fit_on_a_slow_disk_is_running_until_its_next_write(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Writes of 14 s are 280 s apart; looked at just before each has replaced the one before."""
+    real, seen, rows = RunRecord.save, [], RunRecord()
+
+    def slow(record: RunRecord, path: Any) -> None:
+        clock.now += seconds
+        if seen or clock.now > START + 20:
+            seen.append(state(tmp_path).kind)
+        real(record, path)
+        touch(tmp_path, clock.now)
+
+    monkeypatch.setattr(RunRecord, "save", slow)
+    one = keeper.RecordKeeper(tmp_path)
+    while clock.now < START + 1500:
+        rows.append(int(clock.now - START), {"seconds": clock.now - START})
+        one.write(rows)
+        clock.now += 1.0
+    assert set(seen) == {"running"}
+    assert len(seen) >= 4
+    written = RunRecord.load(tmp_path).run
+    clock.now = written["written"] + 4 * (written["pause"] + 20)
+    assert state(tmp_path).kind == "silent"
+    one.release()
+
+
+@pytest.mark.parametrize("pause", [None, float("nan"), float("inf"), -1.0])
+def test_a_pause_that_tells_nothing(tmp_path: Path, clock: Clock, pause: float | None) -> None:
+    """The usual one is taken."""
+    record = RunRecord({"ended": None, "written": START, "pause": pause})
+    record.append(1, {"seconds": 0.0})
+    record.save(tmp_path)
+    touch(tmp_path, START)
+    for age, kind in ((89.0, "running"), (91.0, "silent")):
+        clock.now = START + age
+        assert state(tmp_path).kind == kind
+
+
 def test_a_copy_is_as_old_as_what_it_holds(tmp_path: Path, clock: Clock) -> None:
     """A folder of a killed run that was fetched from elsewhere a moment ago."""
     fit(tmp_path, At(2, lambda: void(shutil.copytree(tmp_path / "run", tmp_path / "copy"))))
@@ -125,7 +165,7 @@ def test_clocks_that_differ_make_no_negative_age(tmp_path: Path, clock: Clock) -
 
 def test_a_loop_of_ones_own_is_never_called_running(tmp_path: Path, clock: Clock) -> None:
     record = whole_record(steps=20)
-    del record.run["ended"], record.run["written"]
+    del record.run["ended"], record.run["written"], record.run["pause"]
     record.save(tmp_path)
     touch(tmp_path, START - 1)
     assert state(tmp_path) == FitState("unknown", 1.0)
@@ -153,10 +193,10 @@ def test_the_marks_are_on_disk_alone(tmp_path: Path) -> None:
     callback = quiet(dirpath=tmp_path / "run")
     trainer(tmp_path, callback).fit(Regressor(), loader(batches(3)))
     assert callback.record is not None
-    assert not {"ended", "written"} & callback.record.run.keys()
+    assert not {"ended", "written", "pause"} & callback.record.run.keys()
     callback.record.save(tmp_path / "elsewhere")
     assert state(tmp_path / "elsewhere").kind == "unknown"
-    assert RunRecord.load(tmp_path / "run").run.keys() - callback.record.run.keys() == {"ended", "written"}
+    assert RunRecord.load(tmp_path / "run").run.keys() - callback.record.run.keys() == {"ended", "written", "pause"}
 
 
 def test_how_and_when_a_fit_ended_is_no_setting() -> None:
@@ -165,7 +205,7 @@ def test_how_and_when_a_fit_ended_is_no_setting() -> None:
     records[1].run |= {"ended": "KeyboardInterrupt", "written": START, "batch_norm_layers": 3}
     found = settings_of(compare({"a": records[0], "b": records[1]}))
     assert found.differing == ("batch norm layers",)
-    assert not {"ended", "written"} & dict(found.same).keys()
+    assert not {"ended", "written", "pause"} & dict(found.same).keys()
 
 
 def test_durations() -> None:

@@ -192,9 +192,9 @@ def test_many_short_epochs_are_written_seldom(tmp_path: Path, clock: Clock, save
 
 @pytest.mark.parametrize(
     ("every", "written"),
-    [(1, [1, 4, 7, 10, 13, 16, 16]), (3, [3, 6, 9, 12, 15, 16])],  # rows at the ends of epochs too
+    [(1, [1, 2, 3, 4, 7, 10, 13, 16, 16]), (3, [3, 4, 6, 8, 12, 15, 16])],  # rows at the ends of epochs too
 )
-def test_one_write_in_thirty_seconds(
+def test_one_write_in_thirty_seconds_after_the_first_ones(
     tmp_path: Path, clock: Clock, saved: list[int], every: int, written: list[int]
 ) -> None:
     """11 s a step, 4 steps an epoch: what is there is written when the time has come, and at the end of the fit."""
@@ -209,8 +209,23 @@ def test_one_write_in_thirty_seconds(
     assert [steps[rows - 1] for rows in saved] == written
 
 
+def test_the_first_writes_come_soon_and_the_last_one_always(tmp_path: Path, clock: Clock, saved: list[int]) -> None:
+    """Rows each half second: pauses of 2, 5 and 10 s, then of 30 s."""
+    one, record, begun = RecordKeeper(tmp_path / "here"), RunRecord(), []
+    for half in range(160):
+        clock.now = half / 2
+        record.append(half, {"loss": 1.0})
+        before = len(saved)
+        one.write(record)
+        begun += [clock.now] * (len(saved) - before)
+    assert begun == [0.0, 2.0, 7.0, 17.0, 47.0, 77.0]
+    one.write(record, ended="finished")
+    assert saved[-1] == 160
+    one.release()
+
+
 def test_a_slow_disk_is_written_less_often(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes of 6 s: one in two minutes, 5 % of the time. And a failed one counts."""
+    """Writes of 6 s: one in two minutes, 5 % of the time; the first says 30 s, of which 60 s are made at most."""
     begun: list[float] = []
 
     def slow(record: RunRecord, path: Any) -> None:
@@ -227,7 +242,7 @@ def test_a_slow_disk_is_written_less_often(tmp_path: Path, clock: Clock, monkeyp
         except OSError:
             assert len(begun) == 2
         clock.now += 1.0
-    assert begun == [0.0, 126.0, 252.0, 378.0]
+    assert begun == [0.0, 66.0, 192.0, 318.0]
     one.write(record, ended="finished")
     assert len(begun) == 5
     one.release()

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
+from lightning_speedlimit.record.folders import records_within
+from lightning_speedlimit.record.keeper import RecordKeeper
 
 NAME = "lightning_speedlimit.integrations.transformers"
 STEPS, ACCUMULATED, CLIP_AT, ROWS = 12, 2, 0.5, 8
@@ -36,6 +38,7 @@ class Trainer:
     """`skipped`: steps that a loss scaler leaves out."""
 
     is_deepspeed_enabled = False
+    saved_at: tuple[int, ...] = ()  # besides the end
 
     def __init__(self, folder: Path, skipped: tuple[int, ...] = ()) -> None:
         self.model, self.batches = problem()
@@ -85,8 +88,9 @@ class Trainer:
             self.send("on_step_end")
             if (step + 1) % 5 == 0:
                 self.log({"loss": 0.0})
-        (Path(self.args.output_dir) / f"checkpoint-{interrupted_at}").mkdir(parents=True)
-        self.send("on_save")
+            if step + 1 in (*self.saved_at, interrupted_at):
+                (Path(self.args.output_dir) / f"checkpoint-{step + 1}").mkdir(parents=True)
+                self.send("on_save")
         if interrupted_at == STEPS:
             self.send("on_train_end")
 
@@ -170,6 +174,37 @@ def test_a_resumed_run_goes_on(callback: Any, tmp_path: Path) -> None:
         assert other[name].tolist() == pytest.approx(one[name].tolist(), rel=1e-9, nan_ok=True), name
 
 
+def test_checkpoints_do_not_count_as_runs(callback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "saved_at", (6, 9))
+    for name in ("a", "b"):
+        trained(callback, tmp_path / name, print_summary=False)
+        assert len(list((tmp_path / name).glob("checkpoint-*/speed_limit.pt"))) == 3
+        assert len(RunRecord.load(tmp_path / name)) == 3
+    assert records_within(tmp_path) == [tmp_path / name / "speed_limit" for name in ("a", "b")]
+
+
+@pytest.mark.parametrize("harm", ["no file", "another one's record", "of other parameters"])
+def test_a_checkpoint_that_can_not_be_gone_on_with(callback: Any, tmp_path: Path, harm: str) -> None:
+    first = Trainer(tmp_path)
+    first.callbacks.append(callback(first, print_summary=False))
+    first.train(interrupted_at=7)
+    first.callbacks[0]._end()  # its process is over
+    path = tmp_path / "checkpoint-7" / "speed_limit.pt"
+    state = torch.load(path, weights_only=True)
+    if harm == "no file":
+        path.unlink()
+    else:
+        part = {"another one's record": {"record": {"run": {}}}, "of other parameters": {"meter": {}}}[harm]
+        torch.save(state | part, path)
+    second = Trainer(tmp_path)
+    second.callbacks.append(callback(second, print_summary=False))
+    with pytest.warns(UserWarning, match="starts anew at step 7: no measurement to go on with in .*checkpoint-7"):
+        second.train(first=7)
+    record = second.callbacks[0].record
+    assert record.run["since_step"] == 7
+    assert record.columns["step"].tolist() == [3, 5]
+
+
 def test_it_logs_what_is_asked_for(callback: Any, tmp_path: Path) -> None:
     trainer = trained(callback, tmp_path, logged=("straightness", "efficiency_lower", "none of these"))
     ours = [logs for logs in trainer.logged if "loss" not in logs]
@@ -211,3 +246,19 @@ def test_a_folder_that_cannot_be_written(callback: Any, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="could not save its record in .*stays in callback.record"):
         trainer = trained(callback, tmp_path)
     assert len(trainer.callbacks[0].record) == 3
+
+
+def test_the_folder_of_another_training_is_left_to_it(callback: Any, tmp_path: Path) -> None:
+    """The record lies beside it, and that is said once, with both folders."""
+    other, record = RecordKeeper(tmp_path / "speed_limit"), RunRecord()
+    record.append(1, {"loss": 1.0})
+    other.write(record)
+    with pytest.warns(UserWarning, match="keeps its record in") as found:
+        trained(callback, tmp_path, print_summary=False)
+    told = [str(one.message) for one in found if "keeps its record in" in str(one.message)]
+    here = tmp_path / "speed_limit"
+    assert len(told) == 1
+    assert f"keeps its record in {here}-2: another training, which is not over, writes in {here}." in told[0]
+    assert "Give each its own output_dir" in told[0]
+    assert (len(RunRecord.load(here)), len(RunRecord.load(tmp_path / "speed_limit-2"))) == (1, 3)
+    other.release()

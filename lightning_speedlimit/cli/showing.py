@@ -20,6 +20,8 @@ from lightning_speedlimit.report.layers import layers_of
 from lightning_speedlimit.report.runs import none_is_left, read_all
 from lightning_speedlimit.words import number, one_line, plain_text
 
+_LONGEST_NAME = 40  # characters of what a logger's run is called
+
 
 def show_runs(folder: Path, *, json: bool, layers: bool = False) -> None:
     """The run in the folder; of several a line each, and on stderr one for each that can't be read.
@@ -102,10 +104,16 @@ def _print_several(records: Mapping[Path, RunRecord]) -> None:
     for (path, record), state in zip(records.items(), states, strict=True):
         s = record.summary()
         values = map(number, (s.loss, s.efficiency, s.conversion))
-        rows.append([plain_text(str(path)), str(s.steps), *values, *([state.word] if told else [])])
+        rows.append([_path_and_name(path, record), str(s.steps), *values, *([state.word] if told else [])])
     terminal.print_rows(["run", "steps", "loss", "efficiency", "conversion", *(["fit"] if told else [])], rows)
     runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
-    print(f"\n{runs}. One of them: speedlimit show {rows[0][0]}")
+    print(f"\n{runs}. One of them: speedlimit show {plain_text(str(next(iter(records))))}")
+
+
+def _path_and_name(path: Path, record: RunRecord) -> str:
+    """ "project/x3f/speed_limit (calm-owl)": W&B and MLflow call folders by ids, and their pages by names."""
+    name = one_line((record.run.get("logger") or {}).get("name", ""), _LONGEST_NAME)
+    return plain_text(str(path)) + (f" ({name})" if name else "")
 
 
 def _as_json(path: Path, record: RunRecord) -> dict[str, Any]:

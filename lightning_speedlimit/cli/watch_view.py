@@ -82,10 +82,9 @@ def of_several(title: str, runs: Sequence[tuple[str, RunRecord, FitState]], *, r
     return View(title, more, heads, found)
 
 
-def last_rows(record: RunRecord, count: int, after: int = -1) -> list[tuple[str, list[str]]]:
-    """Step and cells of the last rows, at most so many, that are later than the step `after`."""
-    columns = record.columns
-    chosen = [i for i in range(max(0, len(record) - count), len(record)) if columns["step"][i] > after]
+def last_rows(record: RunRecord, count: int) -> list[tuple[str, list[str]]]:
+    """Step and cells of the last rows, at most so many."""
+    columns, chosen = record.columns, range(max(0, len(record) - count), len(record))
     return [(str(columns["step"][i]), [_cell(columns, i, *of[1:]) for of in _COLUMNS]) for i in chosen]
 
 

@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from lightning_speedlimit.cli import terminal, watch_view
 from lightning_speedlimit.cli.complaints import from_user
 from lightning_speedlimit.cli.watch_view import View
@@ -19,6 +22,8 @@ from lightning_speedlimit.words import one_line, plain_text
 LOOK_EVERY = 1.0  # seconds: at the times of the files
 SEARCH_EVERY = 10.0  # seconds: for runs that have begun since
 FOOTER = "Ctrl-C ends the watching, not the training."
+_LEAVE = "Ctrl-C ends"
+_FIRST_ROWS = 8  # of what has been written before the watch, in lines of a single run
 
 
 class Watched:
@@ -76,13 +81,20 @@ class Watch:
         """Raises RecordError where the folder is none."""
         now = time.monotonic()
         if now - self._searched >= SEARCH_EVERY or not self._runs:
-            self._searched = now
-            try:
-                self._runs = {path: self._runs.get(path, Watched(path)) for path in records_within(self.folder)}
-            except NoRecord:
-                self.waits_for = (
-                    "no such folder" if not self.folder.exists() else "SpeedLimit writes at the first log step"
-                )
+            self._search(now)
+        self._read()
+        if self.over and self._searched != now:  # unless another one has begun since
+            self._search(now)
+            self._read()
+
+    def _search(self, now: float) -> None:
+        self._searched = now
+        try:
+            self._runs = {path: self._runs.get(path, Watched(path)) for path in records_within(self.folder)}
+        except NoRecord:
+            self.waits_for = "no such folder" if not self.folder.exists() else "SpeedLimit writes at the first log step"
+
+    def _read(self) -> None:
         for run in self._runs.values():
             run.look()
 
@@ -92,13 +104,19 @@ class Watch:
         return sorted((run for run in self._runs.values() if run.record is not None), key=lambda run: -run.written)
 
     @property
+    def running(self) -> list[Watched]:
+        """Those of them that go on."""
+        return [run for run in self.read if run.state.kind == "running"]
+
+    @property
     def problems(self) -> list[str]:
         return [run.problem for run in self._runs.values() if run.problem is not None]
 
     @property
     def over(self) -> bool:
-        """The only run there is has ended. Among several another one may begin."""
-        return len(self._runs) == 1 and all(run.state.kind == "ended" for run in self.read) and bool(self.read)
+        """All runs that there are have ended."""
+        runs = self._runs.values()
+        return bool(runs) and all(run.record is not None and run.state.kind == "ended" for run in runs)
 
     def name(self, run: Watched) -> str:
         """Of one of several runs: where it lies in the folder, without the part that all have."""
@@ -109,8 +127,8 @@ class Watch:
         """The only run that goes on, or that there is; else a line for each."""
         runs = self.read
         if not runs:
-            return View(self._waiting, self.problems)
-        going = [run for run in runs if run.state.kind == "running"]
+            return View(self.waiting, self.problems)
+        going = self.running
         chosen = going if len(going) == 1 else runs
         if len(chosen) == 1 and chosen[0].record is not None:
             others = [
@@ -129,12 +147,15 @@ class Watch:
         return found._replace(lines=[*found.lines, *self.problems])
 
     @property
-    def _waiting(self) -> str:
-        return f"Waiting for a record in {plain_text(str(self.folder))}: {self.waits_for or 'none can be read'}"
+    def waiting(self) -> str:
+        """For what, where no run goes on."""
+        if self.read:
+            return f"Waiting for a run that goes on in {plain_text(str(self.folder))}; {_LEAVE}"
+        return f"Waiting for a run in {plain_text(str(self.folder))}: {self.waits_for or 'none can be read'}; {_LEAVE}"
 
 
 def watch_run(folder: Path, *, once: bool) -> None:
-    """Until the run has ended or Ctrl-C; once: what there is, and no more."""
+    """Until all runs have ended or Ctrl-C; once: what there is, and no more."""
     watch = Watch(folder)
     if once:
         _show_once(watch)
@@ -162,7 +183,7 @@ def _show_once(watch: Watch) -> None:
 
 
 def _looks(watch: Watch) -> Iterator[None]:
-    """After each look; the last one when the run is over."""
+    """After each look; the last one when all runs are over."""
     while True:
         with from_user():
             watch.look()
@@ -180,9 +201,29 @@ def _draw(watch: Watch) -> None:
             live.update(watch_view.drawn(watch.view(), footer="" if watch.over else FOOTER), refresh=True)
 
 
+class _Printed:
+    """Which rows of a record are new: all behind those that it had before, and all of a fit that began anew."""
+
+    def __init__(self) -> None:
+        self._rows: npt.NDArray[np.float64] | None = None
+
+    def new(self, record: RunRecord, at_first: int) -> int:
+        """How many of the last rows; of a record that was never seen `at_first` at most."""
+        columns, undefined = record.columns, np.full(len(record), math.nan)
+        now = np.column_stack([columns["step"], *(columns.get(name, undefined) for name in ("loss", "seconds"))])
+        before, self._rows = self._rows, now
+        if before is None:
+            return min(at_first, len(now))
+        both = min(len(before), len(now))
+        other = ~np.isclose(before[:both], now[:both], rtol=0.0, atol=0.0, equal_nan=True).all(axis=1)
+        if other.any():  # anew from here on: at 0, or where a resumed fit left the one before it
+            return len(now) - int(other.argmax())
+        return len(now) - both if len(now) >= len(before) else len(now)
+
+
 def _print(watch: Watch) -> None:
     """A line for each new row, for each change of whether a fit goes on, and for each new problem."""
-    steps: dict[Path, int] = {}
+    printed: dict[Path, _Printed] = {}
     said: dict[object, str] = {}
 
     def say(key: object, text: str, value: str | None = None) -> None:
@@ -192,15 +233,15 @@ def _print(watch: Watch) -> None:
             print(text, flush=True)
 
     for _ in _looks(watch):
-        if not watch.read:
-            say("waits", watch.view().title)
         several = len(watch.read) > 1
         for run in reversed(watch.read):
             assert run.record is not None
             name = watch.name(run) if several else plain_text(str(run.path))
-            for step, values in watch_view.last_rows(run.record, 1 if several else 8, steps.get(run.path, -1)):
+            count = printed.setdefault(run.path, _Printed()).new(run.record, 1 if several else _FIRST_ROWS)
+            for step, values in watch_view.last_rows(run.record, count):
                 print(f"{f'{name}   ' if several else ''}{watch_view.line(step, values)}", flush=True)
-                steps[run.path] = int(step)
             say(run.path, f"{name}   {run.state.sentence}", run.state.kind)
         for problem in watch.problems:
             say(problem, problem)
+        if not watch.over and not watch.running:
+            say("waits", watch.waiting)

@@ -22,8 +22,8 @@ from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.optimizers import cure_of, unwrapped, why_unhooked
 
 PREFIX = "speed_limit/"
-FOLDER = "speed_limit"  # within output_dir, and within each checkpoint
-STATE = "speed_limit.pt"  # within each checkpoint
+FOLDER = "speed_limit"  # within output_dir
+STATE = "speed_limit.pt"  # within each checkpoint: a record folder there would count as a run
 LOGGED = (
     *("noise_share", "critical_batch_size", "step_headroom"),
     *("efficiency", "kinematic_efficiency", "straightness", "steadiness", "conversion"),
@@ -158,6 +158,7 @@ class _Run:
         self.meter = TrajectoryMeter(trainer.optimizer, **{"process_group": group, **settings})
         self.record = RunRecord(self.meter.description() | _description(trainer))
         self._keeper = RecordKeeper(Path(args.output_dir) / FOLDER) if args.should_save else None
+        self._told_of_folder = False  # that another training has the one that was wanted
         self._steps = 0  # that have their loss
         self._loss: Tensor | None = None  # of the batches since the last step
         self._costs = {"samples": 0.0, "tokens": 0.0}
@@ -213,21 +214,29 @@ class _Run:
         except Exception as error:  # mostly OSError
             said = f"SpeedLimitCallback could not save its record in {self._keeper.folder}: {told(error)}"
             warn(f"{said}. It stays in callback.record", stacklevel=4)
+        folder, wanted = self._keeper.folder, self._keeper.wanted
+        if folder != wanted and not self._told_of_folder:
+            self._told_of_folder = True
+            said = f"SpeedLimitCallback keeps its record in {folder}: another training, which is not over, writes in"
+            warn(f"{said} {wanted}. Give each its own output_dir", stacklevel=4)
 
     def save(self, checkpoint: Path) -> None:
         """The measurement in the Trainer's checkpoint; of shards it would be that of one process, and is left out."""
-        if self._keeper is not None and not self.meter.sharded and checkpoint.is_dir():
-            self.record.save(checkpoint / FOLDER)
-            torch.save({"meter": self.meter.state_dict(), "costs": dict(self._costs)}, checkpoint / STATE)
+        if self._keeper is None or self.meter.sharded or not checkpoint.is_dir():
+            return
+        record = self.record.state_dict()
+        record["arrays"] = {name: torch.from_numpy(array) for name, array in record["arrays"].items()}
+        state = {"meter": self.meter.state_dict(), "record": record, "costs": dict(self._costs)}
+        torch.save(state, checkpoint / STATE)
 
     def resume(self, checkpoint: Path, step: int) -> None:
         """Goes on with the measurement in the checkpoint; where there is none, it begins at this step, and says so."""
         try:
             loaded = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-            record, costs = (
-                RunRecord.load(checkpoint / FOLDER),
-                {name: float(loaded["costs"][name]) for name in self._costs},
-            )
+            saved = loaded["record"]
+            arrays = {name: array.numpy() for name, array in saved["arrays"].items()}
+            record = RunRecord.from_state_dict(saved | {"arrays": arrays})
+            costs = {name: float(loaded["costs"][name]) for name in self._costs}
             self.meter.load_state_dict(loaded["meter"])
         except Exception as error:  # no file, a damaged one, one of other parameters
             self.record.run["since_step"] = step

@@ -52,8 +52,9 @@ class FitState:
 def fit_state(record: RunRecord, folder: Path) -> FitState:
     """Of a record that was read from this folder.
 
-    A fit writes at a log step when 30 s have gone by since the last write. It is called silent after three times that
-    and the longest time between two of its rows. The age is that of the file or, where it is a copy, of its content.
+    A fit writes at a log step when 30 s have gone by since the last write, or as long as its record says, where the
+    disk is slow. It is called silent after three times that and the longest time between two of its rows. The age is
+    that of the file or, where it is a copy, of its content.
     """
     seconds = _age(record, folder)
     if "ended" not in record.run:
@@ -61,7 +62,8 @@ def fit_state(record: RunRecord, folder: Path) -> FitState:
     ended = record.run["ended"]
     if ended is not None:
         return FitState("ended", seconds, None if ended == FINISHED else one_line(ended, 60))
-    usual = WRITE_EVERY + _longest_pause(record)
+    pause = record.run.get("pause") or 0.0
+    usual = max(WRITE_EVERY, pause if math.isfinite(pause) else 0.0) + _longest_pause(record)
     return FitState("running" if seconds <= _PATIENCE * usual else "silent", seconds)
 
 

@@ -13,6 +13,7 @@ from lightning_speedlimit.record.run import RunRecord
 
 FINISHED = "finished"  # how a fit ends that no exception does
 WRITE_EVERY = 30.0  # seconds; longer in proportion where a write takes more than `_QUICK`
+_EARLY = (2.0, 5.0, 10.0)  # seconds after the first writes of a fit, which are small: who watches it sees them soon
 _QUICK = 1.5  # seconds: 5 % of the time
 _LOCK_NAME = ".fit.lock"
 
@@ -30,11 +31,14 @@ class RecordKeeper:
         self._lock: lock.Lock | None = None
         self._claimed = False
         self._next = -math.inf
+        self._writes = 0
+        self._slow = 0.0  # the pause that the last write would have, by how long it took, s
 
     def write(self, record: RunRecord, *, ended: str | None = None) -> None:
-        """Saves the record, unless the last time was less than `WRITE_EVERY` ago.
+        """Saves the record, unless the last time was less than `WRITE_EVERY` ago, or `_EARLY` in the beginning.
 
-        On disk its `run` has two marks more: "ended", None for as long as the fit goes on, and "written", s since 1970.
+        On disk its `run` has three marks more: "ended", None for as long as the fit goes on, "written", s since 1970,
+        and "pause", s that may go by until the next write has begun. A slow write may double it once, no more.
 
         Args:
             ended: how the fit ended, `FINISHED` or the name of an exception: save it in any case, with that mark.
@@ -45,12 +49,16 @@ class RecordKeeper:
         start = time.monotonic()
         if start < self._next and ended is None:
             return
+        pause = max(WRITE_EVERY, self._slow)
         try:
             self._claim()
-            self._save(record, {"ended": ended, "written": time.time()})
+            self._save(record, {"ended": ended, "written": time.time(), "pause": pause})
         finally:
             end = time.monotonic()
-            self._next = end + WRITE_EVERY * max((end - start) / _QUICK, 1.0)
+            self._slow = WRITE_EVERY * (end - start) / _QUICK
+            usual = min([WRITE_EVERY, *_EARLY[self._writes : self._writes + 1]])
+            self._writes += 1
+            self._next = end + min(max(usual, self._slow), 2 * pause)
 
     def _save(self, record: RunRecord, marks: dict[str, Any]) -> None:
         """The record itself, which is in checkpoints and is the user's to save elsewhere, has no marks."""

@@ -59,6 +59,7 @@ RUN: Schema = {
         },
         "ended": _or_null(_TEXT),  # by what a fit did; None: it goes on, or was killed
         "written": _or_null({"type": "number"}),  # s since 1970
+        "pause": _or_null({"type": "number"}),  # s until the next write
         "model": _or_null(_TEXT),
         **dict.fromkeys(("parameters", "trainable_parameters"), _or_null(_integer(0))),
         **dict.fromkeys(("measured_coordinates", "optimized_coordinates"), _or_null(_integer(0))),

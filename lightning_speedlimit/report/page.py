@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.checks.guard import shown
+from lightning_speedlimit.record.writing import replace_file
 from lightning_speedlimit.report import layers, page_figures, page_words
 from lightning_speedlimit.report.layers import layers_of
 from lightning_speedlimit.report.page_advice import AdviceTable, advice_table
@@ -93,14 +93,9 @@ def write_page(path: str | os.PathLike[str], comparisons: Sequence[Result], *, c
             f"path got {shown(str(target))}, wanted the name of a file: that is a folder, a pipe, a device"
         )
     content = page(comparisons, command=command)
-    # Hidden, beside its goal, with the rights that a new file has there.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(content, encoding="utf-8", newline="\n")
-        os.replace(temporary, target)
+        replace_file(target, content.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno, f"the page can't be written ({error.strerror}); give a file in a folder that exists", str(path)
         ) from error

@@ -15,7 +15,7 @@ _LONGEST = 120  # characters of what tells a group apart
 # In the title, or of the run and not of what was set.
 _NOT_SET = {"optimizers", "batch_size", "accumulate_grad_batches", "world_size", "samples_per_step", "tokens_per_step"}
 _NOT_SET |= {"logger", "versions", "device", "measured_coordinates", "optimized_coordinates", "stretch"}
-_OF_THE_FIT = {"ended", "written"}  # how it ended, and when: no settings at all
+_OF_THE_FIT = {"ended", "written", "pause"}  # how it ended, when, and how often it is written: no settings at all
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,8 @@ def test_a_resumed_run_is_measured_as_one(tmp_path: Path, given: str) -> None:
     first = trained(folder, **{**more, "callback": {}})
     wanted = torch.load(folder / "checkpoint-6" / "speed_limit.pt", weights_only=True)
     assert wanted["costs"]["samples"] == 6 * BATCH
+    assert wanted["record"]["arrays"]["step"].tolist() == [3, 6]
+    assert RunRecord.load(folder).columns["step"].tolist()[-1] == 12, "the checkpoints hold no records of their own"
     for later in folder.glob("checkpoint-12*"):
         later.rename(tmp_path / "away")
     second = trained(folder, resume=True if given == "the last" else str(folder / "checkpoint-6"), **more)

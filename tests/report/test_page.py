@@ -450,7 +450,7 @@ def test_the_file_is_written_at_once_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(page_module.os, "replace", fails)
+        patch.setattr(os, "replace", fails)
         with pytest.raises(OSError, match=r"can't be written \(No space left on device\).*report\.html"):
             write_page(target, [compared])
     assert target.read_text() == "old"
@@ -462,6 +462,19 @@ def test_the_file_is_written_at_once_or_not_at_all(
     assert target.stat().st_mode == plain.stat().st_mode, "others may read it where they may read a new file"
     with pytest.raises(FileNotFoundError, match="give a file in a folder that exists"):
         write_page(tmp_path / "absent" / "report.html", [compared])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights of their own on Windows")
+def test_writing_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: Comparison) -> None:
+    """Neither one in the page's own place nor one where a temporary file would be guessed to be."""
+    monkeypatch.setattr(page_module, "page", lambda comparisons, command=None: "page")
+    (tmp_path / "others.txt").write_text("precious")
+    for name in ("report.html", f".report.html.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "others.txt")
+    write_page(tmp_path / "report.html", [compared])
+    assert (tmp_path / "others.txt").read_text() == "precious"
+    assert (tmp_path / "report.html").read_text() == "page"
+    assert not (tmp_path / "report.html").is_symlink()
 
 
 def test_bad_input_says_the_cure(monkeypatch: pytest.MonkeyPatch, compared: Comparison) -> None:
