@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from lightning_speedlimit.record.summary_text import measured_share
+from lightning_speedlimit.report.advice import advise
+from lightning_speedlimit.report.advice_text import rate
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
 from lightning_speedlimit.report.settings import apart
@@ -140,13 +142,19 @@ def measured(comparison: Result) -> list[str]:
 
 
 def costliest(comparison: Result) -> list[str]:
-    """For each group that has a finding its first, and what to try. A name as "version_0" is told with its settings."""
+    """For each group its first finding, and what to try. A name as "version_0" is told with its settings.
+
+    Where its steps have headroom, that too; a finding that nothing stands out is left out then.
+    """
     groups = comparison.groups if len(comparison.groups) <= MOST_ROWS else comparison.groups[:1]
-    return [
-        f"{_introduced(group)}: {finding.sentence} {finding.advice}".rstrip()
-        for group in groups
-        for finding in group.findings[:1]
-    ]
+    said = [(group, _first_finding(group)) for group in groups]
+    return [f"{_introduced(group)}: {text}" for group, text in said if text]
+
+
+def _first_finding(group: Group) -> str:
+    headroom = rate(advise(group.points[0].run.record))
+    found = [f for f in group.findings[:1] if not (headroom and f.cause == "nothing")]
+    return " ".join(part for part in (*(p for f in found for p in (f.sentence, f.advice)), headroom) if part)
 
 
 def _introduced(group: Group) -> str:

@@ -159,7 +159,7 @@ def _losers(groups: Sequence[Group], words: CostWords, most: int) -> list[str]:
     if len(sentences) > most:
         kept = sentences[: max(most - 1, 0)]
         sentences = [*kept, f"{len(sentences) - len(kept)} {'more ' if kept else ''}are beaten clearly."]
-    return sentences + ([f"Behind, but within the intervals: {listed(unclear, 6 if most else 3)}."] if unclear else [])
+    return sentences + ([f"Behind, but not clearly: {listed(unclear, 6 if most else 3)}."] if unclear else [])
 
 
 def _times(group: Group, other: Group, key: str, word: str) -> str:

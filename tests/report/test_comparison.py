@@ -158,7 +158,7 @@ def test_clear_verdicts_need_both_intervals_apart() -> None:
     told = " ".join(near.verdict())
     assert "can't be told: fast (100 steps, 88.0 to 112) overlaps with slow" in told
     assert "is beaten by" not in told
-    assert "Behind, but within the intervals: slow (behind fast)." in told
+    assert "Behind, but not clearly: slow (behind fast)." in told
 
 
 def test_sampled_steps_widen_the_action() -> None:
