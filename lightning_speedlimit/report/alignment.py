@@ -173,7 +173,8 @@ class Timeline:
             return np.zeros(len(error), dtype=bool)
         highest = self.loss - SURE * error
         fall = float(highest[np.isfinite(highest)].max(initial=-math.inf)) - self.lowest_sure()
-        return (error > WILD * known.min()) & (SURE * error > max(fall, 0.0))
+        wild: npt.NDArray[np.bool_] = (error > WILD * known.min()) & (SURE * error > max(fall, 0.0))
+        return wild
 
     def step_of_time(self, seconds: float) -> float:
         """The step at a wall-clock time of the fit; NaN where the record has none, or ended before."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_speedlimit.record.summary_text import measured_share
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
 from lightning_speedlimit.words import one_line
@@ -15,6 +16,8 @@ _LONGEST = 120  # characters of what tells a group apart
 # In the title, or of the run and not of what was set.
 _NOT_SET = {"optimizers", "batch_size", "accumulate_grad_batches", "world_size", "samples_per_step", "tokens_per_step"}
 _NOT_SET |= {"logger", "versions", "device", "measured_coordinates", "optimized_coordinates", "stretch"}
+# Follows from the data and the batch, which are told; how many coordinates may be measured, where all were.
+_FOLLOWS = {"batches_per_epoch", "samples_without_replacement"}
 _OF_THE_FIT = {"ended", "written"}  # how it ended, and when: no settings at all
 
 
@@ -39,7 +42,7 @@ def settings_of(comparison: Result) -> Settings:
         found = {values.get(key, "not recorded") for values in said.values()}
         if len(found) == 1:
             same.append((_spoken(key), found.pop()))
-        else:
+        elif key not in _FOLLOWS:
             differing.append(key)
     if len(keys) > MOST_SETTINGS:
         same.append(("more", f"{len(keys) - MOST_SETTINGS:,} settings, in the records"))
@@ -55,11 +58,12 @@ def _of_group(group: Group) -> dict[str, str]:
 
 
 def _entries(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Of `record.run`; hyper-parameters one by one."""
+    """Of `record.run`; hyper-parameters one by one. How many coordinates are measured at most, where not all were."""
+    all_measured = run.get("measured_coordinates") is not None and measured_share(run) is None
     for key, value in run.items():
         if key == "hparams" and isinstance(value, Mapping):
             yield from ((f"hparams.{name}", item) for name, item in value.items())
-        elif key not in _OF_THE_FIT:
+        elif key not in _OF_THE_FIT and not (key == "coordinates" and all_measured):
             yield key, value
 
 
@@ -68,7 +72,7 @@ def apart(comparison: Result) -> dict[str, str]:
     titles = {group.name: group.title for group in comparison.groups if group.name not in group.title}
     titles = titles if len(set(titles.values())) > 1 else {}
     said = {group.name: _of_group(group) for group in comparison.groups}
-    keys = dict.fromkeys(key for values in said.values() for key in values if key not in _NOT_SET)
+    keys = dict.fromkeys(key for values in said.values() for key in values if key not in _NOT_SET | _FOLLOWS)
     differing = [key for key in keys if len({values.get(key) for values in said.values()}) > 1]
     found = {}
     for name, values in said.items():

@@ -17,7 +17,7 @@ from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
 from lightning_speedlimit.report.settings import apart
 from lightning_speedlimit.report.verdict import verdict
-from lightning_speedlimit.words import listed, number, with_error
+from lightning_speedlimit.words import count, count_with_error, listed, number, with_error
 
 WIDTH = 100
 MOST_ROWS, FIRST_ROWS = 16, 5  # of more groups than that the table shows so many
@@ -25,6 +25,8 @@ _LONGEST, _SHORT = 60, 20  # letters of a name in a table, and where several sta
 _DETAILS = ("kinematic_efficiency", "straightness", "steadiness")
 
 _ENDS = [(name, end, i) for name in ("cost", "action", "loss") for i, end in enumerate(("low", "high"))]
+
+COUNTS = ("cost", "step")  # of the keys below: thousands apart
 
 # Heading, key in the values, significant digits: what a row of the table shows.
 COLUMNS = (
@@ -104,7 +106,7 @@ def order(comparison: Result) -> list[list[str]]:
     places = min(len(comparison.groups), 3 if len(comparison.groups) <= MOST_ROWS else 2)
     found = [["loss", *("first", "second", "third")[:places]]]
     for level in comparison.levels:
-        first = [f"{_cut(name, _SHORT)} ({number(cost)})" for name, cost in level.order[:places]]
+        first = [f"{_cut(name, _SHORT)} ({count(cost)})" for name, cost in level.order[:places]]
         found.append([number(level.loss), *first, *["nobody else"] * (places - len(first))])
     return found
 
@@ -197,7 +199,11 @@ def _cut(name: str, most: int) -> str:
 
 def cells(group: Group, columns: Sequence[tuple[str, str, int]]) -> list[str]:
     """A row's numbers, means with standard errors."""
-    return [with_error(group.values[key], group.standard_errors[key], digits) for _, key, digits in columns]
+    found = [(key, digits, group.values[key], group.standard_errors[key]) for _, key, digits in columns]
+    return [
+        count_with_error(value, error) if key in COUNTS else with_error(value, error, digits)
+        for key, digits, value, error in found
+    ]
 
 
 def _set_by(comparison: Result) -> str:
