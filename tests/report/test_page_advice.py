@@ -86,9 +86,11 @@ def test_nothing_stands_out_is_not_said_of_steps_with_headroom() -> None:
         row = {"work_ito": 1.6 * i, "work_anti_ito": 0.9 * i, "loss_drop": 1.2 * i, "loss_drop_se": 0.01}
         row |= {"loss": 30 - 1.2 * i, "loss_se": 0.01, "conversion": 0.75, "signal_fraction": 0.56}
         row |= {"straightness": 0.9, "steadiness": 0.9, "elapsed": 10.0 * i, "action": 0.1 * i}
+        row |= {"displacement": 0.95 * i, "path_length": 1.0 * i, "work_stratonovich": 1.25 * i}
         calm.append(10 * i, row | {"samples": 320.0 * i})
     assert [finding.cause for finding in diagnose(calm)] == ["nothing"]
-    comparison = compare({"calm": calm})
+    comparison = compare({"calm": calm}, by="step")
+    assert [finding.cause for finding in comparison.groups[0].findings] == ["nothing"]
     text, html = comparison.table(), read(page([comparison])).all("main")[0].text
     assert rate(advise(calm)) in " ".join(text.split())
     assert rate(advise(calm)) in html
