@@ -56,6 +56,13 @@ def with_error(x: float, standard_error: float, digits: int = 3, undefined: str 
     return number(x, digits, undefined) + (f" {sign} {number(standard_error, 2)}" if told else "")
 
 
+def count_with_error(x: float, standard_error: float) -> str:
+    """ "12,300 ± 1,200": the same of what was counted."""
+    told = with_error(x, standard_error)
+    error = count(standard_error) if standard_error >= 1e3 else number(standard_error, 2)
+    return count(x) + (f" ± {error}" if "±" in told else "")
+
+
 def amount(x: float) -> str:
     """ "12,300", "32", "0.052": three digits at most, thousands apart."""
     if not math.isfinite(x):
@@ -70,11 +77,11 @@ def count(x: float) -> str:
 
 
 def interval(bounds: tuple[float, float]) -> str:
-    """ "96 to 123"; "at least 96" where the end is not within the run."""
-    low, high = bounds
-    if math.isinf(high):
-        return f"at least {number(low)}"
-    return number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
+    """ "96 to 123", "1,745 to 4,770"; "at least 96" where the end is not within the run."""
+    low, high = map(count, bounds)
+    if math.isinf(bounds[1]):
+        return f"at least {low}"
+    return low if low == high else f"{low} to {high}"
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:

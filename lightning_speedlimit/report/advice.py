@@ -31,9 +31,13 @@ from lightning_speedlimit.words import number
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
 _SAME_BATCH = 0.02  # relative: the mean batch of a run whose last ones are smaller
+_NOMINAL = 0.2  # relative: how far the mean may be from the batch that was set
 _CHANGED = 0.9  # a learning rate that fell below this share of its peak, or began there
 MOST_AT_ONCE = 4.0  # times a learning rate: more was not tried
-_UNKNOWN: Interval = (math.nan, math.nan)
+UNTUNED = (
+    "the learning rate was too low for the batch, so the table, which supposes tuned rates, does not hold for the "
+    "run's own row"
+)
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,11 @@ class AtBatch:
     multiple: float
     """m, of the run's batch."""
     batch: float
-    """m·B, samples (tokens, where these are counted); NaN where the batch is not known."""
+    """m·B, samples, of the batch that was set (tokens, where these are counted); NaN where the batch is not known."""
     steps: float
     steps_interval: Interval
     samples: float
-    """In the unit of `batch`."""
+    """In the unit of `batch`: steps times m times the mean batch."""
     samples_interval: Interval
     seconds: float
     """Steps times the time per step that a run of this batch took, s; NaN where there is none."""
@@ -64,7 +68,9 @@ class Advice:
     unit: str
     """What a batch counts: "samples" or "tokens"."""
     batch: float
-    """B: mean over the steps, in this unit; NaN where it is not known."""
+    """B: as set, where the mean over the steps is within 20 % of it; else that mean. In this unit; NaN: not known."""
+    mean_batch: float
+    """Mean over the steps: below `batch` where the last batch of an epoch is short. In this unit."""
     critical_batch_size: Tuned
     """B_c of these K steps, in this unit."""
     step_headroom: Tuned
@@ -79,8 +85,7 @@ class Advice:
     @property
     def rate_multiple(self) -> float:
         """What to multiply the learning rate by, 1: the headroom, 4 at most; NaN where that is not told above 1."""
-        told = self.step_headroom
-        return min(told.value, MOST_AT_ONCE) if told.value - told.standard_error > 1.0 else math.nan
+        return _rate_multiple(self.step_headroom)
 
 
 def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:
@@ -103,27 +108,35 @@ def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:
     steps = record.columns["step"]
     row = int(np.flatnonzero(steps == stopped.step)[0]) if stopped is not None else len(steps) - 1
     tuning = Tuning(record.columns, record.run, None, row)
-    unit, batch = _batch(record, tuning)
+    unit, batch, mean = _batch(record, tuning)
     ratio, found = tuning.critical_batches, tuning.values
     if ran_away is not None:
         ratio = Tuned.undefined(f"the loss ran away, from step {ran_away.step} on")
         found = dict.fromkeys(found, ratio)
-    elif math.isfinite(batch):
-        found["critical_batch_size"] = Tuned(batch * ratio.value, batch * ratio.standard_error, ratio.reason)
+    elif math.isfinite(mean):
+        found["critical_batch_size"] = Tuned(mean * ratio.value, mean * ratio.standard_error, ratio.reason)
     last = int(steps[row]) if len(steps) else 0
     multiples = MULTIPLES if math.isfinite(ratio.value) else ()
+    cautions = _cautions(record, stopped)
+    if multiples and math.isfinite(_rate_multiple(found["step_headroom"])):
+        cautions.append(UNTUNED)
     return Advice(
         optimizer_title(record),
         last,
         unit,
         batch,
+        mean,
         **found,
-        at_batches=tuple(_at(m, last, batch, ratio, timed) for m in multiples if not m * batch < 1),
-        cautions=tuple(_cautions(record, stopped)),
+        at_batches=tuple(_at(m, last, (batch, mean), ratio, timed) for m in multiples if not m * batch < 1),
+        cautions=tuple(cautions),
     )
 
 
-def _at(multiple: float, steps: int, batch: float, ratio: Tuned, timed: Sequence[RunRecord]) -> AtBatch:
+def _rate_multiple(told: Tuned) -> float:
+    return min(told.value, MOST_AT_ONCE) if told.value - told.standard_error > 1.0 else math.nan
+
+
+def _at(multiple: float, steps: int, batches: tuple[float, float], ratio: Tuned, timed: Sequence[RunRecord]) -> AtBatch:
     """The prediction for m·B; of the run's own batch what it was. A B_c below 0 is one that is lost in its error."""
 
     def predicted(r: float) -> float:
@@ -132,17 +145,20 @@ def _at(multiple: float, steps: int, batch: float, ratio: Tuned, timed: Sequence
     error = CONFIDENCE * ratio.standard_error
     taken = predicted(ratio.value)
     low, high = sorted((predicted(ratio.value - error), predicted(ratio.value + error)))
-    size = multiple * batch
-    per_step = _per_step(size, timed[:1]) if multiple == 1 else _per_step(size, timed)
-    return AtBatch(multiple, size, taken, (low, high), taken * size, (low * size, high * size), taken * per_step)
+    batch, mean = (multiple * size for size in batches)
+    per_step = _per_step(batch, timed[:1]) if multiple == 1 else _per_step(batch, timed)
+    return AtBatch(multiple, batch, taken, (low, high), taken * mean, (low * mean, high * mean), taken * per_step)
 
 
-def _batch(record: RunRecord, tuning: Tuning) -> tuple[str, float]:
-    """What a step counts, and how many: as the rows tell it, else the settings."""
-    columns = record.columns
-    if math.isfinite(tuning.batch):
-        return "tokens" if "tokens" in columns and np.isfinite(columns["tokens"][-1]) else "samples", tuning.batch
-    return "samples", float(effective_batch(record.run) or math.nan)
+def _batch(record: RunRecord, tuning: Tuning) -> tuple[str, float, float]:
+    """What a step counts, how many as it was set, and in the mean: as the rows tell it, else the settings."""
+    columns, mean = record.columns, tuning.batch
+    if "tokens" in columns and math.isfinite(mean) and np.isfinite(columns["tokens"][-1]):
+        return "tokens", mean, mean
+    nominal = float(effective_batch(record.run) or math.nan)
+    if math.isnan(mean):
+        return "samples", nominal, nominal
+    return "samples", nominal if math.isclose(nominal, mean, rel_tol=_NOMINAL) else mean, mean
 
 
 def _per_step(batch: float, timed: Sequence[RunRecord]) -> float:

@@ -12,22 +12,24 @@ from lightning_speedlimit.record.tuning import Tuned
 from lightning_speedlimit.report.advice import Advice, AtBatch
 from lightning_speedlimit.report.diagnosis import diagnose
 from lightning_speedlimit.report.interpolation import Interval
-from lightning_speedlimit.words import amount, number
+from lightning_speedlimit.words import amount, number, with_error
 
 WIDTH = 92
 _MOST_FINDINGS = 2
-GREEDY = "along the path that was taken: what a whole run at another rate would take is not told by it"
+GREEDY = "along the path that was taken: what a whole run at another rate would take it does not tell"
 
 
 def blocks(record: RunRecord, advice: Advice, width: int = WIDTH) -> list[tuple[str, list[str]]]:
-    """(title, lines): cost, gain, what to change, physics; texts wrapped to the width."""
+    """(title, lines): cost, gain, what to change, notes on that if any, physics; texts wrapped to the width."""
     summary = record.summary()
     spent = ", ".join(f"{value} {name}" for name, value, _ in cost(summary))
     bought = "; ".join(f"{name} {value}" for name, value, _ in gain(summary))
+    notes = [line for text in advice.cautions for line in _item(f"{text[0].upper()}{text[1:]}.", width)]
     return [
         ("What it cost", textwrap.wrap(spent, width)),
         ("What it bought", textwrap.wrap(bought, width)),
         ("What to change", _changes(record, advice, width)),
+        *([("Notes", notes)] if notes else []),
         ("The physics", textwrap.wrap(summary.sentence(), width)),
     ]
 
@@ -36,7 +38,6 @@ def _changes(record: RunRecord, advice: Advice, width: int) -> list[str]:
     lines = [line for text in numbers(advice) for line in _item(text, width)]
     if advice.at_batches:
         lines += ["", *textwrap.wrap(caption(advice), width), *table(advice), ""]
-    lines += [line for text in advice.cautions for line in _item(f"Beware: {text}.", width)]
     for finding in diagnose(record)[:_MOST_FINDINGS]:
         lines += _item(f"{finding.sentence} {finding.advice}".strip(), width)
     return lines
@@ -46,11 +47,22 @@ def numbers(advice: Advice) -> list[str]:
     """The three numbers, one sentence each; of one that is not known why, and what to do about it."""
     share = _told("Noise share", advice.noise_share, "of the work went into the noise of single batches")
     size = "" if math.isnan(advice.batch) else f"; the batch is {amount(advice.batch)}"
+    if advice.mean_batch < advice.batch and amount(advice.mean_batch) != amount(advice.batch):
+        size += f" ({amount(advice.mean_batch)} on average: the last batch of an epoch is short)"
     batch = _told("Critical batch", advice.critical_batch_size, f"{advice.unit}{size}")
     headroom = _told("Step headroom", advice.step_headroom, f"times the step would have gained most, {GREEDY}")
     if math.isfinite(advice.rate_multiple):
         headroom += f" Try the learning rate times {number(advice.rate_multiple, 2)}: fewer steps."
     return [share, batch, headroom]
+
+
+def rate(advice: Advice) -> str:
+    """ "Step headroom 3.8 ± 0.7: try the learning rate times 3.8."; empty where there is no headroom for sure."""
+    if math.isnan(advice.rate_multiple):
+        return ""
+    told = advice.step_headroom
+    multiple = number(advice.rate_multiple, 2)
+    return f"Step headroom {with_error(told.value, told.standard_error, 2)}: try the learning rate times {multiple}."
 
 
 def caption(advice: Advice) -> str:
@@ -65,7 +77,7 @@ def table(advice: Advice) -> list[str]:
     """A line for each batch."""
     heads = ["batch", "", "steps", advice.unit, "seconds"]
     rows = [[batch_size(at), multiple(at.multiple), *cells(at)] for at in advice.at_batches]
-    if all(math.isnan(at.seconds) for at in advice.at_batches):
+    if all(math.isnan(at.seconds) for at in advice.at_batches if at.multiple != 1):  # its own is in the cost
         heads, rows = heads[:-1], [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     return ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.record.drawn import parts_of_balance
@@ -21,6 +22,7 @@ CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
 # The first of many rows at which a noisy loss is low is one that dips. Of two runs of one curve, one of much noise and
 # one of little, 2 standard errors made the noisy one the clear winner in 8 to 33 of 100, 3 do in 0 to 8.
 SURE = 3.0
+WILD = 10.0  # times the smallest standard error of a run's losses: a loss of that error may be no loss at all
 LOSS_WINDOW = 50  # losses at each end that L_0 and L_K come from, where a record does not say
 NAN = math.nan
 
@@ -106,11 +108,13 @@ class Timeline:
         where it may have come down, a, to where it clearly had, b, it is above the level for a time t: the crossing is
         a + t, which noise on either side leaves where it is, and which is the first row's where there is none.
         """
-        loss, error = self.loss, SURE * self.loss_error
+        error = SURE * self.loss_error
+        loss = np.where(self._wild, NAN, self.loss)
         first, step, last = first_below(self.steps, loss, level)
         earliest, may, _ = first_below(self.steps, loss - error, level)
         _, had, latest = first_below(self.steps, loss + error, level)
-        if math.isnan(step) or (level < loss[0] and not self.fell):  # a dip of what never clearly fell is its noise
+        dips = level < self.loss[0] and not self.fell and math.isnan(latest)  # what never clearly fell is its noise
+        if math.isnan(step) or dips:
             return Crossing(NAN, earliest, math.inf, read=(NAN, NAN))
         latest = math.inf if math.isnan(latest) else max(last, latest)
         middle = may + time_above(self.steps, loss, level, (may, had)) if may < had else step
@@ -134,8 +138,9 @@ class Timeline:
 
     @property
     def lowest(self) -> float:
-        """The lowest loss of any row; NaN where none is finite."""
-        known = self.loss[1:][np.isfinite(self.loss[1:])]
+        """The lowest loss of any row; NaN where none is finite. Losses of a wild error are left out."""
+        losses = self.loss[1:]
+        known = losses[np.isfinite(losses) & ~self._wild[1:]]
         return float(known.min()) if len(known) else NAN
 
     def lowest_sure(self) -> float:
@@ -146,9 +151,31 @@ class Timeline:
 
     @property
     def fell(self) -> bool:
-        """Whether the loss clearly came below where it began; a start that is unknown is no reason against."""
+        """Whether the loss clearly came below where it began; a start that is unknown is no reason against.
+
+        By 3 standard errors of the drop besides, where these are recorded: the start has an error too.
+        """
         start, lowest = float(self.loss[0]), self.lowest_sure()
-        return lowest < start if math.isfinite(start) else math.isfinite(lowest)
+        if not math.isfinite(start):
+            return math.isfinite(lowest)
+        error = np.nan_to_num(self.column("loss_drop_se", 0.0), nan=0.0, posinf=np.inf)
+        return lowest < start and bool(np.any(start - self.loss[1:] > SURE * error[1:]))
+
+    @property
+    def _wild(self) -> npt.NDArray[np.bool_]:
+        """(rows,): of an error that tells nothing: 3 of it are beyond all that the loss surely fell from any row.
+
+        Extrapolated from losses that ran away, such a loss may be far below all that the run ever had. An error like
+        those of the other rows is none: the least is at a tenth of it.
+        """
+        error = self.loss_error
+        known = error[np.isfinite(error) & (error > 0)]
+        if not len(known):
+            return np.zeros(len(error), dtype=bool)
+        highest = self.loss - SURE * error
+        fall = float(highest[np.isfinite(highest)].max(initial=-math.inf)) - self.lowest_sure()
+        wild: npt.NDArray[np.bool_] = (error > WILD * known.min()) & (SURE * error > max(fall, 0.0))
+        return wild
 
     def step_of_time(self, seconds: float) -> float:
         """The step at a wall-clock time of the fit; NaN where the record has none, or ended before."""

@@ -10,6 +10,8 @@ proportion as the work); the third is changes of speed. The findings are ordered
 them by ln(steps in all/steps until then). The second is judged only where most of the work lowered the loss: noise
 hides changes of speed, and puts them into the straightness.
 
+Of a loss that did not come down for sure that is said first, and its work is not divided.
+
 A loss that ran away is all that is said of a run but for its clipping: its works are beyond the second order.
 
 Whether work was lost to noise or to bouncing is told by the work balance (`work_shares`), and not by the signal
@@ -24,7 +26,7 @@ from collections.abc import Mapping
 from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report.findings import CAUSES, Cause, Finding, JudgedRun
-from lightning_speedlimit.report.findings_of_course import clipping, plateaued, rose
+from lightning_speedlimit.report.findings_of_course import clipping, no_clear_fall, plateaued, rose
 from lightning_speedlimit.report.findings_of_limits import above_one, nothing, undefined
 from lightning_speedlimit.report.findings_of_path import curved, uneven
 from lightning_speedlimit.report.findings_of_work import waste
@@ -59,7 +61,7 @@ def diagnose(values: Mapping[str, float] | RunRecord, record: RunRecord | None =
         return [*ran_away, *clipping(run)]
     costly = [*plateaued(run), *waste(run), *curved(run), *uneven(run)]
     costly.sort(key=lambda pair: -pair[0])  # stable: equal costs stay in the order above
-    found = [finding for _, finding in costly]
+    found = [*no_clear_fall(run), *(finding for _, finding in costly)]
     return [*found, *clipping(run), *above_one(run), *undefined(run)] or [nothing(run)]
 
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.report import course
-from lightning_speedlimit.report.alignment import work_shares
+from lightning_speedlimit.report.alignment import SURE, work_shares
 from lightning_speedlimit.report.interpolation import Values
 from lightning_speedlimit.report.labels import effective_batch
 
 Cause = Literal[
     "divergence",
+    "no clear fall",
     "plateau",
     "noise",
     "bouncing",
@@ -75,9 +76,17 @@ class JudgedRun:
         return self["conversion_se"] > UNCERTAIN
 
     @property
+    def clearly_fell(self) -> bool:
+        """Whether the loss drop is beyond 3 of its standard errors; so too where either is unknown.
+
+        And where each step sees all data: what its losses scatter by is no noise.
+        """
+        return is_full_batch(self.record.run) or not self["loss_drop"] < SURE * self["loss_drop_se"]
+
+    @property
     def balance_known(self) -> bool:
         known = math.isfinite(self.conversion) and math.isfinite(self.signal)
-        return known and not self.uncertain and not self["work_ito"] <= 0
+        return known and self.clearly_fell and not self.uncertain and not self["work_ito"] <= 0
 
     @property
     def wasteful(self) -> bool:

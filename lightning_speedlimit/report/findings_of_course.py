@@ -55,6 +55,15 @@ def rose(run: JudgedRun) -> list[Finding]:
     return [Finding("divergence", sentence, _SMALLER, evidence)]
 
 
+def no_clear_fall(run: JudgedRun) -> list[Finding]:
+    """A loss drop below 3 of its standard errors: what the work went into, and a larger batch, is no matter then."""
+    if run.clearly_fell:
+        return []
+    drop, error = number(run["loss_drop"]), number(run["loss_drop_se"])
+    sentence = f"The loss did not come down for sure: its drop is {drop} +/- {error}."
+    return [Finding("no clear fall", sentence, "", run.evidence("loss_drop", "loss_drop_se"))]
+
+
 def _rose_by_conversion(run: JudgedRun) -> list[Finding]:
     if not run.conversion + SURE * _known(run["conversion_se"]) < 0:
         return []

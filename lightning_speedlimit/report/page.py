@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.checks.guard import shown
 from lightning_speedlimit.record.writing import replace_file
 from lightning_speedlimit.report import layers, page_figures, page_words
+from lightning_speedlimit.report.advice import advise
+from lightning_speedlimit.report.advice_text import rate
 from lightning_speedlimit.report.layers import layers_of
 from lightning_speedlimit.report.page_advice import AdviceTable, advice_table
 from lightning_speedlimit.report.page_figures import Picture
@@ -64,6 +66,8 @@ class Section:
     pictures: tuple[Picture, ...]
     advice: AdviceTable
     """Of the runs with figures of their own."""
+    headrooms: Mapping[str, str]
+    """Group → what rate its first run is to be tried with; empty: none."""
     runs: tuple[RunDetails, ...]
     left_out: int
     """Runs without figures of their own."""
@@ -186,6 +190,7 @@ def _section(comparison: Result, place: int, *, several: bool) -> Section:
         measured=tuple(measured(comparison)),
         pictures=tuple(pictures.values()),
         advice=advice_table(detailed, every),
+        headrooms={group.name: rate(advise(group.points[0].run.record)) for group in comparison.groups},
         runs=tuple(_details(point, f"{prefix}-r{index + 1}") for index, point in enumerate(detailed)),
         left_out=len(every) - len(detailed),
         settings=settings_of(comparison),

@@ -11,13 +11,13 @@ from lightning_speedlimit.report.advice import MULTIPLES, Advice, AtBatch, advis
 from lightning_speedlimit.report.advice_text import GREEDY, multiple
 from lightning_speedlimit.report.page_table import Cell
 from lightning_speedlimit.report.places import Point
-from lightning_speedlimit.words import amount, number, with_error
+from lightning_speedlimit.words import amount, listed, number, with_error
 
 CAPTION = (
     "Steps that another batch would take to the loss at which a run ended, or stopped falling: as 1 + critical "
     "batch/batch, the learning rate tuned for each batch. Below them what two standard errors of the critical batch "
     "make of that, the samples, and seconds where a run of that batch is there to tell them. Headroom: the multiple of "
-    f"the steps that would have gained most, {GREEDY}. A question mark is not known."
+    f"the steps that would have gained most, {GREEDY}. ? means undefined."
 )
 _HEADS = ("batch", "critical batch", "headroom", "noise share")
 
@@ -39,6 +39,22 @@ class AdviceTable:
     heads: tuple[str, ...]
     rows: tuple[AdviceRow, ...]
     caption: str = CAPTION
+
+    @property
+    def remarks(self) -> list[str]:
+        """Each once, behind the names of all runs that it is of: what all share first, what one has alone together."""
+        names: dict[str, list[str]] = {}
+        for row in self.rows:
+            for remark in row.remarks:
+                names.setdefault(remark, []).append(row.name)
+        shared = {remark: found for remark, found in names.items() if len(found) > 1}
+        told: dict[tuple[str, ...], list[str]] = {}
+        for remark, found in sorted(shared.items(), key=lambda item: -len(item[1])):
+            told.setdefault(tuple(found), []).append(remark)
+        for row in self.rows:
+            if own := [remark for remark in row.remarks if remark not in shared]:
+                told[(row.name,)] = own
+        return [f"{listed(found)}: {'; '.join(remarks)}." for found, remarks in told.items()]
 
 
 def advice_table(points: Sequence[Point], all_points: Sequence[Point]) -> AdviceTable:

@@ -30,7 +30,7 @@ BALANCE = (
     "is estimated, and small parts may be its error."
 )
 TRAJECTORIES = (
-    "The weights of each run less its first ones, in the plane of the two directions in which all of them moved most. "
+    "The weights of each run minus its first ones, in the plane of the two directions in which all of them moved most. "
     "The titles of the axes say how much of the motion that plane holds; what it does not hold is not to be seen here: "
     "mostly the turning by noise and bouncing, so that paths look straighter than they are."
 )

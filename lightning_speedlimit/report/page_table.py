@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
 from lightning_speedlimit.report.settings import apart
-from lightning_speedlimit.report.text import headings, shown_columns
-from lightning_speedlimit.words import interval, number, with_error
+from lightning_speedlimit.report.text import COUNTS, headings, shown_columns
+from lightning_speedlimit.words import count_with_error, interval, number, with_error
 
 # What a column tells, in one or two sentences; {where} is where the runs are compared.
 MEANINGS: Mapping[str, str] = {
@@ -129,8 +129,9 @@ def _cell(group: Group, key: str, digits: int, *, interval_too: bool) -> Cell:
     """A mean ± its standard error, and below it the interval of what the verdict rests on."""
     value, error = group.values[key], group.standard_errors[key]
     bounds = getattr(group, f"{key}_interval") if interval_too and math.isfinite(value) else (value, value)
+    error = error if error > _ROUNDING * abs(value) else math.nan
     return Cell(
-        text=with_error(value, error if error > _ROUNDING * abs(value) else math.nan, digits),
+        text=count_with_error(value, error) if key in COUNTS else with_error(value, error, digits),
         value=repr(float(value)) if math.isfinite(value) else "",
         detail="" if bounds[0] == bounds[1] or math.isnan(value) else interval(bounds),
     )
@@ -146,4 +147,4 @@ def standing(group: Group, level: float) -> Cell:
         return Cell("frontier", "0")
     if group.clearly:
         return Cell(f"beaten by {group.beaten_by}", "2", "clearly")
-    return Cell(f"behind {group.beaten_by}", "1", "within the intervals")
+    return Cell(f"behind {group.beaten_by}", "1", "not clearly")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_speedlimit.record.summary_text import measured_share
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
 from lightning_speedlimit.words import one_line
@@ -15,6 +16,8 @@ _LONGEST = 120  # characters of what tells a group apart
 # In the title, or of the run and not of what was set.
 _NOT_SET = {"optimizers", "batch_size", "accumulate_grad_batches", "world_size", "samples_per_step", "tokens_per_step"}
 _NOT_SET |= {"logger", "versions", "device", "measured_coordinates", "optimized_coordinates", "stretch"}
+# From the data and the batch, which are told.
+_FOLLOWS = {"batches_per_epoch", "samples_without_replacement"}
 _OF_THE_FIT = {"ended", "written", "pause"}  # how it ended, when, and how often it is written: no settings at all
 
 
@@ -34,12 +37,12 @@ def settings_of(comparison: Result) -> Settings:
     """Every entry of `record.run`; replicas of a group that differ are listed with "or"."""
     said = {group.name: _of_group(group) for group in comparison.groups}
     keys = list(dict.fromkeys(key for values in said.values() for key in values))
-    same, differing = [], []
+    same, differing, follows = [], [], _following(comparison)
     for key in keys[:MOST_SETTINGS]:
         found = {values.get(key, "not recorded") for values in said.values()}
         if len(found) == 1:
             same.append((_spoken(key), found.pop()))
-        else:
+        elif key not in follows:
             differing.append(key)
     if len(keys) > MOST_SETTINGS:
         same.append(("more", f"{len(keys) - MOST_SETTINGS:,} settings, in the records"))
@@ -52,6 +55,13 @@ def _of_group(group: Group) -> dict[str, str]:
     keys = dict.fromkeys(key for run in runs for key, _ in _entries(run))
     found = [dict(_entries(run)) for run in runs]
     return {key: " or ".join(dict.fromkeys(_setting(key, run.get(key)) for run in found)) for key in keys}
+
+
+def _following(comparison: Result) -> set[str]:
+    """What tells no runs apart: how many coordinates are measured at most, too, where all were."""
+    runs = [point.run.record.run for group in comparison.groups for point in group.points]
+    all_measured = all(run.get("measured_coordinates") is not None and measured_share(run) is None for run in runs)
+    return _FOLLOWS | {"coordinates"} if all_measured else _FOLLOWS
 
 
 def _entries(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -67,8 +77,8 @@ def apart(comparison: Result) -> dict[str, str]:
     """Group → what tells it from the others: "SGD lr 0.1, batch 128; width 64"; none where nothing does."""
     titles = {group.name: group.title for group in comparison.groups if group.name not in group.title}
     titles = titles if len(set(titles.values())) > 1 else {}
-    said = {group.name: _of_group(group) for group in comparison.groups}
-    keys = dict.fromkeys(key for values in said.values() for key in values if key not in _NOT_SET)
+    said, follows = {group.name: _of_group(group) for group in comparison.groups}, _following(comparison)
+    keys = dict.fromkeys(key for values in said.values() for key in values if key not in _NOT_SET | follows)
     differing = [key for key in keys if len({values.get(key) for values in said.values()}) > 1]
     found = {}
     for name, values in said.items():

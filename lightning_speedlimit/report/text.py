@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from lightning_speedlimit.record.summary_text import measured_share
+from lightning_speedlimit.report.advice import advise
+from lightning_speedlimit.report.advice_text import rate
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.results import Result
 from lightning_speedlimit.report.settings import apart
 from lightning_speedlimit.report.verdict import verdict
-from lightning_speedlimit.words import listed, number, with_error
+from lightning_speedlimit.words import count, count_with_error, listed, number, with_error
 
 WIDTH = 100
 MOST_ROWS, FIRST_ROWS = 16, 5  # of more groups than that the table shows so many
@@ -23,6 +25,8 @@ _LONGEST, _SHORT = 60, 20  # letters of a name in a table, and where several sta
 _DETAILS = ("kinematic_efficiency", "straightness", "steadiness")
 
 _ENDS = [(name, end, i) for name in ("cost", "action", "loss") for i, end in enumerate(("low", "high"))]
+
+COUNTS = ("cost", "step")  # of the keys below: thousands apart
 
 # Heading, key in the values, significant digits: what a row of the table shows.
 COLUMNS = (
@@ -102,7 +106,7 @@ def order(comparison: Result) -> list[list[str]]:
     places = min(len(comparison.groups), 3 if len(comparison.groups) <= MOST_ROWS else 2)
     found = [["loss", *("first", "second", "third")[:places]]]
     for level in comparison.levels:
-        first = [f"{_cut(name, _SHORT)} ({number(cost)})" for name, cost in level.order[:places]]
+        first = [f"{_cut(name, _SHORT)} ({count(cost)})" for name, cost in level.order[:places]]
         found.append([number(level.loss), *first, *["nobody else"] * (places - len(first))])
     return found
 
@@ -140,13 +144,19 @@ def measured(comparison: Result) -> list[str]:
 
 
 def costliest(comparison: Result) -> list[str]:
-    """For each group that has a finding its first, and what to try. A name as "version_0" is told with its settings."""
+    """For each group its first finding, and what to try. A name as "version_0" is told with its settings.
+
+    Where its steps have headroom, that too; a finding that nothing stands out is left out then.
+    """
     groups = comparison.groups if len(comparison.groups) <= MOST_ROWS else comparison.groups[:1]
-    return [
-        f"{_introduced(group)}: {finding.sentence} {finding.advice}".rstrip()
-        for group in groups
-        for finding in group.findings[:1]
-    ]
+    said = [(group, _first_finding(group)) for group in groups]
+    return [f"{_introduced(group)}: {text}" for group, text in said if text]
+
+
+def _first_finding(group: Group) -> str:
+    headroom = rate(advise(group.points[0].run.record))
+    found = [f for f in group.findings[:1] if not (headroom and f.cause == "nothing")]
+    return " ".join(part for part in (*(p for f in found for p in (f.sentence, f.advice)), headroom) if part)
 
 
 def _introduced(group: Group) -> str:
@@ -189,7 +199,11 @@ def _cut(name: str, most: int) -> str:
 
 def cells(group: Group, columns: Sequence[tuple[str, str, int]]) -> list[str]:
     """A row's numbers, means with standard errors."""
-    return [with_error(group.values[key], group.standard_errors[key], digits) for _, key, digits in columns]
+    found = [(key, digits, group.values[key], group.standard_errors[key]) for _, key, digits in columns]
+    return [
+        count_with_error(value, error) if key in COUNTS else with_error(value, error, digits)
+        for key, digits, value, error in found
+    ]
 
 
 def _set_by(comparison: Result) -> str:

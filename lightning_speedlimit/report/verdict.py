@@ -9,7 +9,7 @@ from lightning_speedlimit.report.costs import Axis, CostWords
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.ranking import below, rivals
 from lightning_speedlimit.report.results import Result
-from lightning_speedlimit.words import interval, listed, number
+from lightning_speedlimit.words import count, interval, listed, number
 
 FEW = 12  # groups of which each is spoken of
 MOST_LEFT_OUT = 5  # that are named
@@ -66,7 +66,7 @@ def _drops(comparison: Result) -> list[str]:
 
 def _amount(group: Group, words: CostWords) -> str:
     """ "230 steps"."""
-    return f"{number(group.values['cost'])} {words.heading}"
+    return f"{count(group.values['cost'])} {words.heading}"
 
 
 def _batches(groups: Sequence[Group], axis: Axis) -> list[str]:
@@ -78,7 +78,7 @@ def _batches(groups: Sequence[Group], axis: Axis) -> list[str]:
     told = f"Samples are counted (a step has {few} to {many})"
     if quick is first:
         return [f"{told}; the first in steps is the same."]
-    steps = [number(group.values["step"]) for group in (quick, first)]
+    steps = [count(group.values["step"]) for group in (quick, first)]
     return [f"{told}; in steps {quick.name} would be first ({steps[0]}, and {first.name} {steps[1]})."]
 
 
@@ -121,8 +121,8 @@ def _extreme(groups: Sequence[Group], at: str, words: CostWords) -> str:
         first, *others = sorted(groups, key=lambda group: group.values[key])
         bounds = getattr(first, f"{key}_interval")
         near = [other.name for other in others if not below(bounds, getattr(other, f"{key}_interval"))]
-        value = f"{number(first.values[key])}{unit}"
-        if interval(bounds) != number(first.values[key]):
+        value = f"{count(first.values[key])}{unit}"
+        if interval(bounds) != count(first.values[key]):
             value += f", {interval(bounds)}"
         if near:
             told.append(f"who needed the {least} can't be told: {first.name} ({value}) overlaps with {listed(near, 3)}")
@@ -159,7 +159,7 @@ def _losers(groups: Sequence[Group], words: CostWords, most: int) -> list[str]:
     if len(sentences) > most:
         kept = sentences[: max(most - 1, 0)]
         sentences = [*kept, f"{len(sentences) - len(kept)} {'more ' if kept else ''}are beaten clearly."]
-    return sentences + ([f"Behind, but within the intervals: {listed(unclear, 6 if most else 3)}."] if unclear else [])
+    return sentences + ([f"Behind, but not clearly: {listed(unclear, 6 if most else 3)}."] if unclear else [])
 
 
 def _times(group: Group, other: Group, key: str, word: str) -> str:

@@ -11,8 +11,8 @@ import pytest
 
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.record.tuning import Tuned
-from lightning_speedlimit.report.advice import MULTIPLES, Advice, advise
-from lightning_speedlimit.report.advice_text import blocks, table
+from lightning_speedlimit.report.advice import MULTIPLES, UNTUNED, Advice, advise
+from lightning_speedlimit.report.advice_text import blocks, numbers, rate, table
 from lightning_speedlimit.words import amount
 
 SGD = {"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0.0}]}
@@ -182,7 +182,8 @@ def test_cautions() -> None:
     for i, step in enumerate(record.columns["step"]):
         row = {n: float(c[i]) for n, c in record.columns.items() if n != "step"}
         found.append(int(step), row | {"learning_rate": rates[i], "grad_norm": 2.0, "grad_norm_clipped": 1.0})
-    assert advise(run()).cautions == ()
+    assert advise(run()).cautions == (UNTUNED,), "its steps have headroom"
+    assert advise(run(rows=3)).cautions == (), "of no table"
     adam = RunRecord({**run().run, "optimizers": [{"class": "Adam", "groups": [{"lr": 1e-3}]}]})
     assert "Adam's larger batches took fewer steps than this says" in advise(adam).cautions[0]
     assert [caution.split(":")[0] for caution in advise(found).cautions] == [
@@ -190,6 +191,7 @@ def test_cautions() -> None:
         "BatchNorm",
         "BatchNorm normalises by the 32 samples of one batch, however many are accumulated",
         "gradients were clipped at 1.00 of the log steps",
+        UNTUNED,
     ]
 
 
@@ -199,7 +201,8 @@ def test_cautions() -> None:
 def test_the_order_is_cost_gain_change_physics_on_one_screen() -> None:
     record = run(batch_norm_layers=2, accumulate_grad_batches=4)
     parts = blocks(record, advise(record))
-    assert [title for title, _ in parts] == ["What it cost", "What it bought", "What to change", "The physics"]
+    assert [title for title, _ in parts] == ["What it cost", "What it bought", "What to change", "Notes", "The physics"]
+    assert "Notes" not in [title for title, _ in blocks(record, replace(advise(record), cautions=()))]
     assert sum(len(lines) + 2 for _, lines in parts) <= 40
     assert max(len(line) for _, lines in parts for line in lines) <= 92
 
@@ -215,6 +218,7 @@ def test_the_table_shows_the_numbers() -> None:
     assert rows[4].endswith(amount(at.seconds))
     assert "this run" in rows[2]
     assert rows[0].endswith("?")
+    assert "seconds" not in table(advise(run()))[0], "its own are in what it cost"
     untimed = table(advise(without(run(), "seconds")))
     assert "seconds" not in untimed[0], "no column of what nobody knows"
 
@@ -233,7 +237,7 @@ def test_a_higher_rate_is_named_where_the_headroom_is_told_above_one() -> None:
     assert found.rate_multiple == pytest.approx(0.14 / 0.04, rel=1e-3)  # S/C of the works
     text = all_text(run(), found)
     assert (
-        "what a whole run at another rate would take is not told by it. Try the learning rate times 3.5: fewer" in text
+        "what a whole run at another rate would take it does not tell. Try the learning rate times 3.5: fewer" in text
     )
     for headroom, multiple in ((Tuned(8.0, 1.0), 4.0), (Tuned(1.5, 0.4), 1.5)):
         assert replace(found, step_headroom=headroom).rate_multiple == multiple
@@ -241,6 +245,36 @@ def test_a_higher_rate_is_named_where_the_headroom_is_told_above_one() -> None:
         untold = replace(found, step_headroom=headroom)
         assert math.isnan(untold.rate_multiple)
         assert "Try the learning rate" not in all_text(run(), untold)
+
+
+def test_a_higher_rate_in_one_sentence() -> None:
+    found = replace(advise(run()), step_headroom=Tuned(3.8, 0.71))
+    assert rate(found) == "Step headroom 3.8 ± 0.71: try the learning rate times 3.8."
+    assert rate(replace(found, step_headroom=Tuned(9.0, 1.0))).endswith("try the learning rate times 4.0.")
+    assert rate(replace(found, step_headroom=Tuned(1.5, 0.6))) == ""
+
+
+def short_epochs(size: int, mean: float) -> RunRecord:
+    """Batches that were set to `size`, and are `mean` on average."""
+    record, whole = RunRecord(run(batch=size).run), run(batch=size)
+    for i, step in enumerate(whole.columns["step"]):
+        row = {n: float(c[i]) for n, c in whole.columns.items() if n != "step"}
+        record.append(int(step), row | {"samples": mean * float(step)})
+    return record
+
+
+def test_a_batch_is_the_one_that_was_set_where_the_last_of_an_epoch_is_short() -> None:
+    found = advise(short_epochs(64, 62.5))
+    assert (found.batch, found.mean_batch) == (64, 62.5)
+    assert [row.split()[0] for row in table(found)[1:]] == ["16", "32", "64", "128", "256", "512", "1,024"]
+    own = found.at_batches[2]
+    assert (own.batch, own.samples) == (64, 62.5 * 200), "what it took is what was counted"
+    assert "the batch is 64 (62.5 on average: the last batch of an epoch is short)." in numbers(found)[1]
+    assert "on average" not in numbers(advise(run()))[1]
+    ratio = found.critical_batch_size.value / advise(run(batch=64)).critical_batch_size.value
+    assert ratio == pytest.approx(62.5 / 64), "the noise is that of the batches that were there"
+    other = advise(short_epochs(64, 40.0))
+    assert (other.batch, other.mean_batch) == (40.0, 40.0), "another batch than the one that was set"
 
 
 def test_what_is_no_record() -> None:

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import lightning_speedlimit
 from lightning_speedlimit import Comparison, RunRecord, compare
 from lightning_speedlimit.report import compare_models, figures
+from lightning_speedlimit.report.settings import apart, settings_of
 from lightning_speedlimit.report.text import COLUMNS
-from lightning_speedlimit.words import interval, number, with_error
+from lightning_speedlimit.words import count_with_error, interval, number, with_error
 
 # Places in the plane; few values, so that ties and duplicates come up.
 PLACES = st.lists(
@@ -158,7 +159,7 @@ def test_clear_verdicts_need_both_intervals_apart() -> None:
     told = " ".join(near.verdict())
     assert "can't be told: fast (100 steps, 88.0 to 112) overlaps with slow" in told
     assert "is beaten by" not in told
-    assert "Behind, but within the intervals: slow (behind fast)." in told
+    assert "Behind, but not clearly: slow (behind fast)." in told
 
 
 def test_sampled_steps_widen_the_action() -> None:
@@ -623,6 +624,10 @@ def test_intervals_and_errors() -> None:
     assert with_error(123.0, math.nan) == "123"
     assert with_error(0.251, 3.9e-17) == "0.251", "replicas at the same loss differ by rounding"
     assert with_error(0.251, 1e-6) == "0.251 ± 1.0e-06"
+    assert count_with_error(24000.0, 1234.4) == "24,000 ± 1,234"
+    assert count_with_error(24000.0, 7e-13) == "24,000"
+    assert count_with_error(96.2, 12.34) == "96.2 ± 12"
+    assert interval((1745.0, 4770.2)) == "1,745 to 4,770"
     assert with_error(0.0, 0.5) == "0 ± 0.50"
 
 
@@ -658,3 +663,16 @@ def test_at_the_same_loss_all_have_that_loss() -> None:
     smooth = straight(range(1, 101), lambda k: 1 - k / 100)
     comparison = compare({"jagged": jagged, "smooth": smooth}, at=0.503)
     assert [group.values["loss"] for group in comparison.groups] == [0.503, 0.503]
+
+
+def test_what_follows_from_batch_and_data_tells_no_runs_apart() -> None:
+    def run(batch: int, coordinates: int | str, measured: int = 10) -> RunRecord:
+        told = {"batch_size": batch, "batches_per_epoch": 1024 // batch, "samples_without_replacement": 1024 + batch}
+        told |= {"coordinates": coordinates, "measured_coordinates": measured, "optimized_coordinates": 10}
+        return straight(range(1, 21), decay(10), run=description(**told))
+
+    found = compare({"one": run(8, 524288), "two": run(16, "all")})
+    assert apart(found) == {"one": "SGD lr 0.1, batch 8", "two": "SGD lr 0.1, batch 16"}
+    assert settings_of(found).differing == ("batch size",)
+    sampled = compare({"one": run(8, 5, measured=5), "two": run(8, "all")})
+    assert "coordinates" in settings_of(sampled).differing, "where they were not all measured it matters"

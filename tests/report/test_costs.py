@@ -76,13 +76,15 @@ def test_other_batches_are_compared_by_samples_and_steps_would_say_the_opposite(
     assert (found.axis.name, steps.axis.name) == ("samples", "steps")
     assert (found.winner, steps.winner) == ("small", "large")
     said = found.verdict()
-    assert said[0].startswith("At loss 0.300, small needed the fewest samples (7707 samples, ")
+    assert said[0].startswith("At loss 0.300, small needed the fewest samples (7,707 samples, ")
     counts = {name: read(record, "steps", 0.3) for name, record in runs.items()}
     assert said[1] == (
         f"Samples are counted (a step has 64 to 256); in steps large would be first ({counts['large']:.1f}, and small "
         f"{counts['small']:.0f})."
     )
-    assert found.table().splitlines()[2].split()[:3] == ["run", "samples", "steps"]
+    lines = found.table().splitlines()
+    assert lines[2].split()[:3] == ["run", "samples", "steps"]
+    assert lines[4].split()[:2] == ["small", "7,707"], "as the summary of a run writes its samples"
     assert not [note for note in found.notes if "samples" in note]
     asked = compare(runs, at=0.3, cost="seconds").verdict()
     assert not [text for text in asked if "Samples are counted" in text], "what was asked for needs no reason"

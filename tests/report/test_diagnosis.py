@@ -105,8 +105,20 @@ def test_a_loss_that_rose_has_run_away_whatever_the_balance_says() -> None:
     assert found.sentence == "The loss rose: the conversion is -2.50."
     assert found.advice.startswith("A smaller learning rate: what the curvature takes from a step goes as its square")
     within = record_of(noise=0.9, bouncing=0.2, conversion_se=0.04)  # −0.1, and that may be 0
-    assert causes(within)[0] == "noise"
+    assert causes(within) == ["no clear fall"]
     assert causes(record_of(noise=0.9, bouncing=0.2, conversion_se=0.03)) == ["divergence"]
+
+
+def test_a_loss_that_did_not_come_down_for_sure_is_given_no_larger_batch() -> None:
+    """As of a rate far too high: the drop from a wild start is known badly, and most of the work looks like noise."""
+    dead = record_of(noise=0.777, bouncing=0.215, loss_drop=242.0, loss_drop_se=86.7)
+    (found,) = diagnose(dead)
+    assert found.cause == "no clear fall"
+    assert found.sentence == "The loss did not come down for sure: its drop is 242 +/- 86.7."
+    assert found.advice == ""
+    assert causes(record_of(noise=0.777, bouncing=0.215, loss_drop=242.0, loss_drop_se=80.0)) == ["noise"]
+    full = {"batches_per_epoch": 1}
+    assert causes(record_of(noise=0.0, bouncing=0.99, loss_drop_se=0.1, run=full)) == ["bouncing"]
 
 
 def test_a_run_that_blew_up_on_all_data_has_no_batch_noise() -> None:
@@ -288,6 +300,7 @@ EVERY_KIND = [
     record_of(0.1, 0.0, efficiency=12.34, work_action=4.0),
     record_of(0.6, 0.1, efficiency=1.5, loss_drop_se=0.2),
     record_of(0.6, 0.1, conversion_se=0.7),
+    record_of(0.95, 0.02, loss_drop_se=0.0234),
     record_of(0.6, 0.1, work_ito=-1.234),
     record_of(0.1, 0.0),
     record_of(3.0, 1.234),

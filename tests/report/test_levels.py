@@ -224,6 +224,38 @@ def test_one_dead_run_is_left_out_by_name() -> None:
     ]
 
 
+def blown(end: Curve) -> RunRecord:
+    """A run whose first losses ran away, and whose extrapolated ones are far below 0 until these are out of sight."""
+    wild = {5: (1651.0, 849.0), 10: (-10.8, 462.0), 15: (-126.0, 289.0), 20: (-182.0, 211.0), 25: (-29.0, 248.0)}
+    loss: Curve = lambda k: 244.0 if k == 0 else wild[int(k)][0] if k in wild else end(k)  # noqa: E731
+    errors: Curve = lambda k: wild[int(k)][1] if k in wild else 0.02  # noqa: E731
+    return straight(range(5, 301, 5), loss, columns={"loss_se": errors, "loss_drop_se": lambda k: 87.0 + errors(k)})
+
+
+def test_a_run_that_ran_away_is_not_the_first_by_losses_that_are_not_known() -> None:
+    runs = {"a": run(decay(30, 2.5)), "b": run(decay(60, 2.5)), "blown": blown(lambda k: 2.5 - 5e-4 * k)}
+    found = compare(runs)
+    assert found.winner == "a", "what is not known of the third does not spoil the verdict"
+    assert found.verdict()[-1] == "Left out: blown, whose loss never clearly fell."
+    assert found.at == compare({name: runs[name] for name in ("a", "b")}).at
+    assert not [level for level in found.levels for name, _ in level.order if name == "blown"]
+
+
+def test_a_run_that_ran_away_and_then_learned_is_where_its_known_losses_are() -> None:
+    late = blown(decay(60, 2.5))
+    crossing = Timeline(late).crossing(0.1)
+    assert crossing.step == pytest.approx(60 * math.log(25), abs=0.1)  # chords of rows 5 apart
+    assert crossing.earliest > 150
+    assert Timeline(late).lowest > 0
+
+
+def test_a_first_error_that_is_large_but_below_the_fall_is_no_reason() -> None:
+    errors: Curve = lambda k: 0.3 if k < 12 else 0.01  # noqa: E731
+    found = straight(range(5, 301, 5), decay(30, 2.5), columns={"loss_se": errors, "loss_drop_se": errors})
+    assert Timeline(found).crossing(2.0).step == pytest.approx(30 * math.log(1.25), abs=1.0)
+    assert Timeline(found).fell
+
+
 def test_losses_that_are_never_finite_are_left_out_by_name() -> None:
     runs = {"a": run(decay(30)), "b": run(decay(40)), "lost": run(lambda k: math.nan), "wild": run(lambda k: math.inf)}
     found = compare(runs)

@@ -8,7 +8,10 @@ from test_advice import run
 
 from lightning_speedlimit import RunRecord, compare
 from lightning_speedlimit.report.advice import advise
+from lightning_speedlimit.report.advice_text import rate
+from lightning_speedlimit.report.diagnosis import diagnose
 from lightning_speedlimit.report.page import page
+from lightning_speedlimit.report.page_advice import AdviceRow, AdviceTable
 from lightning_speedlimit.words import amount
 
 
@@ -59,6 +62,39 @@ def test_what_is_not_known_is_said(tree: Element) -> None:
     assert "log more often" in remark
     assert remark.endswith(".")
     assert "nan" not in tree.all("body")[0].text
+
+
+def test_a_remark_is_there_once_behind_all_its_runs() -> None:
+    rows = [
+        AdviceRow(name, (), remarks) for name, remarks in (("a", ("x", "y")), ("b", ("y", "z", "w")), ("c", ("y",)))
+    ]
+    assert AdviceTable((), tuple(rows)).remarks == ["a, b and c: y.", "a: x.", "b: z; w."]
+
+
+def test_what_to_change_says_what_rate_to_try(tree: Element, records: dict[str, RunRecord]) -> None:
+    told = rate(advise(records["large"]))
+    assert told.startswith("Step headroom ")
+    found = [p.text for p in tree.all("p") if p.text.startswith("Step headroom ")]
+    assert found == [told, told], "of two runs with the same works; none of the short one"
+    text = compare(records, by="step", at=30).table()
+    assert " ".join(text.split()).count(told) == 2
+
+
+def test_nothing_stands_out_is_not_said_of_steps_with_headroom() -> None:
+    calm = RunRecord(run().run)
+    for i in range(1, 21):
+        row = {"work_ito": 1.6 * i, "work_anti_ito": 0.9 * i, "loss_drop": 1.2 * i, "loss_drop_se": 0.01}
+        row |= {"loss": 30 - 1.2 * i, "loss_se": 0.01, "conversion": 0.75, "signal_fraction": 0.56}
+        row |= {"straightness": 0.9, "steadiness": 0.9, "elapsed": 10.0 * i, "action": 0.1 * i}
+        row |= {"displacement": 0.95 * i, "path_length": 1.0 * i, "work_stratonovich": 1.25 * i}
+        calm.append(10 * i, row | {"samples": 320.0 * i})
+    assert [finding.cause for finding in diagnose(calm)] == ["nothing"]
+    comparison = compare({"calm": calm}, by="step")
+    assert [finding.cause for finding in comparison.groups[0].findings] == ["nothing"]
+    text, html = comparison.table(), read(page([comparison])).all("main")[0].text
+    assert rate(advise(calm)) in " ".join(text.split())
+    assert rate(advise(calm)) in html
+    assert "Nothing stands out" not in text + html
 
 
 def test_the_page_speaks_of_cost_and_gain_then_change_then_physics(tree: Element) -> None:

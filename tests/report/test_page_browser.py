@@ -189,6 +189,13 @@ def test_a_phone_shows_it_without_scrolling_sideways(opened: Any) -> None:
     """)
     assert left[0] == 200
     assert left[1] == pytest.approx(left[2], abs=1)
+    cut = opened.execute_script("""
+        return [...document.querySelectorAll("figure .scroll")].filter(box => box.scrollWidth > box.clientWidth + 1)
+            .map(box => box.parentElement.id.replace(/.*-/, ""));
+    """)
+    assert "plane" not in cut
+    assert set(cut) <= {"curves", "layer_motion", "layers"}, "panels side by side scroll; one alone is whole"
+    assert "curves" in cut
     smallest = opened.execute_script(
         "return Math.min(...[...document.querySelectorAll('main p, main td, main dd, main small')]"
         ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
