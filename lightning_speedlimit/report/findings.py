@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.tuning import is_full_batch
 from lightning_speedlimit.report import course
 from lightning_speedlimit.report.alignment import SURE, work_shares
 from lightning_speedlimit.report.interpolation import Values
