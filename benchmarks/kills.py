@@ -128,8 +128,8 @@ def _in_child(place: Path, writer: int, work: Callable[[], None], write_every: f
     _told = os.open(place / f"told-{writer}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     real = keeper.RecordKeeper.write
 
-    def told(writer: Any, record: RunRecord, *, at_once: bool = False) -> None:
-        real(writer, record, at_once=at_once)
+    def told(writer: Any, record: RunRecord, *, ended: str | None = None) -> None:
+        real(writer, record, ended=ended)
         tell(f"{len(record)} {writer.folder}")
 
     keeper.WRITE_EVERY = write_every
