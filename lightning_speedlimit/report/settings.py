@@ -75,8 +75,8 @@ def _entries(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def apart(comparison: Result) -> dict[str, str]:
     """Group → what tells it from the others: "SGD lr 0.1, batch 128; width 64"; none where nothing does."""
-    titles = {group.name: group.title for group in comparison.groups if group.name not in group.title}
-    titles = titles if len(set(titles.values())) > 1 else {}
+    titles = {group.name: group.title for group in comparison.groups if not group.title.endswith(group.name)}
+    titles = titles if len({group.title for group in comparison.groups}) > 1 else {}
     said, follows = {group.name: _of_group(group) for group in comparison.groups}, _following(comparison)
     keys = dict.fromkeys(key for values in said.values() for key in values if key not in _NOT_SET | follows)
     differing = [key for key in keys if len({values.get(key) for values in said.values()}) > 1]

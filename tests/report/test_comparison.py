@@ -676,3 +676,11 @@ def test_what_follows_from_batch_and_data_tells_no_runs_apart() -> None:
     assert settings_of(found).differing == ("batch size",)
     sampled = compare({"one": run(8, 5, measured=5), "two": run(8, "all")})
     assert "coordinates" in settings_of(sampled).differing, "where they were not all measured it matters"
+
+
+def test_a_name_that_is_one_word_of_the_settings_is_told_with_them() -> None:
+    runs = {"momentum": reaching(100, 1.0), "SGD lr 0.1": reaching(150, 1.0)}
+    for record, momentum in zip(runs.values(), (0.9, 0.0), strict=True):
+        record.run["optimizers"] = [{"class": "SGD", "groups": [{"lr": 0.1, "momentum": momentum}]}]
+        record.run.pop("batch_size", None)
+    assert apart(compare(runs)) == {"momentum": "SGD lr 0.1 momentum 0.9"}
