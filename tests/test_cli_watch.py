@@ -333,6 +333,7 @@ def test_more_runs_than_fit_are_counted(tmp_path: Path) -> None:
 def test_the_shares_are_those_of_the_work(tmp_path: Path) -> None:
     """work_ito = 1.25 drop, work_anti_ito = drop: 0.8 useful, 0 bouncing; the rest is noise."""
     record = going(200)
+    del record.run["samples_without_replacement"]  # of independent batches
     record.save(tmp_path)
     view = watch_view.of_run(tmp_path, record, watching.fit_state(record, tmp_path), rows=3)
     shares = dict(view.shares)
