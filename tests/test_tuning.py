@@ -366,3 +366,42 @@ def test_momentum_gathers_what_batches_of_an_epoch_have_in_common(each: int, nes
     assert math.isnan(tuning.step_headroom.value), "there is no curvature to be told"
     plain = Tuning(found, run)
     assert abs(plain.noise_share.value - truth) > 4 * plain.noise_share.standard_error, "taken for independent"
+
+
+FAMILY = {
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.8, 0.999), eps=30.0),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, betas=(0.8, 0.999), eps=30.0, weight_decay=0.0),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=1e-3, betas=(0.8, 0.999), eps=30.0),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.8, eps=30.0),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_optimizers_that_average_gradients_gather_it_too(name: str) -> None:
+    """torch's own steps on a linear loss, 20 batches an epoch; eps is so large that the mobility hardly changes."""
+    draw, each = torch.Generator().manual_seed(3), 20
+    data = torch.randn(4 * each, 200, generator=draw, dtype=torch.float64)
+    weight = torch.nn.Parameter(torch.zeros(200, dtype=torch.float64))
+    optimizer, mean = FAMILY[name]([weight]), data.mean(0) - 0.3
+    forces, updates = [], []
+    for _ in range(200):
+        for rows in torch.randperm(len(data), generator=draw).view(each, 4):
+            before, weight.grad = weight.detach().clone(), data[rows].mean(0) - 0.3
+            optimizer.step()
+            forces.append(-weight.grad)
+            updates.append(weight.detach() - before)
+    f, u = torch.stack(forces), torch.stack(updates)
+    work, anti = (f * u).sum(1), torch.cat([(f[1:] * u[:-1]).sum(1), torch.zeros(1, dtype=f.dtype)])
+    stratonovich = (anti + torch.cat([work[:-1], torch.zeros(1, dtype=f.dtype)])) / 2
+    sums = {"work_ito": work, "work_anti_ito": anti, "work_stratonovich": stratonovich, "loss_drop": -(u @ mean)}
+    at = np.arange(each, len(u) + 1, each)
+    found = {key: column.cumsum(0).numpy()[at - 1] for key, column in sums.items()}
+    found |= {"step": at, "loss_drop_se": np.zeros(len(at))}
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in optimizer.defaults.items() if k != "foreach"}
+    run = {"optimizers": [{"class": name, "groups": [settings]}], "batch_size": 4}
+    tuning = Tuning(found, run | {"samples_without_replacement": len(data)})
+    truth = float(((f + mean) * u).sum() / work.sum())
+    assert abs(tuning.noise_share.value - truth) < 4 * tuning.noise_share.standard_error
+    assert math.isnan(tuning.step_headroom.value), "there is no curvature to be told"
+    plain = Tuning(found, run).noise_share
+    assert abs(plain.value - truth) > 4 * plain.standard_error, "taken for independent"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 _MOST = 0.5  # of an epoch in a step: beyond it next to nothing is left of the noise
 _LEAST = 1e-4  # of the first weight: what is less is left out
 _MOMENTUM = {"SGD": "momentum", "RMSprop": "momentum"}
-_AVERAGING = ("Adam", "AdamW", "RAdam", "Adamax", "NAdam")  # their first beta is the momentum
+_AVERAGING = ("Adam", "AdamW", "RAdam", "Adamax")  # their first beta is the momentum; NAdam's changes with the step
 
 
 class Parts(NamedTuple):
@@ -36,14 +36,21 @@ INDEPENDENT = Parts(1.0, 0.0)
 
 def share_of_epoch(run: Mapping[str, Any]) -> float:
     """q: of the samples that an epoch sees once each; 0 where they may come again, and where it is not known."""
-    there, size = run.get("samples_without_replacement"), run.get("batch_size")
-    if size:
-        alike = "ModelParallel" in str(run.get("strategy"))  # whose processes may share their data
-        size *= (run.get("accumulate_grad_batches") or 1) * (1 if alike else run.get("world_size") or 1)
-    else:
-        size = run.get("samples_per_step")
+    there, factors = run.get("samples_without_replacement"), batch_factors(run)
+    size = math.prod(factors) if factors else run.get("samples_per_step")
     share = size / there if size and there else 0.0
     return share if 0.0 < share <= _MOST else 0.0
+
+
+def batch_factors(run: Mapping[str, Any]) -> list[int]:
+    """Of a step's batch: one process's, those accumulated, processes with data of their own; empty where not known."""
+    size = run.get("batch_size")
+    if not size or size < 0:
+        return []
+    processes = run.get("world_size")
+    alike = "ModelParallel" in str(run.get("strategy"))  # whose processes may share their data
+    others = [run.get("accumulate_grad_batches") or 1, processes if isinstance(processes, int) and not alike else 1]
+    return [size, *(factor for factor in others if factor > 1)]
 
 
 def parts_of_balance(run: Mapping[str, Any]) -> Parts:
@@ -81,4 +88,4 @@ def _momentum(name: Any, group: Mapping[str, Any]) -> tuple[float, bool]:
     else:
         beta = math.nan
     known = isinstance(beta, int | float) and not isinstance(beta, bool)
-    return (float(beta) if known else math.nan), bool(group.get("nesterov")) or name == "NAdam"
+    return (float(beta) if known else math.nan), bool(group.get("nesterov"))

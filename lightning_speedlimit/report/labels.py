@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.drawn import batch_factors
 from lightning_speedlimit.words import one_line
 
 _LONGEST = 200  # characters
@@ -45,29 +46,18 @@ def _batch(run: Mapping[str, Any]) -> str:
     found = effective_batch(run)
     if found is None:
         return ""
-    factors = [factor for factor in _factors(run) if factor]
+    factors = [factor for factor in batch_factors(run) if factor]
     parts = f" ({' x '.join(map(str, factors))})" if len(factors) > 1 and math.prod(factors) == found else ""
     return f", batch {found:g}{parts}" if found < 1e6 else f", batch {found:,.0f}{parts}"
 
 
 def effective_batch(run: Mapping[str, Any]) -> float | None:
     """Samples of a step: batch × accumulated batches × processes; else what was counted; None where neither tells."""
-    factors = _factors(run)
+    factors = batch_factors(run)
     counted = _number(run.get("samples_per_step"))
     if factors and not (counted > 0 and not 0.8 < math.prod(factors) / counted < 1.25):  # last batches are smaller
         return math.prod(factors)
     return counted if counted > 0 else None
-
-
-def _factors(run: Mapping[str, Any]) -> list[int]:
-    """Of the batch: one process's, those accumulated, processes with data of their own."""
-    size = run.get("batch_size")
-    if not size or size < 0:
-        return []
-    processes = run.get("world_size")
-    alike = "ModelParallel" in str(run.get("strategy"))  # whose processes may share their data
-    others = [run.get("accumulate_grad_batches") or 1, processes if isinstance(processes, int) and not alike else 1]
-    return [size, *(factor for factor in others if factor > 1)]
 
 
 def peak_rates(record: RunRecord, step: float = math.inf) -> list[float]:
