@@ -30,6 +30,7 @@ from lightning_speedlimit.words import number
 
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
+_TRIED = ("SGD", "Adam", "AdamW")  # optimizers that the headroom was followed with
 _SAME_BATCH = 0.02  # relative: the mean batch of a run whose last ones are smaller
 _NOMINAL = 0.2  # relative: how far the mean may be from the batch that was set
 _CHANGED = 0.9  # a learning rate that fell below this share of its peak, or began there
@@ -81,11 +82,13 @@ class Advice:
     """By size; empty where B_c is not known."""
     cautions: tuple[str, ...]
     """What the numbers do not hold for."""
+    rate_tried: bool = True
+    """Whether rates times the headroom were tried with its optimizers; of others no rate is advised."""
 
     @property
     def rate_multiple(self) -> float:
         """What to multiply the learning rate by, 1: the headroom, 4 at most; NaN where that is not told above 1."""
-        return _rate_multiple(self.step_headroom)
+        return _rate_multiple(self.step_headroom) if self.rate_tried else math.nan
 
 
 def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:
@@ -129,6 +132,7 @@ def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:
         **found,
         at_batches=tuple(_at(m, last, (batch, mean), ratio, timed) for m in multiples if not m * batch < 1),
         cautions=tuple(cautions),
+        rate_tried=all(o.get("class") in _TRIED for o in record.run.get("optimizers") or ()),
     )
 
 

@@ -247,6 +247,15 @@ def test_a_higher_rate_is_named_where_the_headroom_is_told_above_one() -> None:
         assert "Try the learning rate" not in all_text(run(), untold)
 
 
+def test_no_rate_is_advised_of_optimizers_that_it_was_not_tried_with() -> None:
+    record = run()
+    assert math.isfinite(advise(record).rate_multiple)
+    record.run["optimizers"][0]["class"] = "Muon"
+    found = advise(record)
+    assert math.isnan(found.rate_multiple)
+    assert math.isfinite(found.step_headroom.value)
+
+
 def test_a_higher_rate_in_one_sentence() -> None:
     found = replace(advise(run()), step_headroom=Tuned(3.8, 0.71))
     assert rate(found) == "Step headroom 3.8 ± 0.71: try the learning rate times 3.8."
