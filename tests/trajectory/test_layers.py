@@ -113,3 +113,27 @@ def test_a_layer_that_is_lost_takes_no_other_with_it() -> None:
     assert found["good"]["displacement"] == pytest.approx(0.2, rel=EXACT)
     assert found["good"]["work_ito"] == pytest.approx(0.4, rel=EXACT)
     assert math.isnan(found["bad"]["displacement"])
+
+
+@pytest.mark.parametrize("options", [{"measure_every_n_steps": 4}, {"coordinates": 600}])
+def test_errors_do_not_depend_on_layers(options: dict[str, Any]) -> None:
+    """Of one group they are added up before they are propagated."""
+
+    def run(layers: bool) -> dict[str, float]:
+        draw = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.zeros(2000, dtype=torch.float64)) for _ in range(3)]
+        optimizer = SGD(parameters, lr=0.1)
+        names = {id(p): f"layer {i}" for i, p in enumerate(parameters)}
+        meter = TrajectoryMeter(optimizer, layer_of=(lambda p: names[id(p)]) if layers else None, **options)
+        for _ in range(40):
+            for p in parameters:
+                p.grad = torch.randn(2000, generator=draw, dtype=torch.float64) + 0.3
+            meter.record_loss(torch.tensor(1.0))
+            optimizer.step()
+        return meter.compute()
+
+    apart, together = run(layers=True), run(layers=False)
+    told = [name for name, value in together.items() if name.endswith("_se") and math.isfinite(value) and value > 0]
+    assert {"action_se", "work_ito_se", "kinematic_efficiency_se"} <= set(told)
+    for name in told:
+        assert apart[name] == pytest.approx(together[name], rel=1e-6), name
