@@ -107,6 +107,13 @@ def figure(columns: int = 1, rows: int = 1, *, width: float = 4.2, height: float
             plt.close(drawn)
 
 
+def save_picture(drawn: Figure, path: Path) -> None:
+    drawn.savefig(path, metadata={"Software": None})
+    with Image.open(path) as image:
+        few = image.convert("RGB").quantize(192)  # a third of the bytes, no less to see
+    few.save(path, optimize=True)
+
+
 class Report:
     """The result of one experiment: NAME.json and NAME.png in a folder, and a table on the terminal."""
 
@@ -133,10 +140,7 @@ class Report:
         path = self._output / f"{self.name}.json"
         path.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         picture = path.with_suffix(".png")
-        drawn.savefig(picture, metadata={"Software": None})
-        with Image.open(picture) as image:
-            few = image.convert("RGB").quantize(192)  # a third of the bytes, no less to see
-        few.save(picture, optimize=True)
+        save_picture(drawn, picture)
         widths = [max(len(row[i]) for row in self._rows if i < len(row)) for i in range(max(map(len, self._rows)))]
         for row in self._rows:
             print("  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip())

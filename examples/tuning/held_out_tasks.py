@@ -127,14 +127,14 @@ def objects(folder: Path | None) -> Iterator[Problem]:
         convolutions = (*convolution(3, 12, 2), *convolution(12, 24, 2), *convolution(24, 24, 1))
         return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
 
-    parts = [_cifar(folder, f"data_batch_{part}") for part in range(1, 6)]
+    parts = [read_cifar(folder, f"data_batch_{part}") for part in range(1, 6)]
     inputs, targets = (torch.cat([part[which] for part in parts]) for which in (0, 1))
-    held, held_targets = (found[:EVALUATED] for found in _cifar(folder, "test_batch"))
+    held, held_targets = (found[:EVALUATED] for found in read_cifar(folder, "test_batch"))
     task = Task("CIFAR-10, CNN", inputs, targets, scaled(held), held_targets, model, {})
     yield Problem(task, "momentum", 0.05, momentum, cosine, cropped_and_flipped)
 
 
-def _cifar(folder: Path | None, part: str) -> tuple[Tensor, Tensor]:
+def read_cifar(folder: Path | None, part: str) -> tuple[Tensor, Tensor]:
     """(N, 3, 32, 32) uint8 and (N,) int64."""
     if folder is None or not (folder / "cifar10" / f"{part}.bin").exists():
         raise SystemExit(f"wanted cifar10/{part}.bin in the folder that --data names, got --data {folder}")

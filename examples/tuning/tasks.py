@@ -79,7 +79,9 @@ def mnist(folder: Path | None) -> Task:
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 
-    images = [x.flatten(1) for x in (_images(folder, "mnist", "train"), _images(folder, "mnist", "t10k")[:EVALUATED])]
+    images = [
+        x.flatten(1) for x in (read_images(folder, "mnist", "train"), read_images(folder, "mnist", "t10k")[:EVALUATED])
+    ]
     return _pictures(folder, "MNIST, MLP", images, model, {"SGD": 0.1, "Adam": 1e-3})
 
 
@@ -93,7 +95,7 @@ def fashion(folder: Path | None) -> Task:
         )
 
     name = "fashion-mnist"
-    images = [_images(folder, name, "train")[:, None], _images(folder, name, "t10k")[:EVALUATED, None]]
+    images = [read_images(folder, name, "train")[:, None], read_images(folder, name, "t10k")[:EVALUATED, None]]
     return _pictures(folder, "Fashion-MNIST, CNN", images, model, {"SGD": 0.05, "Adam": 1e-3})
 
 
@@ -101,17 +103,17 @@ def _pictures(
     folder: Path | None, name: str, images: list[Tensor], model: Callable[[], nn.Module], rates: dict[str, float]
 ) -> Task:
     part = PUBLISHED[name]
-    labels = [_labels(folder, part, "train"), _labels(folder, part, "t10k")[:EVALUATED]]
+    labels = [read_labels(folder, part, "train"), read_labels(folder, part, "t10k")[:EVALUATED]]
     return Task(name, images[0], labels[0], images[1], labels[1], model, rates)
 
 
-def _images(folder: Path | None, name: str, part: str) -> Tensor:
+def read_images(folder: Path | None, name: str, part: str) -> Tensor:
     """(N, 28, 28) float32, brightness from −0.5 to 0.5."""
     content = _read(folder, name, f"{part}-images-idx3-ubyte")
     return torch.from_numpy(content[16:].reshape(-1, 28, 28).astype(np.float32)) / 255 - 0.5
 
 
-def _labels(folder: Path | None, name: str, part: str) -> Tensor:
+def read_labels(folder: Path | None, name: str, part: str) -> Tensor:
     return torch.from_numpy(_read(folder, name, f"{part}-labels-idx1-ubyte")[8:].astype(np.int64))
 
 
