@@ -77,7 +77,7 @@ def synthesize(folder: Path) -> None:
         for part in ("train", "t10k") if name != "cifar10" else (*range(1, 6), "test_batch"):
             kind = draw.integers(0, CLASSES, MADE_UP, dtype=np.uint8)
             noise = draw.normal(size=(MADE_UP, *shape))
-            pixels = np.clip(128 + 3 * shapes[kind] + 60 * noise, 0, 255).astype(np.uint8)
+            pixels = np.clip(128 + 12 * shapes[kind] + 60 * noise, 0, 255).astype(np.uint8)
             _write(folder / name, part, pixels, kind)
 
 
