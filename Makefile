@@ -1,5 +1,5 @@
 # make demo | test | test-slow | test-browser | test-package | test-gpu | test-matrix | test-ecosystem | modes | docs |
-# make paper | diagnosis | tuning | held-out | bench | clean
+# make paper | diagnosis | tuning | held-out | findings | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -16,7 +16,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
 .PHONY: demo test test-slow test-browser test-package test-gpu test-matrix test-ecosystem modes docs paper diagnosis
-.PHONY: tuning held-out bench clean setup
+.PHONY: tuning held-out findings bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
 
@@ -121,6 +121,14 @@ tuning: $(STAMP)
 # make held-out DATA=folder with mnist/ and cifar10/ as they are published.
 held-out: $(STAMP)
 	$(BIN)/python examples/tuning/held_out.py --data "$(DATA)" --output docs
+
+# What docs/findings.md rests on: hours on one core, less what docs/findings has already; stopped, it goes on where it
+# was. make findings DATA=folder with cifar10/, mnist/ and fashion-mnist/ as published. One alone: FINDINGS=decay
+FINDINGS ?= interval noise_and_batch warm_up decay frontier lazy_or_feature size
+
+findings: $(STAMP)
+	@set -e; at=0; for name in $(FINDINGS); do at=$$((at + 1)); echo "== $$at of $(words $(FINDINGS)): $$name"; \
+		$(BIN)/python examples/findings/$$name.py --data "$(DATA)" --output docs/findings; done
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py --cases a b c d --operations --memory

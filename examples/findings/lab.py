@@ -41,7 +41,9 @@ def begin(description: str | None, parser: argparse.ArgumentParser | None = None
     parser = parser or argparse.ArgumentParser()
     parser.description = description
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", type=Path, metavar="DIR", help="with cifar10/, mnist/, fashion-mnist/ as published")
+    parser.add_argument(
+        "--data", type=_folder, metavar="DIR", help="with cifar10/, mnist/, fashion-mnist/ as published"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("findings_runs"), metavar="DIR", help="default: %(default)s"
     )
@@ -53,6 +55,11 @@ def begin(description: str | None, parser: argparse.ArgumentParser | None = None
     if found.data is None:
         parser.error("wanted --data with the folder of cifar10/, mnist/ and fashion-mnist/, got none; or --quick")
     return Options(found.quick, found.data, found.output, found)
+
+
+def _folder(name: str) -> Path | None:
+    """None for no name, as an empty variable of make hands it in."""
+    return Path(name) if name else None
 
 
 class Lab:

@@ -163,3 +163,13 @@ def test_mean_is_that_of_scipy(shared: SimpleNamespace) -> None:
     assert found.interval() == pytest.approx(wanted)
     assert math.isnan(shared.lab.mean_of([2.0]).error)
     assert shared.lab.mean_of([None]).count == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--data", ""]])
+def test_no_folder_of_data_is_an_error_that_names_the_cure(
+    shared: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["some.py", *arguments])
+    with pytest.raises(SystemExit):
+        shared.lab.begin("Something.")
+    assert "wanted --data" in capsys.readouterr().err
