@@ -126,7 +126,8 @@ def whole_record(
             "work_stratonovich": 1.125 * drop,
             "work_action": 1.25 * drop,
             "efficiency_action": 0.4,
-            "efficiency_lower": 0.3,
+            "efficiency_low": 0.3,
+            "efficiency_drift": 0.4,
             "kinematic_efficiency": 0.5,
             "straightness": 0.7,
             "steadiness": 0.72,
@@ -135,7 +136,7 @@ def whole_record(
             "learning_rate": 0.1,
             "grad_norm": 1.0,
         }
-        record.append(step, row, {"efficiency_lower": "an estimate"})
+        record.append(step, row, {"efficiency_low": "an estimate"})
         record.add_sketch(step, drift * 0.1 * step)
         if clouds:
             layer = {"particles": 64, "wasserstein2": 0.05 * step, "wasserstein2_lower": 0.04 * step}

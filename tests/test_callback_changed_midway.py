@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_speedlimit import SpeedLimit
 
 WORKS = ("work_ito", "work_anti_ito", "work_stratonovich", "work_action", "conversion", "signal_fraction")
-EFFICIENCIES = ("efficiency", "efficiency_lower", "efficiency_action")
+EFFICIENCIES = ("efficiency", "efficiency_low", "efficiency_drift", "efficiency_action")
 
 
 def reasons(callback: SpeedLimit) -> dict[str, str]:

@@ -17,7 +17,8 @@ ROW = {
     "loss": 0.1012,
     "learning_rate": 0.1,
     "efficiency": 0.49,
-    "efficiency_lower": 0.48,
+    "efficiency_low": 0.48,
+    "efficiency_drift": 0.485,
     "efficiency_action": 0.021,
     "kinematic_efficiency": 0.05,
     "straightness": 0.056,
@@ -72,6 +73,16 @@ def test_the_summary_is_the_last_row() -> None:
         summary.loss = 0.0  # type: ignore[misc]
 
 
+def test_a_record_with_the_former_lower_end_shows_without_it() -> None:
+    former = {"efficiency_low": NAN, "efficiency_drift": NAN, "efficiency_lower": 0.47}
+    text = squeezed(summary_of(former, {"efficiency_lower": "a loose end: curvature"}))
+    assert "efficiency 0.490" in text
+    assert "interval" not in text
+    assert "efficiency_lower" not in text
+    assert "0.470" not in text
+    assert "not recorded: efficiency_low, efficiency_drift" in text
+
+
 def test_an_empty_record_is_all_nan() -> None:
     summary = RunRecord().summary()
     assert summary.steps == 0
@@ -113,7 +124,7 @@ def test_the_table_says_the_headline_in_words() -> None:
         "steps 620",
         "loss 0.101",
         "efficiency 0.490 least time for this loss drop / time taken; best 1",
-        "interval [0.480, 0.490]",
+        "interval 0.480 to 0.490 without the batches' random motion; likely 0.485 (estimate)",
         "kinematic efficiency 0.0500 straightness x steadiness",
         "straightness 0.0560",
         "steadiness 0.900",
@@ -148,7 +159,7 @@ def test_undefined_values_and_caveats_have_a_line_each() -> None:
     assert "efficiency is undefined: the loss drop is below two standard errors" in text
     assert "conversion: anticorrelated batches" in text
     assert "not recorded: work_action" in text
-    assert "[0.480, ?]" in text
+    assert "interval 0.480" not in text, "one end is undefined"
 
 
 def test_values_beyond_their_bound_are_explained() -> None:

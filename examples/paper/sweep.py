@@ -35,7 +35,7 @@ MAX_STEPS = 3000
 SEEDS = 3
 FIELDS = (
     "steps",
-    "efficiency_lower",
+    "efficiency_low",
     "efficiency",
     "kinematic_efficiency",
     "straightness",
@@ -45,7 +45,7 @@ FIELDS = (
     "action",
     "displacement",
 )
-RANKED = ("efficiency", "efficiency_lower", "kinematic_efficiency", "conversion", "signal_fraction", "action")
+RANKED = ("efficiency", "efficiency_low", "kinematic_efficiency", "conversion", "signal_fraction", "action")
 RESAMPLINGS = 1999
 FAMILIES = ("SGD", "momentum", "Adam")
 HYPERBOLAS = ("SGD 0.1, 128", "momentum 0.9 0.05, 128", "Adam 0.001, 128")
@@ -277,7 +277,7 @@ def say(report: Report, rows: Sequence[dict[str, Any]], limit: dict[str, float],
         report.say(
             row["name"] + ("" if row["reached"] else " *"),
             f"{row['steps']:.0f}",
-            f"[{row['efficiency_lower']:.2f}, {row['efficiency']:.2f}]",
+            f"[{row['efficiency_low']:.2f}, {row['efficiency']:.2f}]",
             *(f"{row[name]:.3f}" for name in ("kinematic_efficiency", "straightness", "steadiness", "conversion")),
             f"{row['signal_fraction']:.3f}",
             f"{row['action']:.3g}",
@@ -353,7 +353,7 @@ def draw_against_steps(
     for n, family in enumerate(FAMILIES):
         members = [row for row in rows if row["family"] == family]
         if name == "efficiency":
-            lower, upper = _column(members, "efficiency_lower"), _column(members, name)
+            lower, upper = _column(members, "efficiency_low"), _column(members, name)
             axis.vlines(_column(members, "steps"), lower, upper, color=COLOURS[n + 1], lw=1)
             continue
         for key in sorted({(row["batch"], row["momentum"]) for row in members}):

@@ -25,7 +25,8 @@ OUTSIDE_MOVES = (
 # Values that are there only where clouds were measured.
 CLOUDS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")
 COSTS = ("samples", "tokens", "epochs", "seconds")
-_WITHIN = ("gradient_signal", "gradient_noise")  # of what the critical batch is made; its own reason tells
+# Of what the critical batch is made (its own reason tells), and what former versions had.
+_WITHIN = ("gradient_signal", "gradient_noise", "efficiency_lower")
 _MOST_REASONS = 100
 _CHANGED_PLACES = 0.01  # identity_excess above which neurons are said to have changed places
 
@@ -148,11 +149,7 @@ def headline(s: SummaryValues) -> list[Row]:
             _told(s, "efficiency"),
             f"least time {cost} / time taken; best 1",
         ),
-        (
-            "  interval",
-            f"[{number(s.efficiency_lower)}, {number(s.efficiency)}]",
-            "lower end: estimate with batch noise taken out",
-        ),
+        *_interval_row(s),
         (
             "  by action",
             _told(s, "efficiency_action"),
@@ -178,6 +175,15 @@ def headline(s: SummaryValues) -> list[Row]:
         ("signal fraction", _told(s, "signal_fraction"), "share of the work that the next batch confirms"),
         _limit_row(s),
     ]
+
+
+def _interval_row(s: SummaryValues) -> list[Row]:
+    """A line where both ends are defined, else none."""
+    if math.isnan(s.efficiency_low) or math.isnan(s.efficiency):
+        return []
+    ends = f"{number(s.efficiency_low)} to {number(s.efficiency)}"
+    likely = "" if math.isnan(s.efficiency_drift) else f"; likely {number(s.efficiency_drift)} (estimate)"
+    return [("  interval", ends, f"without the batches' random motion{likely}")]
 
 
 def _limit_row(s: SummaryValues) -> Row:

@@ -45,9 +45,15 @@ class SummaryValues:
 
     efficiency: float = _NAN
     """η = Σ (Δθ_i)²/m_i / Q, 1: shortest time between two distributions of weights divided by the time taken,
-    at the entropy production Q; m_i is the accumulated mobility. The upper end of an interval."""
-    efficiency_lower: float = _NAN
-    """[Σ (Δθ_i)²/m_i − N] / Q, 1: as `efficiency` with the minibatch noise N taken out; an estimate."""
+    at the entropy production Q; m_i is the accumulated mobility. Without the random motion that batches cause it is
+    between `efficiency_low` and this."""
+    efficiency_low: float = _NAN
+    """[Σ (Δθ_i)²/m_i − cN/K] / Q, 1: `efficiency` without all the random motion that the batches' noise could cause,
+    N = W + a − 2d ≥ 0 with W = work_ito, a = work_anti_ito, d = loss_drop; c: steady over instantaneous response of the
+    optimizer."""
+    efficiency_drift: float = _NAN
+    """[Σ (Δθ_i)²/m_i − s cN/K] / Q, 1: an estimate between the two, with s ≤ 1 the share of the random motion that
+    curvature leaves, ((1 + 3q)^⅔ − 1)/2q with q = 4K(1 + β)(d − a)/N, β the optimizer's memory."""
     efficiency_action: float = _NAN
     """Σ (Δθ_i)²/m_i / work_action, 1: at most 1 for every run measured at every step."""
     efficiency_se: float = _NAN
@@ -122,9 +128,10 @@ class SummaryValues:
     grad_norm_clipped: float = _NAN
     """‖g_k‖ of the last step as the optimizer got it, loss/parameter."""
 
-    efficiency_lower_se: float = _NAN
-    """Standard errors, in the units of their values; these and those below are finite only where coordinates or steps
-    were sampled."""
+    efficiency_low_se: float = _NAN
+    """Standard errors, in the units of their values; those from `straightness_se` on are finite only where coordinates
+    or steps were sampled."""
+    efficiency_drift_se: float = _NAN
     straightness_se: float = _NAN
     steadiness_se: float = _NAN
     speed_limit_time_se: float = _NAN

@@ -35,7 +35,8 @@ OTHERS = (
     "loss_drop",
     "entropy_production",
     "efficiency",
-    "efficiency_lower",
+    "efficiency_low",
+    "efficiency_drift",
     "efficiency_action",
     "action_se",
     "work_ito_se",
@@ -205,7 +206,8 @@ class Timeline:
         found["entropy_production"] = at(produced)
         for name, divisor in (
             ("efficiency", produced),
-            ("efficiency_lower", produced),
+            ("efficiency_low", produced),
+            ("efficiency_drift", produced),
             ("efficiency_action", self.column("work_action", 0.0)),
         ):
             numerator = self.column(name, 0.0) * divisor

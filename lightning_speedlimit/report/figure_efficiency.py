@@ -42,6 +42,7 @@ _FACTORS = {
     "conversion": "conversion",
     "signal_fraction": "signal fraction",
 }
+_WITHOUT = ("efficiency_low", "efficiency_drift")
 _TITLE = "How close to the speed limit"
 
 
@@ -65,7 +66,7 @@ def efficiency(record: RunRecord) -> Figure:
             for place, (name, label) in enumerate(names.items()):
                 _draw(panel, step, columns[name], first + place, label)
             panel.axhline(1, color=INK, linewidth=0.8, linestyle=LINES[1], zorder=1.5)
-            shown = [columns[name] for name in names] + ([columns["efficiency_lower"]] if panel is upper else [])
+            shown = [columns[name] for name in names] + ([columns[name] for name in _WITHOUT] if panel is upper else [])
             signed_log_axis(panel.yaxis, np.concatenate([*shown, [1.0]]))
             if panel.get_legend_handles_labels()[0]:
                 panel.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
@@ -86,7 +87,7 @@ def _defined(record: RunRecord) -> tuple[Values, dict[str, Values]]:
     rows = found["step"] >= 1
     step = found["step"][rows].astype(np.float64)
     missing = np.full(len(found["step"]), np.nan)
-    names = ("efficiency_lower", *_EFFICIENCIES, *_FACTORS)
+    names = (*_WITHOUT, *_EFFICIENCIES, *_FACTORS)
     columns = {name: drawable(found.get(name, missing)[rows]) for name in names}
     if not any(np.isfinite(columns[name]).any() for name in (*_EFFICIENCIES, *_FACTORS)):
         raise NothingToDraw(
@@ -103,7 +104,7 @@ def _draw(axes: Any, step: Values, values: Values, index: int, label: str) -> No
 
 
 def _draw_interval(axes: Any, step: Values, columns: dict[str, Values]) -> None:
-    low, high = columns["efficiency_lower"], columns["efficiency"]
+    low, high, likely = columns["efficiency_low"], columns["efficiency"], columns["efficiency_drift"]
     if np.isfinite(low).any():
         axes.fill_between(
             step,
@@ -112,8 +113,10 @@ def _draw_interval(axes: Any, step: Values, columns: dict[str, Values]) -> None:
             color=GREY,
             alpha=0.35,
             linewidth=0,
-            label="interval of η (lower end:\nbatch noise taken out)",
+            label="interval of η without\nthe batches' random motion",
         )
+    if np.isfinite(likely).any():
+        axes.plot(step, likely, color=INK, linewidth=0.9, linestyle=LINES[3], label="likely within it (estimate)")
 
 
 def _draw_regimes(upper: Any, lower: Any, regimes: list[Regime]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from lightning_speedlimit.trajectory import losses
 from lightning_speedlimit.trajectory.clipping import UNTOLD, Verdict, verdict
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
+from lightning_speedlimit.trajectory.mobility import UNKNOWN
 from lightning_speedlimit.trajectory.run_totals import Error, RunTotals, SectionTotals, directions
 from lightning_speedlimit.trajectory.stepwise import Stepwise
 from lightning_speedlimit.trajectory.totals import COLUMNS, Part, kind
@@ -27,7 +27,7 @@ _DISAGREED = (
     "differ?): there is no mean over them"
 )
 # What counts c times where gradients were scaled by c and not clipped; and sums whose sign is that of −f.
-_SCALED = ("work_ito", "work_met", "work_anti_ito", "waiting", "noise", "work_action", "work_decay", "weighted")
+_SCALED = ("work_ito", "work_met", "work_anti_ito", "waiting", "work_action", "work_decay", "weighted")
 
 
 def assembled(
@@ -109,13 +109,11 @@ def _sections(
 def _section(part: Part, i: int, host: dict[str, Tensor], told: Verdict) -> SectionTotals:
     section, motion = part.table.sections[i], part.table.motion
     sums = _named(host[f"values {part.key}"][i], told)
-    weight: Any = motion.rates.weight.get(section.group, 0.0)
-    weight = host.get(f"weight {part.key} {section.group}", weight)
     runs = [r for r in motion.runs.current(motion.missing) if r.index == section.group]
     run = next((r for r in runs if not motion.members[r.members.start].gone), runs[0])
     own = "effective" if told.effective else kind(motion, section)
-    gain = math.nan if run.formula is None or own == "effective" else run.formula.noise_gain(run.group)
-    return SectionTotals(section.layer, f"{part.key} {section.group}", own, sums, gain, float(weight))
+    inertia = UNKNOWN if run.formula is None or own == "effective" else run.formula.inertia(run.group)
+    return SectionTotals(section.layer, f"{part.key} {section.group}", own, sums, inertia)
 
 
 def _named(column: Tensor, told: Verdict) -> dict[str, float]:

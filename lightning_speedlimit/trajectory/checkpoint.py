@@ -13,6 +13,7 @@ from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
+from lightning_speedlimit.trajectory.row_sums import SUMS
 from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.sums import Pair
 
@@ -32,7 +33,8 @@ def state_of(recorder: Recorder, reader: Reader) -> dict[str, Any]:
 
 
 def load(recorder: Recorder, reader: Reader, state: dict[str, Any]) -> None:
-    """Raises ValueError where the state is of other optimizers or parameters."""
+    """Raises ValueError where the state is of other optimizers or parameters, or of sampled steps with other sums."""
+    _check_sums(state)
     followers = recorder.followers
     if len(state["followers"]) != len(followers):
         raise ValueError(f"the saved measurement is of {len(state['followers'])} optimizers, got {len(followers)}")
@@ -46,6 +48,17 @@ def load(recorder: Recorder, reader: Reader, state: dict[str, Any]) -> None:
     reader.stepwise.load_state_dict(state["stepwise"])
     reader.coordinates = state["coordinates"]
     recorder.failure = state["failure"]
+
+
+def _check_sums(state: dict[str, Any]) -> None:
+    """A former version had one sum more. It is left out, but not where each sampled step has a row of them."""
+    samples = state["joint"]["samples"]
+    for row in (*state["stepwise"]["last"], *(() if samples is None else samples)):
+        if len(row) != len(SUMS):
+            raise ValueError(
+                f"the saved measurement is of sampled steps with {len(row)} sums each, got a version with {len(SUMS)}: "
+                "resume with the version that it was saved by, or measure anew"
+            )
 
 
 def _follower_state(follower: Follower) -> dict[str, Any]:
@@ -83,7 +96,6 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "sums": {name: total.host() for name, total in motion.sums.known.items()},
         "moves": motion.moves.sums.host(),
         "waiting": motion.waiting,
-        "rates": motion.rates.state_dict(),
     }
 
 
@@ -138,10 +150,10 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
     motion.moves.origin, motion.mobility.averages = origin, averages
     motion.mobility.m, motion.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))
     for name, value in entry["sums"].items():
-        motion.sums.load(name, value)
+        if name in SUMS:  # a former version had one more
+            motion.sums.load(name, value)
     motion.moves.sums.load_(entry["moves"])
     motion.waiting = entry["waiting"]
-    motion.rates.load_state_dict(entry["rates"])
 
 
 def _pair(motion: Motion, saved: tuple[Tensor, Tensor, int] | None) -> Pair | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
+from lightning_speedlimit.trajectory.random_motion import random_motion
 from lightning_speedlimit.trajectory.run_totals import NAN, Error, RunTotals, added, ratio
 
 Estimator = Literal["loss_drop", "ito", "stratonovich", "anti_ito", "action"]
@@ -61,7 +62,7 @@ class Estimates:
     def _works(self) -> None:
         run, values = self.run, self.values
         if run.sum("work_met") == 0.0 and run.sum("work_anti_ito") == 0.0:
-            unmet = ("work_anti_ito", "work_stratonovich", "signal_fraction")
+            unmet = ("work_anti_ito", "work_stratonovich", "signal_fraction", *WITHOUT_RANDOM_MOTION)
             values |= dict.fromkeys(unmet, NAN)
             self._say(unmet, "no step has met the next gradient yet")
         if values["gradient_signal"] == 0.0 and values["gradient_noise"] == 0.0:
@@ -110,36 +111,25 @@ class Estimates:
         elif produced <= 0.0:
             why = f"{name} is not positive ({produced:.3g}): there is no entropy production to divide by"
         if why is not None:
-            values |= dict.fromkeys(("efficiency", "efficiency_lower"), NAN)
-            self._say(("efficiency", "efficiency_lower"), why)
+            values |= dict.fromkeys(EFFICIENCIES, NAN)
+            self._say(EFFICIENCIES, why)
         if any(s.kind == "effective" and not s.sums["work_ito"] > 0.0 for s in self.run.sections):
-            self._say(
-                ("efficiency", "efficiency_lower", "efficiency_action"), "an effective mobility needs positive work_ito"
-            )
-        if math.isnan(values["efficiency_lower"]):
-            unknown = ", ".join(self.run.no_formula)
-            self._say(("efficiency_lower",), f"the noise's share is unknown for {unknown or 'this run'}")
-        self._caveats()
+            self._say((*EFFICIENCIES, "efficiency_action"), "an effective mobility needs positive work_ito")
+        if math.isnan(values["efficiency_low"]):
+            self._say(WITHOUT_RANDOM_MOTION, self._why_no_random_motion())
+        if math.isfinite(values["efficiency"]) and any(s.kind == "effective" for s in self.run.sections):
+            names = ", ".join(self.run.no_formula) or "clipping by value"
+            self._say(("efficiency",), f"with the effective mobility of {names}: kinematic efficiency / conversion")
         if not math.isfinite(values["work_action"]) and math.isfinite(values["work_ito"]):
             self._drop(("work_action", "efficiency_action"), "weights moved in a step whose gradient was clipped to 0")
         if values["work_action"] == 0.0:
             self._say(("efficiency_action",), "the weights have not moved")
 
-    def _caveats(self) -> None:
-        """What to know of a defined efficiency: an effective mobility; curvature that passed for noise.
-
-        To second order in the step n = (f_k − f_{k+1})·u_k is batch noise + u·H·u, and loss_drop − work_anti_ito
-        is half of u·H·u.
-        """
-        values = self.values
-        if math.isfinite(values["efficiency"]) and any(s.kind == "effective" for s in self.run.sections):
-            names = ", ".join(self.run.no_formula) or "clipping by value"
-            self._say(("efficiency",), f"with the effective mobility of {names}: kinematic efficiency / conversion")
-        taken = self.run.sum("work_met") - values["work_anti_ito"]
-        curvature = ratio(2.0 * (values["loss_drop"] - values["work_anti_ito"]), taken)
-        if values["efficiency_lower"] < values["efficiency"] and curvature > 0.5:
-            why = "a loose end: more than half of what was taken out as noise is curvature (bouncing)"
-            self._say(("efficiency_lower",), why)
+    def _why_no_random_motion(self) -> str:
+        if math.isnan(self.values["loss_drop"]):
+            return f"the noise in the work is told by the loss drop: {self.reasons.get('loss_drop', 'it is NaN')}"
+        unknown = ", ".join(self.run.no_formula)
+        return f"the random motion is unknown for {unknown or 'this run'}"
 
     def _standard_errors(self, known: dict[str, float]) -> None:
         """√Σ over the errors' directions of the change of each value: linearised, by central differences."""
@@ -151,7 +141,7 @@ class Estimates:
             for name in variances:
                 change = (up[name] - down[name]) / (2.0 * _SHIFT)
                 variances[name] += change * change
-        named = WITH_ERRORS if self.run.sampled else ("conversion", "efficiency")
+        named = WITH_ERRORS if self.run.sampled else ("conversion", *EFFICIENCIES)
         for name in named:
             error_of = math.sqrt(variances[name]) if not self.run.unspread or not self.run.sampled else NAN
             error_of = 0.0 if name == "work_decay" and self.values[name] == 0.0 else error_of  # not even by rounding
@@ -178,6 +168,8 @@ _SHIFT = 1e-3  # of one standard error: linear to 1e-6 of it at most, and roundi
 NOTICED = 1e-6  # of the path length: moves below are rounding
 _TINY = 2.0**-166  # float32's smallest normal number over the scale of its products
 _SMALL = 1e-22  # well above the square root of it
+WITHOUT_RANDOM_MOTION = ("efficiency_low", "efficiency_drift")
+EFFICIENCIES = ("efficiency", *WITHOUT_RANDOM_MOTION)
 WORKS = (
     "work_ito",
     "work_anti_ito",
@@ -185,8 +177,7 @@ WORKS = (
     "work_action",
     "conversion",
     "signal_fraction",
-    "efficiency",
-    "efficiency_lower",
+    *EFFICIENCIES,
     "efficiency_action",
 )
 GRADIENTS = ("gradient_signal", "gradient_noise")
@@ -214,7 +205,8 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
 
     D, ℓ, A; straightness D²/ℓ², steadiness ℓ²/(τA), their product, τ_SL = D²/A; the estimates of Q;
     Σ g_k·g_{k−1} and Σ (‖g_k‖² − g_k·g_{k−1}); conversion = loss_drop/work_ito, signal = anti_ito/ito;
-    η = Σ (Δθ_i)²/m_i / Q, its lower end with the diffusion taken out, and with Q = work_action, ≤ 1.
+    η = Σ (Δθ_i)²/m_i / Q; its low end and the drift's estimate, with random motion taken out; and with Q = work_action,
+    ≤ 1.
     """
     loss, elapsed = run.loss, run.elapsed
     squared, net = run.sum("displacement_squared"), run.sum("net_squared")
@@ -224,6 +216,7 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
     drop = NAN if loss is None else loss.value + run.sum("l2_drop")
     work_action = added(s.work_action for s in run.sections)
     numerator = added(s.numerator(run.steps) for s in run.sections)
+    random = random_motion(run, drop)
     works = {
         "work_ito": ito,
         "work_anti_ito": anti,
@@ -259,7 +252,8 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
             "signal_fraction": ratio(anti, met),
             "entropy_production": produced,
             "efficiency": ratio(numerator, produced),
-            "efficiency_lower": ratio(numerator - added(s.noise for s in run.sections), produced),
+            "efficiency_low": ratio(numerator - random.most, produced),
+            "efficiency_drift": ratio(numerator - random.left, produced),
             "efficiency_action": ratio(numerator, work_action),
         }
     )

@@ -42,14 +42,12 @@ class Membership:
         self._candidates = self._unknown()
         owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         for motion in self.motions:
-            before = [member.group for member in motion.members]
             for member, parameter in zip(motion.members, motion.coordinates.parameters, strict=True):
                 index = owner.get(id(parameter))
                 if index is None and not member.gone:
                     member.options = {k: v for k, v in held[member.group].items() if k != "params"}
                 member.gone = index is None
                 member.group = member.group if index is None else index
-            motion.rates.regroup(before)
             motion.runs.forget()
         return True
 

@@ -222,11 +222,11 @@ class TrajectoryMeter:
     def compute(self) -> dict[str, float]:
         """All numbers of the run up to now, by their names; NaN where undefined, with `reasons`. One sync.
 
-        Ends the joint step. Keys: efficiency, efficiency_lower, efficiency_action, kinematic_efficiency,
-        straightness, steadiness, conversion, signal_fraction (no unit); displacement, net_displacement, path_length,
-        step_norm, moved_outside (parameter unit); action (parameter²/clock); loss_drop, entropy_production, work_… ,
-        loss (loss unit); gradient_signal, gradient_noise ((loss/parameter)²); grad_norm, grad_norm_clipped
-        (loss/parameter); elapsed, speed_limit_time (clock); learning_rate; …_se.
+        Ends the joint step. Keys: efficiency, efficiency_low, efficiency_drift, efficiency_action,
+        kinematic_efficiency, straightness, steadiness, conversion, signal_fraction (no unit); displacement,
+        net_displacement, path_length, step_norm, moved_outside (parameter unit); action (parameter²/clock); loss_drop,
+        entropy_production, work_… , loss (loss unit); gradient_signal, gradient_noise ((loss/parameter)²); grad_norm,
+        grad_norm_clipped (loss/parameter); elapsed, speed_limit_time (clock); learning_rate; …_se.
         """
         return self.measure(sketch=False)[0]
 

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,19 +27,33 @@ RESPONSE = "response so far"  # B_k: memory that the meter keeps for a formula, 
 CUSTOM = "registered mobility"
 
 
+class Inertia(NamedTuple):
+    """How an update spreads a force over the steps after it.
+
+    gain: c, steady over instantaneous response. memory: β, the share of an update that the next one keeps. Without
+    memory 1 and 0.
+    """
+
+    gain: float
+    memory: float
+
+
+UNKNOWN = Inertia(math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class Formula:
     """How one optimizer class answers a force.
 
     evaluate(group, state, stretch, out) → numerator; `stretch` holds the state entries named by
     `coordinates(group)`, flat and cut to the stretch.
-    noise_gain(group): c = steady over instantaneous response (1 where the update has no memory).
+    inertia(group): how it spreads a force over steps.
     before: the state entry that has to be read before the step.
     """
 
     evaluate: Callable[[Group, State, Mapping[str, Tensor], Tensor | None], Scalar]
     coordinates: Callable[[Group], tuple[str, ...]]
-    noise_gain: Callable[[Group], float]
+    inertia: Callable[[Group], Inertia]
     before: str | None = None
 
 
@@ -181,38 +195,41 @@ def _custom(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tens
     return 1.0
 
 
-def _no_gain(group: Group) -> float:
-    return 1.0
+def _without_memory(group: Group) -> Inertia:
+    return Inertia(1.0, 0.0)
 
 
-def _sgd_gain(group: Group) -> float:
-    """1/(1−β); with Nesterov the instantaneous response is 1 + β, so 1/(1−β²)."""
+def _momentum_inertia(group: Group) -> Inertia:
+    """c = 1/(1−β); with Nesterov the instantaneous response is 1 + β, so 1/(1−β²)."""
     momentum = float(group["momentum"])
-    return 1.0 / (1.0 - momentum**2) if group["nesterov"] else 1.0 / (1.0 - momentum)
+    return Inertia(1.0 / (1.0 - momentum**2) if group.get("nesterov") else 1.0 / (1.0 - momentum), momentum)
 
 
-def _beta1_gain(group: Group) -> float:
-    return 1.0 / (1.0 - float(group["betas"][0]))
+def _beta1_inertia(group: Group) -> Inertia:
+    beta1 = float(group["betas"][0])
+    return Inertia(1.0 / (1.0 - beta1), beta1)
 
 
 _BUILT_IN: dict[type[Optimizer], Formula] = {
-    torch.optim.SGD: Formula(_sgd, lambda group: (), _sgd_gain),
+    torch.optim.SGD: Formula(_sgd, lambda group: (), _momentum_inertia),
     torch.optim.RMSprop: Formula(
         _rmsprop,
         lambda group: ("square_avg", "grad_avg") if group["centered"] else ("square_avg",),
-        lambda group: 1.0 / (1.0 - float(group["momentum"])) if group["momentum"] else 1.0,
+        _momentum_inertia,
     ),
     torch.optim.Adam: Formula(
-        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_gain
+        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_inertia
     ),
     torch.optim.AdamW: Formula(
-        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_gain
+        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_inertia
     ),
-    torch.optim.NAdam: Formula(_nadam, lambda group: ("exp_avg_sq",), _beta1_gain),
-    torch.optim.RAdam: Formula(_radam, lambda group: ("exp_avg_sq",), _beta1_gain),
-    torch.optim.Adamax: Formula(_adamax, lambda group: ("exp_inf",), _beta1_gain),
-    torch.optim.Adagrad: Formula(_adagrad, lambda group: ("sum",), _no_gain),
-    torch.optim.Adadelta: Formula(_adadelta, lambda group: ("square_avg", "acc_delta"), _no_gain, before="acc_delta"),
+    torch.optim.NAdam: Formula(_nadam, lambda group: ("exp_avg_sq",), _beta1_inertia),
+    torch.optim.RAdam: Formula(_radam, lambda group: ("exp_avg_sq",), _beta1_inertia),
+    torch.optim.Adamax: Formula(_adamax, lambda group: ("exp_inf",), _beta1_inertia),
+    torch.optim.Adagrad: Formula(_adagrad, lambda group: ("sum",), _without_memory),
+    torch.optim.Adadelta: Formula(
+        _adadelta, lambda group: ("square_avg", "acc_delta"), _without_memory, before="acc_delta"
+    ),
 }
 _REGISTERED: dict[type[Optimizer], MobilityFunction] = {}
 
@@ -246,7 +263,7 @@ def formula(optimizer: Optimizer, group: Group) -> Formula | None:
     A subclass has its parent's formula as long as it keeps the parent's `step`.
     """
     if registered(optimizer) is not None:
-        return Formula(_custom, lambda group: (CUSTOM,), _no_gain)
+        return Formula(_custom, lambda group: (CUSTOM,), _without_memory)
     owner = next((c for c in type(optimizer).__mro__ if c in _BUILT_IN), None)
     if owner is None or _plain_step(type(optimizer)) is not _plain_step(owner):
         return None

@@ -25,7 +25,7 @@ from lightning_speedlimit.trajectory.decay import remove_decay
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.moves import Moves
 from lightning_speedlimit.trajectory.overlap import Overlap
-from lightning_speedlimit.trajectory.rates import GroupRates, over
+from lightning_speedlimit.trajectory.rates import over, rows_of_groups
 from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
@@ -77,7 +77,6 @@ class Motion:
         self.decayed = coordinates.row()  # −f·θ_k
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
         self.waiting = False  # `update` has met no gradient yet
-        self.rates = GroupRates(members, coordinates)
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
         self.scratch = coordinates.scratch(), coordinates.scratch()
@@ -176,7 +175,7 @@ class Motion:
         self.waiting = True
 
     def _add_met(self, valid: Tensor | None, *, measured: bool) -> None:
-        """f_k·u_k, f_{k+1}·u_k and n_k of the update that waited."""
+        """f_k·u_k and f_{k+1}·u_k of the update that waited."""
         if not self._met:
             return
         met, anti = masked(self.last, valid), masked(self.anti, valid)
@@ -184,15 +183,10 @@ class Motion:
         self.sums.add("work_anti_ito", anti)
         if self.overlap is not None:
             self.overlap.add(self.sums, valid)
-        noise = anti - met
-        for index, rows in self.rates.rows():
-            self.sums.add("noise", noise if rows is None else noise[rows], self.rates.of(index), rows)
-        self.rates.met(valid)
         self._met, self.waiting = False, valid is not None
         if valid is not None and not measured:  # no update takes its place: it must not meet another gradient
             for waited in (self.update, self.last):
                 torch.where(valid, torch.zeros_like(waited), waited, out=waited)
-            self.rates.forget(valid)
 
     def _count_unmeasured(self) -> None:
         """What a response so far remembers of a step that is not measured."""
@@ -264,11 +258,11 @@ class Motion:
             self.sums.begin("free_squares", "squares")  # what went before had no decay
             self.sums.add("free_squares", masked(self.free, valid))
         self.sums.add("squares", self.squares)
-        self.rates.take(rates, valid)
         if self.per_rate:
-            for index, rows in self.rates.rows():
+            for index, rows in rows_of_groups(self.members, self.coordinates):
                 own = self.squares if rows is None else self.squares[rows]
-                self.sums.add("action", over(own, self.rates.of(index)), rows=rows)
+                rate = rates[index] if index < len(rates) else 0.0  # of a group that is gone, which does not move
+                self.sums.add("action", over(own, rate), rows=rows)
 
     def share_path(self, norm: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that all of the joint step is known."""

@@ -118,7 +118,7 @@ class Reader:
                 table = Table(motion, joint.factor, buckets, current=follower.took_part)
                 if self._sharded:  # a process may hold small parameters alone, and draw nothing of them
                     none = motion.coordinates.weights.new_zeros(len(COLUMNS), len(COLUMNS))
-                    table.covariances = {group: none for group, _ in motion.rates.rows()} | table.covariances
+                    table.covariances = {member.group: none for member in motion.members} | table.covariances
                 parts.append(Part(f"{f} {m}", f"{f}", follower.changes, type(follower.optimizer).__name__, table))
             if follower.changes.stats is not None:
                 mail.put(f"changes {f}", follower.changes.stats, share)

@@ -17,7 +17,6 @@ SUMS = (
     "free_squares",  # Σ ‖u‖², u without decoupled decay, where there is one
     "work_met",  # Σ −f_k·u_k over the steps whose next gradient is known
     "work_anti_ito",  # Σ −f_{k+1}·u_k over those steps
-    "noise",  # Σ lr_k (f_k − f_{k+1})·u_k over those steps, with this sign
     "l2_drop",  # ½w Σ (‖θ_{k+1}‖² − ‖θ_k‖²)
     "work_action",  # Σ u²/μ
     "work_decay",  # Σ f_k·v_k of decoupled decay, v = −lr w θ_k; with this sign

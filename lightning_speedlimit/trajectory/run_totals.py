@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.losses import LossDrop
+from lightning_speedlimit.trajectory.mobility import Inertia
 from lightning_speedlimit.trajectory.totals import Kind
 
 NAN = math.nan
@@ -20,17 +21,16 @@ NAN = math.nan
 class SectionTotals:
     """Sums over the run of one group and layer; see `row_sums.SUMS`. Squares in parameter², works in loss units.
 
-    group: which parameters share one effective mobility and one estimate of the noise, whatever their layers.
+    group: which parameters share one effective mobility and one inertia, whatever their layers.
     sums: with "work_ito", "displacement_squared", "free_displacement_squared", "weighted" = Σ (Δθ_i)²/m_i.
-    noise_gain: c, steady over instantaneous response (NaN where unknown). noise_weight: Σ lr_k.
+    inertia: how the group's optimizer spreads a force over steps.
     """
 
     layer: str
     group: str
     kind: Kind
     sums: dict[str, float]
-    noise_gain: float
-    noise_weight: float
+    inertia: Inertia
 
     def numerator(self, steps: float) -> float:
         """Σ (Δθ_i)²/m_i; an effective mobility Σ‖u‖²/work_ito has m = steps × it. NaN where work_ito ≤ 0."""
@@ -49,15 +49,6 @@ class SectionTotals:
     def work_action(self) -> float:
         """Σ u²/μ, which is work_ito where μ is the effective one."""
         return self.sums["work_ito"] if self.kind == "effective" else self.sums["work_action"]
-
-    @property
-    def noise(self) -> float:
-        """N = c Σ lr_k n_k / Σ lr_k, with Σ n_k clamped to [0, work_ito]."""
-        raw = self.sums["work_met"] - self.sums["work_anti_ito"]
-        if raw <= 0.0 or self.noise_weight <= 0.0:
-            return NAN if math.isnan(raw) else 0.0
-        clamped = min(raw, max(0.0, self.sums["work_ito"]))
-        return self.noise_gain * max(0.0, self.sums["noise"]) / self.noise_weight * clamped / raw
 
 
 @dataclass(frozen=True)

@@ -178,9 +178,6 @@ class Part:
         table, motion = self.table, self.table.motion
         mail.put(f"values {self.key}", table.values, share)
         mail.put_sum(f"moves {self.key}", motion.moves.sums, share)
-        for index, weight in motion.rates.weight.items():
-            if isinstance(weight, Tensor):
-                mail.put(f"weight {self.key} {index}", weight)
         for group, matrix in table.covariances.items():
             mail.put(f"covariance {self.key} {group}", matrix, share)
 

@@ -35,7 +35,7 @@ KNOWN = {
 FIELDS = ("steps", "kinematic_efficiency", "straightness", "steadiness", "conversion")
 RANKED = (
     "efficiency",
-    "efficiency_lower",
+    "efficiency_low",
     "kinematic_efficiency",
     "conversion",
     "signal_fraction",
@@ -136,7 +136,7 @@ def test_quick_result_is_complete(quick: dict[str, Any]) -> None:
         assert row["reached"]
         assert 0 < row["kinematic_efficiency"] <= 1
         assert row["kinematic_efficiency"] == pytest.approx(row["straightness"] * row["steadiness"], rel=1e-5)
-        assert row["efficiency_lower"] <= row["efficiency"]
+        assert row["efficiency_low"] <= row["efficiency"]
     assert quick["results"]["full_batch"]["conversion"] == pytest.approx([1, 1], abs=0.01)  # O(lr²), lr ≤ 0.2
 
 
@@ -241,7 +241,7 @@ def test_the_pages_figures_stand_in_the_result_file(full: dict[str, Any]) -> Non
     for name, row in rows(full).items():
         cells = [
             f"| {name} | {row['steps']:.0f} ± {row['steps_se']:.0f} | "
-            f"{row['efficiency_lower']:.2f} to {row['efficiency']:.2f} | {row['kinematic_efficiency']:.3f} | "
+            f"{row['efficiency_low']:.2f} to {row['efficiency']:.2f} | {row['kinematic_efficiency']:.3f} | "
             f"{row['straightness']:.3f} | {row['steadiness']:.2f} | {row['conversion']:.3f} | "
             f"{row['signal_fraction']:.2f} | {row['action']:.3g} |"
         ]

@@ -87,7 +87,8 @@ class Zigzag:
             "conversion": self.conversion,
             "signal_fraction": 0.3,
             "efficiency": self.straightness / self.conversion,
-            "efficiency_lower": 0.5 * self.straightness / self.conversion,
+            "efficiency_low": 0.5 * self.straightness / self.conversion,
+            "efficiency_drift": 0.8 * self.straightness / self.conversion,
             "efficiency_action": self.straightness,
         }
 

@@ -327,7 +327,8 @@ def test_ratios_are_made_of_interpolated_sums() -> None:
         "work_action": lambda k: 0.05 * k,
         "entropy_production": lambda k: 0.01 * k,
         "efficiency": lambda k: 0.5 + k / 1000,
-        "efficiency_lower": lambda k: 0.4 + k / 2000,
+        "efficiency_low": lambda k: 0.4 + k / 2000,
+        "efficiency_drift": lambda k: 0.45 + k / 1500,
         "efficiency_action": lambda k: 0.3 - k / 4000,
     }
     record = straight(range(25, 500, 25), decay(50), columns=shape)
@@ -347,7 +348,8 @@ def test_ratios_are_made_of_interpolated_sums() -> None:
         "conversion": at(columns["loss_drop"]) / at(columns["work_ito"]),
         "signal_fraction": at(columns["work_anti_ito"]) / met,
         "efficiency": at(columns["efficiency"] * columns["entropy_production"]) / at(columns["entropy_production"]),
-        "efficiency_lower": at(columns["efficiency_lower"] * columns["entropy_production"]) / 0.6,
+        "efficiency_low": at(columns["efficiency_low"] * columns["entropy_production"]) / 0.6,
+        "efficiency_drift": at(columns["efficiency_drift"] * columns["entropy_production"]) / 0.6,
         "efficiency_action": at(columns["efficiency_action"] * columns["work_action"]) / at(columns["work_action"]),
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=ROUNDING)
@@ -356,13 +358,13 @@ def test_ratios_are_made_of_interpolated_sums() -> None:
 def test_before_the_first_row_ratios_are_those_of_the_first_row() -> None:
     constant: dict[str, Curve] = {
         "efficiency": lambda k: 0.5,
-        "efficiency_lower": lambda k: 0.3,
+        "efficiency_low": lambda k: 0.3,
         "efficiency_action": lambda k: 0.4,
     }
     record = straight(range(10, 101, 10), lambda k: 1 - k / 200, columns=constant)
     found = values_at(record, 2.5)
     assert found["entropy_production"] == pytest.approx(0.0125, rel=ROUNDING)
-    ratios = (found["efficiency"], found["efficiency_lower"], found["efficiency_action"], found["straightness"])
+    ratios = (found["efficiency"], found["efficiency_low"], found["efficiency_action"], found["straightness"])
     assert ratios == pytest.approx((0.5, 0.3, 0.4, 1.0), rel=ROUNDING)
 
 

@@ -66,7 +66,8 @@ def record_of(
         "conversion": drop / (3 * action),
         "signal_fraction": np.full(len(path), 0.3),
         "efficiency": squared / (0.1 * drop),
-        "efficiency_lower": squared / (0.1 * drop) - 0.1,
+        "efficiency_low": squared / (0.1 * drop) - 0.1,
+        "efficiency_drift": squared / (0.1 * drop) - 0.04,
         "efficiency_action": squared / (steps * action),
         **{name: np.broadcast_to(column, len(path)) for name, column in columns.items()},
     }
@@ -108,6 +109,7 @@ def test_efficiency_shows_the_records_columns() -> None:
     columns = record.columns
     labels = {
         "efficiency η": (upper, "efficiency"),
+        "likely within it (estimate)": (upper, "efficiency_drift"),
         "by action (≤ 1)": (upper, "efficiency_action"),
         "kinematic (≤ 1)": (upper, "kinematic_efficiency"),
         "straightness (≤ 1)": (lower, "straightness"),
@@ -120,7 +122,7 @@ def test_efficiency_shows_the_records_columns() -> None:
         np.testing.assert_allclose(line(axes, label).get_ydata(), columns[name], rtol=EXACT, err_msg=name)
     (band,) = upper.collections
     corners = band.get_paths()[0].vertices
-    for name in ("efficiency", "efficiency_lower"):
+    for name in ("efficiency", "efficiency_low"):
         assert {(float(x), float(y)) for x, y in zip(columns["step"], columns[name], strict=True)} <= {
             (float(x), float(y)) for x, y in corners
         }
@@ -135,7 +137,7 @@ def test_efficiency_shows_the_records_columns() -> None:
     "changed",
     [
         {"efficiency": np.geomspace(3e4, 0.2, 40)},
-        {"efficiency_lower": np.linspace(-7, 0.1, 40)},
+        {"efficiency_low": np.linspace(-7, 0.1, 40)},
         {"signal_fraction": np.linspace(-3, 0.1, 40), "conversion": 1e-7},
         {"conversion": np.zeros(40)},
     ],
@@ -162,7 +164,7 @@ def test_nothing_is_clipped(changed: dict[str, Any]) -> None:
 def test_undefined_values_are_gaps_and_lonely_ones_get_a_marker() -> None:
     efficiency = np.full(40, np.nan)
     efficiency[[5, 20, 21, 22]] = 0.5
-    record = record_of(wandering(40), efficiency=efficiency, efficiency_lower=np.nan)
+    record = record_of(wandering(40), efficiency=efficiency, efficiency_low=np.nan, efficiency_drift=np.nan)
     upper, _ = figures.efficiency(record).axes
     shown = line(upper, "efficiency η")
     np.testing.assert_allclose(shown.get_ydata(), efficiency, rtol=EXACT)  # NaN is equal to NaN

@@ -140,7 +140,8 @@ def test_what_is_told_from_the_numbers_to_be_given(change: str, dtype: torch.dty
 def test_what_cannot_be_told_is_undefined_and_says_so() -> None:
     run = Walk("scattered", gradient_changes="unknown")
     values = assert_right(run.meter, run.raw, KINEMATIC)
-    for name in (*WORKS, "work_action", "conversion", "efficiency", "efficiency_lower", "efficiency_action"):
+    efficiencies = ("efficiency", "efficiency_low", "efficiency_drift", "efficiency_action")
+    for name in (*WORKS, "work_action", "conversion", *efficiencies):
         assert math.isnan(values[name]), name
         assert "gradient" in run.meter.reasons[name], name
 

@@ -151,7 +151,7 @@ def interval(batch: int, checkpoints: tuple[int, ...], seeds: int) -> dict[int, 
             if k in sums:
                 values = training.meter.compute()
                 production = values["entropy_production"]
-                lower, upper = values["efficiency_lower"] * production, values["efficiency"] * production
+                lower, upper = values["efficiency_low"] * production, values["efficiency"] * production
                 sums[k] += torch.tensor([lower, upper, start - training.full_loss()], dtype=torch.float64)
         training.meter.close()
     return {k: (float(s[0] / s[2]), float(s[1] / s[2])) for k, s in sums.items()}

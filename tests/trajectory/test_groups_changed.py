@@ -47,8 +47,8 @@ def test_a_group_of_its_own_from_midway(split_at: int, clock: str) -> None:
     assert layers["all"] == pytest.approx(whole_layers["all"], rel=EXACT)
 
 
-def test_a_group_that_moves_up_keeps_its_own_rates() -> None:
-    """The first group goes: the noise of the other one still has its own learning rate and momentum."""
+def test_a_group_that_moves_up_keeps_its_own_memory() -> None:
+    """The first group goes: the random motion of the other one is still without the first one's momentum."""
 
     def lower(leaves: bool) -> float:
         parameters, generator = three(), torch.Generator().manual_seed(1)
@@ -63,7 +63,7 @@ def test_a_group_that_moves_up_keeps_its_own_rates() -> None:
             optimizer.step()
         values = meter.compute()
         meter.close()
-        return values["efficiency_lower"]
+        return values["efficiency_low"]
 
     # What the first group does in six steps of 1e-9 is nothing beside the rest.
     assert lower(leaves=True) == pytest.approx(lower(leaves=False), rel=1e-6)

@@ -49,7 +49,7 @@ def test_a_loss_that_some_descend_and_others_climb_has_no_drop(apart: bool) -> N
     optimizers = both_ways(apart)
     meter = TrajectoryMeter(optimizers, loss_window=2)
     values = bowl(optimizers, meter)
-    for name in ("loss_drop", "entropy_production", "efficiency", "efficiency_lower", "conversion"):
+    for name in ("loss_drop", "entropy_production", "efficiency", "efficiency_low", "efficiency_drift", "conversion"):
         assert math.isnan(values[name]), name
         assert "maximize" in meter.reasons[name], name
     meter.close()

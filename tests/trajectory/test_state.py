@@ -252,3 +252,41 @@ def test_a_used_meter_is_refused() -> None:
     training.steps(0, 2)
     with pytest.raises(ValueError, match=r"new meter, got one that has measured 2 steps"):
         training.meter.load_state_dict(state)
+
+
+def as_formerly(state: dict[str, Any]) -> dict[str, Any]:
+    """As a version saved it that summed up the noise weighted with learning rates."""
+    for entry in state["followers"]:
+        for motion in entry["motions"]:
+            motion["sums"]["noise"] = motion["sums"]["squares"]
+            motion["rates"] = {"waiting": [0.1, 0.1], "weight": {0: 0.5, 1: 0.5}}
+    return state
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam, clock lr", "drawn coordinates", "layers"])
+def test_a_former_version_is_gone_on_with(name: str) -> None:
+    case = CASES[name]
+    one, other = Training(case), Training(case)
+    one.steps(0, STEPS)
+    other.steps(0, 5)
+    state = as_formerly(through_a_file(other.meter.state_dict()))
+    other.rebuild()
+    other.meter.load_state_dict(state)
+    other.steps(5, STEPS)
+    assert other.meter.compute() == pytest.approx(one.meter.compute(), rel=case.rounding, nan_ok=True)
+    assert "noise" not in other.meter.state_dict()["followers"][0]["motions"][0]["sums"]
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_former_version_of_sampled_steps_is_refused(read: bool) -> None:
+    training = Training(CASES["adamw, sampled"])
+    training.steps(0, 7)
+    if read:
+        training.meter.compute()
+    state = as_formerly(through_a_file(training.meter.state_dict()))
+    state["stepwise"]["last"] = [torch.cat([row, row[:1]]) for row in state["stepwise"]["last"]]
+    if state["joint"]["samples"] is not None:
+        state["joint"]["samples"] = torch.cat([state["joint"]["samples"], state["joint"]["samples"][:, :1]], 1)
+    training.rebuild()
+    with pytest.raises(ValueError, match=r"sampled steps with 12 sums each, got a version with 11"):
+        training.meter.load_state_dict(state)

@@ -413,7 +413,6 @@ def _works(run: Run) -> dict[str, float]:
         "work_anti_ito": anti,
         "work_stratonovich": (known + anti) / 2,
         "signal_fraction": divided(anti, known),
-        "noise": min(max(known - anti, 0.0), max(ito, 0.0)),
     }
 
 
