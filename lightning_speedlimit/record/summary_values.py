@@ -53,7 +53,8 @@ class SummaryValues:
     optimizer."""
     efficiency_drift: float = _NAN
     """[Σ (Δθ_i)²/m_i − s cN/K] / Q, 1: an estimate between the two, with s ≤ 1 the share of the random motion that
-    curvature leaves, ((1 + 3q)^⅔ − 1)/2q with q = 4K(1 + β)(d − a)/N, β the optimizer's memory."""
+    curvature leaves, ((1 + 3q)^⅔ − 1)/2q with q = 4K(1 + β)(d − a)/N, β the optimizer's memory. On the high side in
+    long runs."""
     efficiency_action: float = _NAN
     """Σ (Δθ_i)²/m_i / work_action, 1: at most 1 for every run measured at every step."""
     efficiency_se: float = _NAN
