@@ -124,7 +124,7 @@ def test_the_table_says_the_headline_in_words() -> None:
         "steps 620",
         "loss 0.101",
         "efficiency 0.490 least time for this loss drop / time taken; best 1",
-        "interval 0.480 to 0.490 without the batches' random motion; likely 0.485 (estimate)",
+        "interval 0.480 to 0.490 without the batches' random motion; estimate 0.485",
         "kinematic efficiency 0.0500 straightness x steadiness",
         "straightness 0.0560",
         "steadiness 0.900",

@@ -182,8 +182,8 @@ def _interval_row(s: SummaryValues) -> list[Row]:
     if math.isnan(s.efficiency_low) or math.isnan(s.efficiency):
         return []
     ends = f"{number(s.efficiency_low)} to {number(s.efficiency)}"
-    likely = "" if math.isnan(s.efficiency_drift) else f"; likely {number(s.efficiency_drift)} (estimate)"
-    return [("  interval", ends, f"without the batches' random motion{likely}")]
+    estimate = "" if math.isnan(s.efficiency_drift) else f"; estimate {number(s.efficiency_drift)}"
+    return [("  interval", ends, f"without the batches' random motion{estimate}")]
 
 
 def _limit_row(s: SummaryValues) -> Row:

@@ -104,7 +104,7 @@ def _draw(axes: Any, step: Values, values: Values, index: int, label: str) -> No
 
 
 def _draw_interval(axes: Any, step: Values, columns: dict[str, Values]) -> None:
-    low, high, likely = columns["efficiency_low"], columns["efficiency"], columns["efficiency_drift"]
+    low, high, estimate = columns["efficiency_low"], columns["efficiency"], columns["efficiency_drift"]
     if np.isfinite(low).any():
         axes.fill_between(
             step,
@@ -115,8 +115,8 @@ def _draw_interval(axes: Any, step: Values, columns: dict[str, Values]) -> None:
             linewidth=0,
             label="interval of η without\nthe batches' random motion",
         )
-    if np.isfinite(likely).any():
-        axes.plot(step, likely, color=INK, linewidth=0.9, linestyle=LINES[3], label="likely within it (estimate)")
+    if np.isfinite(estimate).any():
+        axes.plot(step, estimate, color=INK, linewidth=0.9, linestyle=LINES[3], label="an estimate within it")
 
 
 def _draw_regimes(upper: Any, lower: Any, regimes: list[Regime]) -> None:

@@ -109,7 +109,7 @@ def test_efficiency_shows_the_records_columns() -> None:
     columns = record.columns
     labels = {
         "efficiency η": (upper, "efficiency"),
-        "likely within it (estimate)": (upper, "efficiency_drift"),
+        "an estimate within it": (upper, "efficiency_drift"),
         "by action (≤ 1)": (upper, "efficiency_action"),
         "kinematic (≤ 1)": (upper, "kinematic_efficiency"),
         "straightness (≤ 1)": (lower, "straightness"),
