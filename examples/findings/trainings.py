@@ -13,7 +13,7 @@ from nets import NETS
 from sets import Set
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from training import Course
+from training import LOOKS, Course
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
 
@@ -152,7 +152,8 @@ class Run:
         return self
 
     def _reached(self, level: float | None) -> bool:
-        return level is not None and fmean(self.course.losses[-5:]) <= level
+        losses = self.course.losses
+        return level is not None and len(losses) >= LOOKS and fmean(losses[-LOOKS:]) <= level
 
 
 def _crossed(scores: Tensor, targets: Tensor) -> Tensor:
