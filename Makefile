@@ -124,11 +124,12 @@ held-out: $(STAMP)
 
 # What docs/findings.md rests on: hours on one core, less what docs/findings has already; stopped, it goes on where it
 # was. make findings DATA=folder with cifar10/, mnist/ and fashion-mnist/ as published. One alone: FINDINGS=decay
-FINDINGS ?= interval noise_and_batch warm_up decay frontier lazy_or_feature size
+FINDINGS ?= interval noise_and_batch warm_up decay frontier lazy_or_feature compute_optimal size
 
 findings: $(STAMP)
 	@set -e; at=0; for name in $(FINDINGS); do at=$$((at + 1)); echo "== $$at of $(words $(FINDINGS)): $$name"; \
-		$(BIN)/python examples/findings/$$name.py --data "$(DATA)" --output docs/findings; done
+		case $$name in size) folder=docs/paper;; *) folder=docs/findings;; esac; \
+		$(BIN)/python examples/findings/$$name.py --data "$(DATA)" --output $$folder; done
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py --cases a b c d --operations --memory

@@ -71,6 +71,8 @@ def main() -> None:
     lab.rows("failing", failing(options), compute)
     lab.results.replace("ranks", ranks(grid))
     print(rank_table(lab.results.parts["ranks"]), end="\n\n")
+    print(layer_table(lab.results.parts["ranks"]), end="\n\n")
+    print(alarm_table(grid), end="\n\n")
     print(failing_table(lab.results.parts["failing"]))
     draw(lab, grid)
 
@@ -213,7 +215,7 @@ def ranks(grid: list[Row]) -> list[Row]:
     for name in dict.fromkeys(map(family, grid)):
         rows = [row for row in grid if family(row) == name]
         seeds = sorted({row["seed"] for row in rows})
-        for particle in PARTICLES:
+        for particle in (*PARTICLES, "weights/1", "weights/2"):
             each = [
                 spearmanr(*([row[k] for row in rows if row["seed"] == seed] for k in ("kernel_moved", particle)))
                 if any(row[particle] for row in rows if row["seed"] == seed)
@@ -250,20 +252,58 @@ def means(rows: list[Row], particle: str) -> list[tuple[float, float, float]]:
 
 
 def rank_table(ranked: list[Row]) -> str:
-    """Spearman ± standard error over seeds; largest excess of the weights; settings that statement 3 is right in."""
-    lines = [f"| family | {' | '.join(PARTICLES)} | weights, largest | right by function |", "|---" * 8 + "|"]
+    """Spearman ± standard error over the seeds in which not all are 0; settings that statement 3 is right in."""
+    lines = [f"| family | {' | '.join(PARTICLES)} | right by function |", "|---" * (2 + len(PARTICLES)) + "|"]
     for name in dict.fromkeys(row["family"] for row in ranked):
         rows = {row["particle"]: row for row in ranked if row["family"] == name}
-        cells = [
-            "always 0"
-            if row["largest"] == 0
-            else f"{row['spearman']:.2f} ± {row['spearman_se'] or 0:.2f}"
-            + (f" ({row['seeds']} seeds)" if row["seeds"] < 5 else "")
-            for row in rows.values()
-        ]
-        cells += [f"{rows['weights']['largest']:.2g}", f"{rows['function']['right']:.0%}".replace("%", " %")]
+        cells = [correlation(rows[particle]) for particle in PARTICLES]
+        lines.append(f"| {name} | {' | '.join(cells)} | {rows['function']['right']:.0%} |".replace("%", " %"))
+    return "\n".join(lines)
+
+
+def layer_table(ranked: list[Row]) -> str:
+    """Weights, layer by layer: the largest excess of all runs, and the rank correlation."""
+    lines = ["| family | first layer, largest | Spearman | second layer, largest | Spearman |", "|---" * 5 + "|"]
+    for name in dict.fromkeys(row["family"] for row in ranked):
+        rows = [row for row in ranked if row["family"] == name and "/" in row["particle"]]
+        cells = [part for row in rows for part in (f"{row['largest']:.2g}", correlation(row))]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def alarm_table(grid: list[Row]) -> str:
+    """Each particle as an alarm, excess above 0.001 (mean over seeds), of a kernel that moved by more than its size.
+
+    Seen: alarms where it did; false: where it did not; and by how much it moved at the least where there was an alarm.
+    """
+    lines = ["| particle | seen | false | kernel moved at least | falls with α |", "|---" * 5 + "|"]
+    families = list(dict.fromkeys(map(family, grid)))
+    for particle in PARTICLES:
+        points = [point for name in families for point in means([r for r in grid if family(r) == name], particle)]
+        by_moved = {
+            kind: [excess > BLIND for moved, excess, _ in points if (moved > MOVED) is kind] for kind in (True, False)
+        }
+        least = min(moved for moved, excess, _ in points if excess > BLIND)
+        cells = [f"{sum(by_moved[kind])} of {len(by_moved[kind])}" for kind in (True, False)]
+        lines.append(f"| {particle} | {' | '.join(cells)} | {least:.2g} | {falling(grid, particle)} |")
+    return "\n".join(lines)
+
+
+def falling(grid: list[Row], particle: str) -> str:
+    """Of all families and widths those where the mean never rises with α, and ends lower than it began."""
+    found = []
+    for name, width in dict.fromkeys((family(row), row["width"]) for row in grid):
+        rows = sorted((r for r in grid if (family(r), r["width"]) == (name, width)), key=lambda row: row["alpha"])
+        values = [excess for _, excess, _ in means(rows, particle)]
+        found.append(values == sorted(values, reverse=True) and values[0] > values[-1])
+    return f"{sum(found)} of {len(found)}"
+
+
+def correlation(row: Row) -> str:
+    if not row["seeds"]:
+        return "all 0"
+    error = "" if row["spearman_se"] is None else f" ± {row['spearman_se']:.2f}"
+    return f"{row['spearman']:.2f}{error}" + ("" if row["seeds"] >= 5 else f", {row['seeds']} of 5 seeds")
 
 
 def failing_table(rows: list[Row]) -> str:

@@ -124,6 +124,12 @@ def test_measuring_changes_nothing(shared: SimpleNamespace, data: Path) -> None:
     assert torch.equal(*ends)
 
 
+def test_a_level_is_reached_by_the_mean_of_five_looks(shared: SimpleNamespace, data: Path) -> None:
+    """Not by fewer, which the smoothed loss does not have: one look a step, and a level that all of them are below."""
+    run = shared.trainings.Run(some(shared), shared.sets.load("mnist", data, 200)).go(looks=12, level=10.0)
+    assert (run.step, run.course.passed(10.0)) == (4, 2.0)
+
+
 def test_a_key_names_what_is_not_usual(shared: SimpleNamespace) -> None:
     plain = some(shared, net_options={})
     assert set(plain.key) == {"data", "net", "optimizer", "rate", "batch", "steps", "seed"}

@@ -153,8 +153,54 @@ def test_ranks_are_those_of_plain_ranks(full: dict[str, Any]) -> None:
 def test_the_page_has_the_tables_of_the_numbers(module: SimpleNamespace, full: dict[str, Any]) -> None:
     text = page(NAME)
     assert f"({NAME}.png)" in text
-    tables = module.lazy_or_feature.rank_table(full["ranks"]), module.lazy_or_feature.failing_table(full["failing"])
-    for line in "\n".join(tables).splitlines():
+    finding = module.lazy_or_feature
+    tables = [table(full["ranks"]) for table in (finding.rank_table, finding.layer_table)]
+    for line in "\n".join(
+        [*tables, finding.alarm_table(full["grid"]), finding.failing_table(full["failing"])]
+    ).splitlines():
         assert " ".join(line.split()) in text
     spent = sum(row["seconds"] for part in ("grid", "failing") for row in full[part])
     assert f"{spent:,.0f} s of processor time" in text
+
+
+def test_what_the_page_says_in_words(module: SimpleNamespace, full: dict[str, Any]) -> None:
+    text, finding, grid = page(NAME), module.lazy_or_feature, full["grid"]
+    whole = [row for row in grid if "," not in row["data"]]
+    assert not any(row["weights"] for row in whole if row["alpha"] >= 1)
+    families = dict.fromkeys(map(family, grid))
+    means = {(n, p): finding.means([r for r in grid if family(r) == n], p) for n in families for p in finding.PARTICLES}
+    blind = [
+        excess < 1e-3
+        for (n, p), points in means.items()
+        if p == "weights" and n.count(",") == 1
+        for _, excess, _ in points
+    ]
+    assert f"Blindness holds in {sum(blind)} of {len(blind)} settings" in text
+    moved = [moved for name in families for moved, _, _ in means[name, "weights"]]
+    assert f"lie between {min(moved):.2f} and {max(moved):.0f}." in text
+    right = [row for row in full["ranks"] if row["particle"] == "function" and row["right"] >= 0.9]
+    assert (len(right), "in three families of eight" in text) == (3, True)
+
+    def mean(data: str, width: int, alpha: float, name: str) -> float:
+        key = {"data": data, "net": "MLP", "width": width, "alpha": alpha}
+        return float(np.mean([row[name] for row in grid if key.items() <= row.items()]))
+
+    two, small = "fashion-mnist, 2 numbers", "fashion-mnist, 4 x 4"
+    crowded = mean(two, 128, 4.0, "function"), mean(two, 128, 0.25, "function")
+    assert "of {:.2f} at α = 4 and of {:.2f} at α = ¼".format(*crowded) in text
+    most = max(
+        excess for (_, particle), points in means.items() for _, excess, _ in points if particle == "function, 2"
+    )
+    assert mean("cifar10", 128, 4.0, "function, 2") == pytest.approx(most)
+    assert (
+        f"{most:.1f}, is that of a network whose kernel moved by {mean('cifar10', 128, 4.0, 'kernel_moved'):.2f}"
+        in text
+    )
+    bounced = mean(small, 8, 0.25, "weights"), mean(small, 8, 0.25, "held_loss")
+    assert "an excess of {:.3f} and the loss stays at {:.1f}".format(*bounced) in text
+    for name in families:
+        if name.endswith("MLP"):
+            data = name.removesuffix(", MLP")
+            assert (
+                mean(data, 8, 0.25, "function") < mean(data, 32, 0.25, "function") < mean(data, 128, 0.25, "function")
+            )
