@@ -61,8 +61,11 @@ def main() -> None:
     ]
     rows = lab.rows("runs", keys, compute)
     lab.results.replace("exponents", [fit for net in FAMILIES for fit in exponents(rows, net)])
+    three = ("width", "depth", "rate")  # of the tuned rates what is theirs
+    lab.results.replace("with rate", [fit for net in FAMILIES for fit in exponents(rows, net, three)])
     print(size_table(rows), end="\n\n")
-    print(exponent_table(lab.results.parts["exponents"]))
+    print(exponent_table(lab.results.parts["exponents"]), end="\n\n")
+    print(exponent_table(lab.results.parts["with rate"], three))
     draw(lab, rows)
 
 
@@ -147,24 +150,29 @@ def cells(rows: list[Row], net: str, name: str) -> dict[tuple[int, int], Mean]:
     return {size: mean_of(values) for size, values in found.items()}
 
 
-def exponents(rows: list[Row], net: str) -> list[Row]:
+def exponents(rows: list[Row], net: str, by: tuple[str, ...] = ("width", "depth")) -> list[Row]:
     """a and b of y = c · width^a · depth^b, with jackknife errors over the sizes and the residual's spread."""
     found = []
+    rates = {(row["width"], row["depth"]): row["rate"] for row in rows if row["net"] == net}
     for name in FITTED:
-        known = [(w, d, mean.value) for (w, d), mean in cells(rows, net, name).items() if mean.value > 0]
-        if len(known) < 4:  # one left out, three coefficients
+        known = [
+            (*({"width": w, "depth": d, "rate": rates[w, d]}[part] for part in by), mean.value)
+            for (w, d), mean in cells(rows, net, name).items()
+            if mean.value > 0
+        ]
+        if len(known) <= 1 + len(by):  # one is left out
             continue
         logs = np.log(np.array(known, dtype=np.float64))
-        design = np.column_stack([np.ones(len(logs)), logs[:, :2]])
-        fit = np.linalg.lstsq(design, logs[:, 2], rcond=None)[0]
+        design = np.column_stack([np.ones(len(logs)), logs[:, :-1]])
+        fit = np.linalg.lstsq(design, logs[:, -1], rcond=None)[0]
         left = [np.arange(len(logs)) != out for out in range(len(logs))]
-        parts = np.array([np.linalg.lstsq(design[keep], logs[keep, 2], rcond=None)[0] for keep in left])
+        parts = np.array([np.linalg.lstsq(design[keep], logs[keep, -1], rcond=None)[0] for keep in left])
         error = np.sqrt((len(parts) - 1) / len(parts) * ((parts - parts.mean(0)) ** 2).sum(0))
         half = stats.t.ppf(0.975, len(parts) - 1) * error
-        scatter = float(np.std(logs[:, 2] - design @ fit))
+        scatter = float(np.std(logs[:, -1] - design @ fit))
         row = {"net": net, "quantity": name, "sizes": len(logs), "scatter": scatter}
-        for at, by in ((1, "width"), (2, "depth")):
-            row |= {by: float(fit[at]), f"{by}_se": float(error[at]), f"{by}_half": float(half[at])}
+        for at, part in enumerate(by, 1):
+            row |= {part: float(fit[at]), f"{part}_se": float(error[at]), f"{part}_half": float(half[at])}
         found.append(row)
     return found
 
@@ -179,16 +187,16 @@ def size_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def exponent_table(fits: list[Row]) -> str:
+def exponent_table(fits: list[Row], by: tuple[str, ...] = ("width", "depth")) -> str:
     """Exponents with the half width of their 95 % intervals."""
-    lines = ["| quantity | " + " | ".join(f"{net}, {by}" for net in FAMILIES for by in ("width", "depth")) + " |"]
-    lines.append("|---" * (1 + 2 * len(FAMILIES)) + "|")
+    lines = ["| quantity | " + " | ".join(f"{net}, {part}" for net in FAMILIES for part in by) + " |"]
+    lines.append("|---" * (1 + len(by) * len(FAMILIES)) + "|")
     for name in FITTED:
         found = {fit["net"]: fit for fit in fits if fit["quantity"] == name}
         values = [
-            f"{found[net][by]:.2f} ± {found[net][by + '_half']:.2f}" if net in found else "unknown"
+            f"{found[net][part]:.2f} ± {found[net][part + '_half']:.2f}" if net in found else "unknown"
             for net in FAMILIES
-            for by in ("width", "depth")
+            for part in by
         ]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(values)} |".replace("| -", "| −"))
     return "\n".join(lines)

@@ -78,7 +78,7 @@ def test_fits_find_the_power_law_that_was_put_in(module: SimpleNamespace) -> Non
     """And the errors are those of leaving one size out, by numpy's own fit."""
     draw = np.random.default_rng(0)
     rows = [
-        {"net": "MLP", "width": w, "depth": d, "arrived": True}
+        {"net": "MLP", "width": w, "depth": d, "rate": 0.1, "arrived": True}
         | dict.fromkeys(module.size.FITTED, 3 * w**0.5 / d)
         | {"efficiency": 3 * w**0.5 / d * draw.lognormal(0, 0.1)}
         for w in (16, 32, 64, 128)
@@ -133,8 +133,37 @@ def test_the_grid_is_whole(full: Row) -> None:
 def test_the_page_has_the_tables_of_the_numbers(module: SimpleNamespace, full: Row) -> None:
     text = re.sub(r"\s+", " ", (PAGES / f"{NAME}.md").read_text(encoding="utf-8"))
     assert f"({NAME}.png)" in text
-    tables = module.size.size_table(full["runs"]), module.size.exponent_table(full["exponents"])
-    for line in "\n".join(tables).splitlines():
+    finding, three = module.size, ("width", "depth", "rate")
+    tables = [finding.size_table(full["runs"]), finding.exponent_table(full["exponents"])]
+    for line in "\n".join([*tables, finding.exponent_table(full["with rate"], three)]).splitlines():
         assert " ".join(line.split()) in text
     spent = sum(row["seconds"] for part in ("tuning", "runs") for row in full[part])
     assert f"{spent:,.0f} s of processor time" in text
+
+
+def test_what_the_page_says_in_words(full: Row) -> None:
+    text = re.sub(r"\s+", " ", (PAGES / f"{NAME}.md").read_text(encoding="utf-8")).replace("−", "-")
+    fits = {part: {(fit["net"], fit["quantity"]): fit for fit in full[part]} for part in ("exponents", "with rate")}
+    mlp, cnn = (fits["exponents"][net, "efficiency"] for net in ("MLP", "CNN"))
+    assert f"as depth^{mlp['depth']:.2f} (MLP) and depth^{cnn['depth']:.2f} (CNN)" in text
+    assert f"as width^{mlp['width']:.2f} and width^{cnn['width']:.2f}" in text
+    for fit in (mlp, cnn):
+        for by in ("width", "depth"):
+            assert max(abs(fit[by] + sign * fit[f"{by}_half"]) for sign in (-1, 1)) > 0.1
+            assert abs(fit[by]) > fit[f"{by}_half"]
+    names = "displacement", "relative_displacement"
+    widths = {name: [fits["exponents"][net, name] for net in ("MLP", "CNN")] for name in names}
+    said = [f"{fit['width']:.2f}" for name in names for fit in widths[name]]
+    assert "the exponents are in their bands, {} and {}, {} and {},".format(*said) in text
+    assert all(abs(fit["width"]) < 0.1 for fit in widths["displacement"])
+    assert all(abs(fit["width"] + 0.5) < 0.15 for fit in widths["relative_displacement"])
+    for name in names:
+        for net in ("MLP", "CNN"):
+            fit = fits["with rate"][net, name]
+            assert f"width^{fit['width']:.2f} ± {fit['width_half']:.2f}" in text
+    assert all(row["arrived"] for row in full["runs"])
+    cells = dict[tuple[str, int, int], list[int]]()
+    for row in full["runs"]:
+        cells.setdefault((row["net"], row["width"], row["depth"]), []).append(row["steps"])
+    steps = [np.mean(found) for found in cells.values()]
+    assert f"{min(steps):.0f} to {max(steps):.0f} steps away" in text
