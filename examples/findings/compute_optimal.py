@@ -37,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "transformer": {"data": "text", "batch": 32, "rate": 4e-3, "widths": (8, 16, 32, 64, 96)},
 }
 QUICK, QUICK_BUDGETS = {"MLP": (2, 4, 8)}, (1e5, 2e5, 4e5)
-BUDGETS = {"MLP": tuple(0.5e6 * 2**k for k in range(7)), "transformer": tuple(2e6 * 2**k for k in range(5))}
+BUDGETS = {"MLP": tuple(0.5e6 * 2**k for k in range(7)), "transformer": tuple(1e6 * 2**k for k in range(5))}
 FEWEST, MOST, HELD, TUNED_BY = 24, 1300, 500, 100
 OF_THE_RUN = ("efficiency", "kinematic_efficiency", "straightness", "steadiness", "conversion", "signal_fraction")
 OF_THE_LAST_HALF = ("critical_batch_size", "step_headroom", "noise_share")
