@@ -33,12 +33,12 @@ from training import rounded
 from trainings import Run, Training
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "MLP": {"data": "fashion-mnist", "batch": 64, "rate": 2e-3, "widths": (4, 8, 16, 32, 64, 128)},
-    "transformer": {"data": "text", "batch": 32, "rate": 4e-3, "widths": (8, 16, 32, 64, 96)},
+    "MLP": {"data": "fashion-mnist", "batch": 64, "rate": 2e-3, "widths": (4, 8, 16, 32, 64, 128), "most": 1300},
+    "transformer": {"data": "text", "batch": 32, "rate": 4e-3, "widths": (8, 16, 32, 64, 96), "most": 700},
 }
 QUICK, QUICK_BUDGETS = {"MLP": (2, 4, 8)}, (1e5, 2e5, 4e5)
-BUDGETS = {"MLP": tuple(0.5e6 * 2**k for k in range(7)), "transformer": tuple(1e6 * 2**k for k in range(5))}
-FEWEST, MOST, HELD, TUNED_BY = 24, 1300, 500, 100
+BUDGETS = {"MLP": tuple(0.5e6 * 2**k for k in range(7)), "transformer": tuple(1e6 * 2**k for k in range(4))}
+FEWEST, HELD, TUNED_BY = 24, 500, 100
 OF_THE_RUN = ("efficiency", "kinematic_efficiency", "straightness", "steadiness", "conversion", "signal_fraction")
 OF_THE_LAST_HALF = ("critical_batch_size", "step_headroom", "noise_share")
 NUMBERS = (*OF_THE_RUN, *OF_THE_LAST_HALF)
@@ -81,7 +81,7 @@ def steps_of(key: Mapping[str, Any], options: Options) -> dict[int, int]:
     count = parameters(key["net"], key["width"])
     budgets = QUICK_BUDGETS if options.quick else BUDGETS[key["net"]]
     found = {at: round(budget / count) for at, budget in enumerate(budgets)}
-    return {at: steps for at, steps in found.items() if FEWEST <= steps <= MOST}
+    return {at: steps for at, steps in found.items() if FEWEST <= steps <= FAMILIES[key["net"]]["most"]}
 
 
 def tuned(lab: Lab, net: str, width: int, data: Set, options: Options) -> float:
@@ -207,13 +207,14 @@ def threshold(values: Sequence[float], larger: Sequence[bool]) -> tuple[float, i
 
 
 def optimal_table(rows: list[Row]) -> str:
-    names = ("efficiency", "straightness", "conversion", "critical_batch_size", RIVAL)
-    head = ("family", "compute", "optimal width", "steps", "loss", *(name.replace("_", " ") for name in names))
+    names = ("efficiency", "straightness", "steadiness", "critical_batch_size")
+    head = ("family", "compute", "optimal width", "steps", "loss", *(name.replace("_", " ") for name in names), RIVAL)
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         width = f"{row['width']}" if row["inside"] else f"{row['width']} (the edge)"
         cells = [row["net"], f"{row['compute']:.2g}", width, str(row["steps"])]
         cells += [shown(row[name], row[f"{name}_se"]) for name in ("loss", *names)]
+        cells.append(f"{row[RIVAL]:.3g}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -230,9 +231,15 @@ def told_table(rows: list[Row]) -> str:
     lines = [f"| number | {' | '.join(nets)} |", "|---" * (1 + len(nets)) + "|"]
     for name in (*NUMBERS, RIVAL):
         found = {row["net"]: row for row in rows if row["number"] == name}
-        cells = [f"{found[net]['right']:.0%} ({found[net]['least']:.0%})".replace("%", " %") for net in nets]
+        cells = [share(found[net]) for net in nets]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def share(row: Row) -> str:
+    if row["right"] is None:
+        return "unknown"
+    return f"{row['right']:.0%} ({row['least']:.0%})".replace("%", " %")
 
 
 def draw(lab: Lab, points: list[Row]) -> None:

@@ -124,3 +124,21 @@ def test_the_page_has_the_tables_of_the_numbers(module: SimpleNamespace, full: R
         assert " ".join(line.split()) in text
     spent = sum(row["seconds"] for part in ("tuning", "runs") for row in full[part])
     assert f"{spent:,.0f} s of processor time" in text
+
+
+def test_what_the_page_says_in_words(full: Row) -> None:
+    text = page(NAME)
+    inside = {
+        net: [row for row in full["optimal"] if row["net"] == net and row["inside"]] for net in ("MLP", "transformer")
+    }
+    first, *_, last = (row["efficiency"] for row in inside["MLP"])
+    assert f"efficiency falls from {first:.3f} to {last:.3f} while compute grows by 8" in text
+    assert [row["compute"] / inside["MLP"][0]["compute"] for row in inside["MLP"]] == pytest.approx(
+        [1, 2, 4, 8], rel=0.01
+    )
+    assert len(inside["transformer"]) == 1
+    found = {row["number"]: row for row in full["told"] if row["net"] == "MLP"}
+    best = max((row for name, row in found.items() if name != "samples per parameter"), key=lambda row: row["right"])
+    assert best["number"] == "steadiness"
+    assert f"right in {best['right']:.0%} of the MLPs' runs, but in {best['least']:.0%}" in text.replace(" %", "%")
+    assert f"in {found['samples per parameter']['right']:.0%}." in text.replace(" %", "%")
