@@ -28,6 +28,7 @@ from typing import Any
 from frontier_shown import ENTRANTS, MEASURED, Row, draw, far_table, fewest_table, laws_table, planes, verdicts
 from lab import Lab, begin
 from sets import Set, load
+from training import LOOKS
 from trainings import Run, Training
 
 Task = tuple[str, str]  # data, net
@@ -66,7 +67,7 @@ QUICK = Plan(
     brackets=False,
     seeds=(1, 2),
     level_steps=20,
-    most_steps=60,
+    most_steps=96,
     far=((4.0, 32),),
     far_for=("Adam",),
 )
@@ -121,7 +122,7 @@ class Experiment:
 
         def compute(_: Mapping[str, Any]) -> Row:
             losses = Run(training, self.data(task[0]), measured=False).go(looks=50).course.losses
-            return {"level": fmean(losses[-5:])}
+            return {"level": fmean(losses[-LOOKS:])}
 
         return float(self.lab.rows("levels", [training.key], compute)[0]["level"])
 
@@ -154,7 +155,8 @@ def reached(training: Training, data: Set, level: float) -> Row:
     run = Run(training, data)
     looks = training.steps // min(16, max(1, 512 // training.batch))
     run.go(rows=1, looks=looks, level=level)
-    came = not run.course.diverged and fmean(run.course.losses[-5:]) <= level
+    losses = run.course.losses
+    came = not run.course.diverged and len(losses) >= LOOKS and fmean(losses[-LOOKS:]) <= level
     found = run.meter.compute() if run.meter else {}
     row: Row = {name: found[name] if came else math.nan for name in MEASURED}
     row |= {"steps_taken": run.step if came else None, "samples": run.step * training.batch if came else None}
