@@ -19,6 +19,7 @@ export MKL_NUM_THREADS := 1
 .PHONY: tuning held-out findings bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
+REAL := finite_width initial_weights real_images
 
 setup: $(STAMP)
 
@@ -101,9 +102,14 @@ modes: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
 
-# Figures and numbers of docs/paper, computed anew.
+# Figures and numbers of docs/paper, computed anew; those on real images, less what their result files have already, with
+# make paper DATA=folder with cifar10/, mnist/ and fashion-mnist/ as they are published.
 paper: $(STAMP)
 	@set -e; for name in $(PAPER); do $(BIN)/python examples/paper/$$name.py --output docs/paper; done
+	@set -e; for name in $(REAL); do \
+		if [ -n "$(DATA)" ]; then $(BIN)/python examples/paper/$$name.py --data "$(DATA)" --output docs/paper; \
+		else echo "skipped: $$name, which needs real images: make paper DATA=folder with cifar10, mnist, fashion-mnist"; fi; \
+	done
 
 # What docs/diagnosis.md rests on, computed anew: about a quarter of an hour.
 diagnosis: $(STAMP)

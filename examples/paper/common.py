@@ -114,6 +114,13 @@ def save_picture(drawn: Figure, path: Path) -> None:
     few.save(path, optimize=True)
 
 
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; all but the first flush right."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    for row in rows:
+        print("  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip())
+
+
 class Report:
     """The result of one experiment: NAME.json and NAME.png in a folder, and a table on the terminal."""
 
@@ -138,12 +145,10 @@ class Report:
         environment = {"torch": torch.__version__, "python": platform.python_version()}
         content = {"settings": self._settings, "environment": environment, "results": self._results}
         path = self._output / f"{self.name}.json"
-        path.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         picture = path.with_suffix(".png")
         save_picture(drawn, picture)
-        widths = [max(len(row[i]) for row in self._rows if i < len(row)) for i in range(max(map(len, self._rows)))]
-        for row in self._rows:
-            print("  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip())
+        print_table(self._rows)
         print(f"\n{picture} and {path.name}, after {time.monotonic() - self._started:.0f} s")
 
 
@@ -152,14 +157,14 @@ def number(value: float, digits: int = 3) -> str:
     return "undefined" if math.isnan(value) else f"{value:.{digits}g}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN, tensors or arrays: null and lists, numbers to six digits."""
     if isinstance(value, Tensor | np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
         return value
     exact = float(value)

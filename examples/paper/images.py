@@ -22,10 +22,11 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,17 +37,19 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from common import COLOURS, LINES, MARKERS, Options, Report, digits, figure, number, parse, progress
+from ntk import descend
+from own_kernel import Data, Modes, tangent_kernel
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter
+from lightning_speedlimit import RunRecord, SpeedLimit
 from lightning_speedlimit.record import Windows
-from lightning_speedlimit.theory import empirical_ntk, ntk_eigenbasis, predict
+from lightning_speedlimit.theory import predict
 
 STEP = 0.1  # learning rate × λ_1 of the mean-reduced loss
 CLASSES = 10
-Data = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and one-hot targets
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def centre_residual(network: nn.Module, data: Data) -> Data:
 def without_first_modes(network: nn.Module, data: Data) -> Data:
     """Targets moved such that r_{θ_0} = f_{θ_0} − y has no part in the ten first modes of the kernel on these data."""
     x, y = data
-    first = torch.linalg.eigh(empirical_ntk(network, x))[1][:, -CLASSES:].to(y)
+    first = torch.linalg.eigh(tangent_kernel(network, x))[1][:, -CLASSES:].to(y)
     with torch.no_grad():
         residual = (network(x) - y).flatten()
     return x, y + (first @ (first.T @ residual)).reshape(y.shape)
@@ -178,25 +181,24 @@ class Start:
 
     @classmethod
     def of(cls, network: nn.Module, data: Data, images: int) -> Start:
-        x, y = (part[:images] for part in data)
-        eigenvalues, initial, goal = (part.flip(0) for part in ntk_eigenbasis(network, x, y))
-        power = eigenvalues * (initial - goal).square()
-        return cls(2 / y.numel() * eigenvalues, (power[:CLASSES].sum() / power.sum()).item())
+        modes = Modes.of(network, (data[0][:images], data[1][:images]))
+        power = modes.eigenvalues * modes.residual.square()
+        return cls(modes.eigenvalues, (power[:CLASSES].sum() / power.sum()).item())
 
 
 # --- training, by Lightning
 
 
-class Regressor(pl.LightningModule):
+class Learner(pl.LightningModule):
     """A LightningModule like any other."""
 
-    def __init__(self, network: nn.Module, lr: float) -> None:
+    def __init__(self, network: nn.Module, lr: float, loss: Loss) -> None:
         super().__init__()
-        self.network, self.lr = network, lr
+        self.network, self.lr, self.loss = network, lr, loss
 
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:
         x, y = batch
-        return nn.functional.mse_loss(self.network(x), y)
+        return self.loss(self.network(x), y)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)
@@ -257,14 +259,28 @@ class Run:
     first_loss: float
 
 
-def train(network: nn.Module, data: Data, lr: float, batch: int, plan: Plan, seed: int, label: str) -> Run:
-    """One run. The probe is the first pass over the data: η is of the loss on all images, whatever the batch."""
+def train(
+    network: nn.Module,
+    data: Data,
+    lr: float,
+    batch: int,
+    plan: Plan,
+    seed: int,
+    label: str,
+    loss: Loss = nn.functional.mse_loss,
+    probed: int | None = None,
+) -> Run:
+    """One run. The probe is the first pass over the data: η is of the loss on all images, whatever the batch.
+
+    probed: images of the probe, where it is not all of them.
+    """
     batches = Batches(data, batch, plan.steps, seed, label)
-    module = Regressor(network, lr)
+    module = Learner(network, lr, loss)
     with torch.no_grad():
         first_loss = module.training_step(data, 0).item()
     rhythm = LogLessAndLess(plan.per_octave)
-    speed_limit = SpeedLimit(probe_batches=max(1, len(data[0]) // batch), log_figures=False, print_summary=False)
+    probe = max(1, (probed or len(data[0])) // batch)
+    speed_limit = SpeedLimit(probe_batches=probe, log_figures=False, print_summary=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             callbacks=[rhythm, speed_limit],
@@ -345,9 +361,12 @@ def curves(run: Run) -> dict[str, Any]:
 def trough(whole: Windows) -> dict[str, float]:
     """Of η(0, t): from where it rises most, its value there, and the factor by which it then rises.
 
-    A rise says that what came later is more optimal. A step of 1 is no trough: it only falls.
+    A rise says that what came later is more optimal. A step of 1 is no trough: it only falls. NaN where η is nowhere
+    defined.
     """
     known = np.isfinite(whole.efficiency)
+    if not known.any():
+        return dict.fromkeys(("step", "efficiency", "rise"), math.nan)
     steps, values = whole.last_step[known], whole.efficiency[known]
     highest_later = np.maximum.accumulate(values[::-1])[::-1]
     lowest = int(np.argmax(highest_later / values))
@@ -365,7 +384,7 @@ def directions(network: nn.Module, data: Data, run: Run, boundary: int, images: 
     the start in both stretches.
     """
     x, y = data[0][:images], data[1][:images]
-    eigenvalues, basis = torch.linalg.eigh(empirical_ntk(network, x))
+    eigenvalues, basis = torch.linalg.eigh(tangent_kernel(network, x))
     first, top = flat(network), slice(-CLASSES, None)
 
     def outputs(weights: Tensor) -> Tensor:
@@ -402,12 +421,12 @@ def kernel_along(network: nn.Module, data: Data, run: Run, steps: Sequence[int],
     Conversion is loss drop over work; it falls where learning rate × λ_1 is no longer small.
     """
     x = data[0][:images]
-    first, now = empirical_ntk(network, x), copy.deepcopy(network)
+    first, now = tangent_kernel(network, x), copy.deepcopy(network)
     at_start = torch.linalg.eigvalsh(first)
     rows = []
     for before, step in pairwise([0, *steps]):
         nn.utils.vector_to_parameters(run.weights[step], now.parameters())
-        kernel = empirical_ntk(now, x)
+        kernel = tangent_kernel(now, x)
         growth = torch.linalg.eigvalsh(kernel) / at_start
         rows.append(
             {
@@ -501,25 +520,15 @@ def own_kernel(model: str, width: int, by_he: bool, data: Data, plan: Plan, seed
     torch.manual_seed(seed)
     network = BUILD[model](x, width)
     network = (he(network) if by_he else network).double()
-    kernel = empirical_ntk(network, x)
+    kernel = tangent_kernel(network, x)
     largest = 2 / y.numel() * torch.linalg.eigvalsh(kernel)[-1].item()
     lr = STEP / 2 / largest
     marks = [round(2 * time / STEP) for time in plan.times]
     curve = predict(network, x, y, [lr * mark for mark in marks], reduction="mean")
-    measured = []
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
-    meter = TrajectoryMeter(optimizer, clock="lr", loss_window=2)
-    for step in progress(range(marks[-1] + 1), f"{model} of width {width}, its own kernel", marks[-1]):
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(network(x), y)
-        meter.record_loss(loss)
-        if step in marks:
-            measured.append(meter.compute()["efficiency"])
-        if step < marks[-1]:
-            loss.backward()
-            optimizer.step()
-    meter.close()
-    moved = ((empirical_ntk(network, x) - kernel).norm() / kernel.norm()).item()
+    run = descend(network, (x, y), lr, marks, mean=True)
+    bar = progress(run, f"{model} of width {width}, its own kernel", len(marks))
+    measured = [values["efficiency"] for _, values in bar]
+    moved = ((tangent_kernel(network, x) - kernel).norm() / kernel.norm()).item()
     return {
         "model": model,
         "width": width,

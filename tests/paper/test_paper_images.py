@@ -14,31 +14,16 @@ import numpy as np
 import pytest
 import torch
 from paper_cases import ROOT, page, run_experiment
+from plain_networks import cnn, descend, fcn, jacobian
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 
 NAME = "images"
 FILES = 5
 RECORDS = 16  # images in each file made here
 
 
-# --- the same networks and data, written once more
-
-
-def fcn(inputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
-        *(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)),
-    )
-
-
-def cnn(colours: int, side: int, channels: int) -> nn.Sequential:
-    more = 2 * channels
-    return nn.Sequential(
-        *(nn.Conv2d(colours, channels, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
-        *(nn.Conv2d(channels, more, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
-        *(nn.Conv2d(more, more, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(more * (side // 4) ** 2, 10)),
-    )
+# --- the same data, written once more
 
 
 def digits(examples: int) -> tuple[Tensor, Tensor]:
@@ -46,36 +31,6 @@ def digits(examples: int) -> tuple[Tensor, Tensor]:
     chosen = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))[:examples].numpy()
     images = torch.tensor(found.images[chosen] / 16, dtype=torch.float32)[:, None]
     return images, torch.eye(10)[torch.tensor(found.target[chosen])]
-
-
-def jacobian(network: nn.Module, x: Tensor) -> Tensor:
-    """(N·10, P) float64, by reverse mode output by output."""
-    parameters = list(network.parameters())
-    rows = [torch.autograd.grad(value, parameters, retain_graph=True) for value in network(x).flatten()]
-    return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]).double()
-
-
-def descend(network: nn.Module, x: Tensor, y: Tensor, lr: float, marks: list[int]) -> list[tuple[float, float, float]]:
-    """(D², L_0 − L, Σ (Δθ_i)²/m_i) at the marks, of gradient descent written out; m_i = lr × steps that moved θ_i."""
-    parameters = list(network.parameters())
-    start = [p.detach().clone() for p in parameters]
-    moves = [torch.zeros_like(p) for p in parameters]
-    first, found = None, []
-    for step in range(marks[-1] + 1):
-        loss = (network(x) - y).square().mean()
-        first = loss.item() if first is None else first
-        if step in marks:
-            squares = [(p.detach() - s).square() for p, s in zip(parameters, start, strict=True)]
-            weighted = sum((d / (lr * m.clamp(min=1))).sum().item() for d, m in zip(squares, moves, strict=True))
-            found.append((sum(d.sum().item() for d in squares), first - loss.item(), weighted))
-        if step == marks[-1]:
-            break
-        with torch.no_grad():
-            for p, m, gradient in zip(parameters, moves, torch.autograd.grad(loss, parameters), strict=True):
-                before = p.clone()
-                p -= lr * gradient
-                m += p != before
-    return found
 
 
 # --- the shortened run
