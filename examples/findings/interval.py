@@ -353,7 +353,7 @@ def main() -> None:
         for batch in kind.batches[: 1 if options.quick else None]
     ]
     lab.rows("replicas", [key for key in keys if options.more.only in key["training"]], compute)
-    rows = [row for key in keys if (row := lab.results.find("replicas", key)) is not None]
+    rows = [row for key in keys if (row := lab.find("replicas", key)) is not None]
     lab.results.replace("replicas", rows)
     settings = [judged(trainings[row["training"]], row, at) for row in rows for at in range(len(reads))]
     lab.results.replace("settings", settings)

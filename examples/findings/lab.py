@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from sets import synthesize
 from training import Results, plain
+from trainings import UNUSUAL
 
 __all__ = ["COLOURS", "LINES", "MARKERS", "Figure", "Lab", "Mean", "Options", "begin", "figure", "mean_of", "number"]
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ class Lab:
 
         Rows that the file has are taken from there, each other one is written as soon as it is known.
         """
-        left = [key for key in keys if self.results.find(part, key) is None]
+        left = [key for key in keys if self.find(part, key) is None]
         started = time.monotonic()
         for done, key in enumerate(left):
             self._say(f"{self.name}, {part}: {done} of {len(left)} runs", started, done, len(left))
@@ -85,7 +86,19 @@ class Lab:
             self.results.add(part, plain(found | {"seconds": time.process_time() - before}))
         if left:
             self._say(f"{self.name}, {part}: all {len(left)} runs", started, len(left), len(left))
-        return [row for key in keys if (row := self.results.find(part, key)) is not None]
+        return [row for key in keys if (row := self.find(part, key)) is not None]
+
+    def find(self, part: str, key: Mapping[str, Any]) -> Row | None:
+        """The row of this key; not of one that sets more of a training than this does."""
+        wanted = plain(key)
+        return next(
+            (
+                row
+                for row in self.results.parts.get(part, [])
+                if wanted.items() <= row.items() and not (row.keys() - wanted.keys()) & UNUSUAL
+            ),
+            None,
+        )
 
     def _say(self, what: str, started: float, done: int, of: int) -> None:
         spent = time.monotonic() - started

@@ -60,9 +60,11 @@ class Training:
     def key(self) -> dict[str, Any]:
         """What differs from the defaults, and all that has none."""
         named = {part.name: getattr(self, part.name) for part in fields(self)}
-        always = ("data", "net", "optimizer", "rate", "batch", "steps", "seed")
-        plain = Training(*(named[name] for name in always))
-        return {name: value for name, value in named.items() if name in always or value != getattr(plain, name)}
+        plain = Training(*(value for name, value in named.items() if name not in UNUSUAL))
+        return {name: value for name, value in named.items() if name not in UNUSUAL or value != getattr(plain, name)}
+
+
+UNUSUAL = {part.name for part in fields(Training)} - {"data", "net", "optimizer", "rate", "batch", "steps", "seed"}
 
 
 class Run:

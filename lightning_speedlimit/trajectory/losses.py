@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 _SMALLEST_WINDOW = 3
-_APART = 3.0  # standard errors between the lines of two windows, above which the longer one is bent
+_APART = 5.0  # standard errors between the lines of two windows, above which the longer one is bent
+_NEAR = 8  # losses at least, around a short window, whose noise counts for it
 _JUMP = 5.0  # standard deviations of a loss from the middle of its neighbours
 
 
@@ -58,7 +59,8 @@ def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapola
     Of the whole window and its halves, quarters, … nearest to the target, the one with the smallest variance +
     bias² is taken: a quiet, curved start then uses few points, a noisy one all. The bias is what a parabola
     through the same points says of the line, as far as it exceeds its own noise; the noise is told from a smooth
-    curve by second differences. With one point, that point.
+    curve by second differences, of the whole window or of the twice as many points nearest to the target, whichever
+    is more: two hard batches in a row at an end are no bend. With one point, that point.
 
     A bend that noise hides is in no bias that the data show: the error that is stated goes as far as the shorter
     windows' lines do. It is about that of the shortest one, 0.8 of a loss's noise, where the choice is free.
@@ -68,8 +70,10 @@ def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapola
     found: list[Extrapolation] = []
     size = len(order)
     while size:
-        kept = order[:size]
-        found.append(_line_at(target, [steps[i] for i in kept], [losses[i] for i in kept], variance))
+        kept, near = order[:size], order[: max(2 * size, _NEAR)]
+        local = _noise_variance([steps[i] for i in near], [losses[i] for i in near])
+        noise = variance if math.isnan(local) else max(variance, local)
+        found.append(_line_at(target, [steps[i] for i in kept], [losses[i] for i in kept], noise))
         size = 0 if size <= _SMALLEST_WINDOW else max(_SMALLEST_WINDOW, size // 2)
     if not found:
         raise ValueError("extrapolate needs at least one recorded loss, got none")

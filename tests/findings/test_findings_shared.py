@@ -161,6 +161,12 @@ def test_rows_are_computed_once(shared: SimpleNamespace, tmp_path: Path) -> None
     assert lab(shared, tmp_path).seconds == pytest.approx(sum(row["seconds"] for row in found))
 
 
+def test_a_row_of_an_unusual_training_is_not_that_of_the_usual_one(shared: SimpleNamespace, tmp_path: Path) -> None:
+    keys = [some(shared, warm_up=0.1).key, some(shared).key]
+    rows = lab(shared, tmp_path).rows("runs", keys, lambda key: {"value": key.get("warm_up", 0.0)})
+    assert [row["value"] for row in rows] == [0.1, 0.0]
+
+
 def test_mean_is_that_of_scipy(shared: SimpleNamespace) -> None:
     values = [1.0, 2.0, 4.0, None, math.nan, 4.5]
     found, known = shared.lab.mean_of(values), [1.0, 2.0, 4.0, 4.5]

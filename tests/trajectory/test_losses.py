@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import fmean, pstdev
 
@@ -178,6 +179,32 @@ def test_the_hidden_bend_is_the_farthest_shorter_line_at_the_start_alone() -> No
 
 def line_of(count: int) -> Tensor:
     return torch.stack([torch.ones(count), torch.arange(float(count))], 1).double()
+
+
+def errors_at_the_end(noise: Callable[[torch.Generator], Tensor]) -> float:
+    """Root mean square error of the loss after 50 flat ones with mean 0, over 400 windows."""
+    generator = torch.Generator().manual_seed(0)
+    values = [extrapolate(list(range(50)), noise(generator).tolist(), 50).value for _ in range(400)]
+    return math.sqrt(fmean(value * value for value in values))
+
+
+def test_noise_alone_hardly_ever_passes_for_a_bend() -> None:
+    """The line through all 50 is off by 2σ/√50; what is chosen may be by a third more.
+
+    In some windows the last three losses lie apart by chance, or a parabola fits. At three standard errors instead of
+    five that makes 1.4 of it.
+    """
+    assert errors_at_the_end(lambda g: torch.randn(50, generator=g).double()) < 1.33 * 2 / math.sqrt(50)
+
+
+def test_hard_batches_in_a_row_are_no_bend() -> None:
+    """One loss of 17 is up to 1.5 too high; σ 0.26 in all. Where noise counts from the whole window alone: 2.0."""
+
+    def noise(generator: torch.Generator) -> Tensor:
+        hard = (torch.rand(50, generator=generator) < 0.06) * torch.rand(50, generator=generator) * 1.5
+        return (0.15 * torch.randn(50, generator=generator) + hard - 0.045).double()
+
+    assert errors_at_the_end(noise) < 1.6 * 2 * 0.26 / math.sqrt(50)
 
 
 def test_a_quiet_start_has_a_small_error() -> None:
