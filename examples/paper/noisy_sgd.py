@@ -11,8 +11,7 @@ replacement from the same pictures, at rates T/320, T/101, T/32 and T/10 (1.5 de
 
     distance    ‖θ_T − θ_flow‖ / ‖θ_flow − θ_0‖
     scatter     its part by noise: the standard deviation of θ_T over the seeds, over ‖θ_flow − θ_0‖
-    bias        its part that all seeds share: √(‖mean θ_T − θ_flow‖² − scatter²/5 …) over the same; of one full-batch run
-                the distance
+    bias        its part that all seeds share: bias² = distance² of the seeds' mean, less scatter²/5
     loss drop   of all pictures, from θ_0 to θ_T, exact; so are conversion = drop / Σ lr ‖g‖², and efficiency
                 = ‖θ_T − θ_0‖² / (T × drop)
 
@@ -238,10 +237,8 @@ def verdicts(parts: Mapping[str, Sequence[Row]], net: str) -> dict[str, bool]:
 def table(parts: Mapping[str, Sequence[Row]], net: str) -> str:
     """Markdown; of the noisy settings means and standard errors over the seeds, of the others one run."""
     edge = sharpest(parts, net)
-    lines = [
-        "| batch | rate | lr·λ | distance | scatter | loss drop | straightness | efficiency | conversion | noise share |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    shown = "distance | scatter | loss drop | straightness | efficiency | conversion | noise share"
+    lines = [f"| batch | rate | lr·λ | {shown} |", f"|{'---|' * 10}"]
     for part in ("flow", "full batch", "noisy"):
         for row in sorted(of(parts, part, net), key=lambda row: (row.get("batch", 0), row["rate"])):
             names = ("drop", "straightness", "efficiency", "conversion", "noise_share")
