@@ -62,7 +62,7 @@ class Plan:
     width: int = 300
 
 
-FULL, QUICK = Plan(), Plan(images=200, time=0.4, steps=(12, 4, 2), seeds=2, looks=2, width=16)
+FULL, QUICK = Plan(), Plan(images=80, time=0.4, steps=(12, 4, 2), seeds=2, looks=1, width=16)
 
 
 def mlp(plan: Plan) -> nn.Module:

@@ -50,10 +50,10 @@ def rows(parts: dict[str, list[Row]], part: str, **key: Any) -> list[Row]:
 
 
 def pictures(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """200 of the published bytes, with mean 0 and variance 1."""
+    """80 of the published bytes, with mean 0 and variance 1."""
     files = [np.fromfile(folder / "data" / "cifar10" / f"data_batch_{k}.bin", np.uint8) for k in range(1, 6)]
     whole = np.concatenate([file.reshape(-1, 3073) for file in files])
-    chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:200].numpy()
+    chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:80].numpy()
     pixels = torch.from_numpy(whole[chosen, 1:].astype(np.float32)).reshape(-1, 3, 32, 32)
     return (pixels - pixels.mean()) / pixels.std(), torch.from_numpy(whole[chosen, 0].astype(np.int64))
 
@@ -67,7 +67,7 @@ def descend(x: torch.Tensor, y: torch.Tensor, steps: int, batch: int, seed: int)
     places = [torch.cat([p.detach().flatten() for p in weights]).double()]
     begun, work = cross_entropy(network(x), y).item(), 0.0
     for _ in range(steps):
-        index = torch.randint(200, (batch,), generator=draw) if batch else slice(None)
+        index = torch.randint(80, (batch,), generator=draw) if batch else slice(None)
         found = torch.autograd.grad(cross_entropy(network(x[index]), y[index]), weights)
         work += 0.4 / steps * sum(float(g.double().square().sum()) for g in found)
         with torch.no_grad():
@@ -107,7 +107,7 @@ def test_the_mlp_by_plain_tensors(quick: dict[str, list[Row]], output: Path) -> 
 def test_sharpness_is_the_largest_eigenvalue(quick: dict[str, list[Row]], output: Path, script: ModuleType) -> None:
     """Of a network small enough for its whole Hessian; power iteration comes from below."""
     x, y = pictures(output)
-    x = x[:, :1, ::8, ::8].reshape(200, 16)
+    x = x[:, :1, ::8, ::8].reshape(80, 16)
     torch.manual_seed(1)
     start = object.__new__(script.Start)
     start.network = torch.nn.Linear(16, 10)
