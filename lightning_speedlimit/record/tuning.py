@@ -210,7 +210,7 @@ class Tuning:
             self._each(self._counted)[half].sum() / self._each("step")[half].sum()
             for half in (slice(0, rows // 2), slice(rows // 2, rows))
         ]
-        return abs(sizes[0] - sizes[1]) > _SAME_BATCH * max(sizes)
+        return bool(abs(sizes[0] - sizes[1]) > _SAME_BATCH * max(sizes))
 
     @property
     def _by_gradients(self) -> bool:
