@@ -123,9 +123,12 @@ class Reading:
         for run in self.runs:
             print(f"{self.window_table(run)}\n")
         rows = 5
-        with self.lab.picture(max(1, len(self.runs)), rows, width=4.8, height=2.1) as (_, axes):
+        with self.lab.picture(max(1, len(self.runs)), rows, width=4.0, height=2.0) as (_, axes):
             for column, run in enumerate(self.runs):
-                self._draw([axes[row, column] if len(self.runs) > 1 else axes[row] for row in range(rows)], run)
+                panels = [axes[row, column] if len(self.runs) > 1 else axes[row] for row in range(rows)]
+                self._draw(panels, run)
+            for panel in panels:  # the last column's stand for all
+                panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     def runs_table(self) -> str:
         lines = [
@@ -204,20 +207,17 @@ class Reading:
         names = {"efficiency": "efficiency", "straightness": "straightness", "steadiness": "steadiness"}
         lines_of(factors, middles, names | {"conversion": "conversion"}, marked=True, positive=True)
         factors.set(yscale="log", ylabel="in windows")
-        lines_of(
-            share, rows, {"noise_share": "noise's share of the work", "signal_fraction": "confirmed by the next batch, so far"}
-        )
+        lines_of(share, rows, {"noise_share": "noise, of the work", "signal_fraction": "next batch confirms, so far"})
         share.set(ylabel="share", ylim=(-0.5, 1.1))
         lines_of(batch, rows, {"critical_batch_size": "critical batch size"}, positive=True)
         own = said.get("tokens_per_step") or said["samples_per_step"]
         batch.axhline(own, color=COLOURS[2], linestyle=LINES[1], label="its own batch")
-        batch.set(yscale="log", ylabel=UNITS[run])
+        batch.set(yscale="log", ylabel=UNITS[run], ylim=(own / 2, own * 200))
         lines_of(headroom, rows, {"step_headroom": "step headroom"})
         headroom.axhline(1, color="#999999", linewidth=1)
         headroom.set(xlabel="steps", ylabel="times the rate", ylim=(0, 2))
         for panel in panels:
             panel.set_xlim(0, said["steps"])
-            panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def lines_of(

@@ -264,6 +264,32 @@ def test_the_page_has_what_the_file_says(tmp_path: Path) -> None:
     for table in tables:
         assert table.strip() in whole
     assert (DOCS / "real_size.png").stat().st_size < 120_000
-    for row in rows(found, "readings"):
-        for sentence in row["said"]:
-            assert sentence in said or row["at"] == "50 %"
+    gpt, resnet = (rows(found, "rows", run=name) for name in RUNS)
+    assert f"at the end is {gpt[-1]['efficiency']:.3f} ± {gpt[-1]['efficiency_se']:.3f}" in said
+    third = len(resnet) // 3
+    middle, last = (median_of(part, "critical_batch_size") for part in (resnet[third:-third], resnet[-third:]))
+    assert f"from {middle:,.0f} images in the second third to {last:,.0f} in the last" in said
+    assert f"{last / 128:.0f} times the ResNet's" in said
+    first = next(row["step"] for row in resnet if row["critical_batch_size"])
+    assert f"From step {first:,} on it is told" in said
+    third = len(gpt) // 3
+    grown = median_of(gpt[-third:], "critical_batch_size") / median_of(gpt[:third], "critical_batch_size")
+    assert f"for the GPT {grown:.1f} times from the first third" in said
+    (whole_run,) = rows(found, "readings", run="transformer", at="100 %")
+    assert f"critical batch is {whole_run['critical_batch_size'] / 2056:.1f} times the GPT's" in said
+    for name, words in zip(
+        RUNS, ("the measurement took {} % more", "The ResNet's steps cost {} ± 3 % more"), strict=True
+    ):
+        ratios = [row["ratio"] for row in rows(found, "cost", run=name)]
+        assert words.format(f"{100 * np.mean(ratios) - 100:.0f}") in said
+    straight = [row["straightness"] for row in rows(found, "windows", run="resnet")]
+    assert f"from {min(straight):.3f} to {straight[-1]:.3f} for the ResNet" in said
+    looks = {run: [row["val_loss"] for row in rows(found, "validations", run=f"resnet × {run}")] for run in (1, 4)}
+    at = next(k for k, loss in enumerate(looks[4]) if loss <= looks[1][-1])  # looks are 39 steps apart, from 39 on
+    share = (looks[4][at - 1] - looks[1][-1]) / (looks[4][at - 1] - looks[4][at])
+    assert f"after {(39 * (at + share)) / 390:.2f} of its steps" in said
+    assert f"with {4 * 39 * (at + share) / 390:.1f} times the images" in said
+
+
+def median_of(part: list[dict[str, Any]], name: str) -> float:
+    return float(np.median([row[name] for row in part if row[name] is not None]))
