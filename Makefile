@@ -1,5 +1,5 @@
 # make demo | test | test-slow | test-browser | test-package | test-gpu | test-matrix | test-ecosystem | modes | docs |
-# make paper | diagnosis | tuning | held-out | findings | noisy-sgd | bench | clean
+# make paper | diagnosis | tuning | held-out | findings | bench | clean
 #
 # Everything runs in .venv, which is made on first use and brought up to date whenever
 # pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
@@ -16,10 +16,10 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
 .PHONY: demo test test-slow test-browser test-package test-gpu test-matrix test-ecosystem modes docs paper diagnosis
-.PHONY: tuning held-out findings noisy-sgd bench clean setup
+.PHONY: tuning held-out findings bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
-REAL := finite_width initial_weights real_images
+REAL := finite_width initial_weights real_images noisy_sgd
 
 setup: $(STAMP)
 
@@ -130,18 +130,12 @@ held-out: $(STAMP)
 
 # What docs/findings.md rests on: hours on one core, less what docs/findings has already; stopped, it goes on where it
 # was. make findings DATA=folder with cifar10/, mnist/ and fashion-mnist/ as published. One alone: FINDINGS=decay
-FINDINGS ?= interval noise_and_batch warm_up decay frontier lazy_or_feature compute_optimal size
-FINDINGS ?= interval noise_and_batch warm_up decay frontier lazy_or_feature size real_size
+FINDINGS ?= interval noise_and_batch warm_up decay frontier lazy_or_feature compute_optimal size real_size
 
 findings: $(STAMP)
 	@set -e; at=0; for name in $(FINDINGS); do at=$$((at + 1)); echo "== $$at of $(words $(FINDINGS)): $$name"; \
 		case $$name in size) folder=docs/paper;; *) folder=docs/findings;; esac; \
 		$(BIN)/python examples/findings/$$name.py --data "$(DATA)" --output $$folder; done
-
-# What docs/paper/noisy_sgd.md rests on: ten minutes, less what its file has already. make noisy-sgd DATA=folder with
-# cifar10/ as published.
-noisy-sgd: $(STAMP)
-	$(BIN)/python examples/paper/noisy_sgd.py --data "$(DATA)" --output docs/paper
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py --cases a b c d --operations --memory

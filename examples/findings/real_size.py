@@ -238,20 +238,24 @@ def cost(plan: Plan, options: lab.Options, folder: Path, key: dict[str, Any]) ->
 
 
 def run(options: lab.Options, made: lab.Lab, folder: Path) -> None:
-    for name, make in PLANS.items():
-        plan = make(options)
-        if options.more.run in (None, name) and not train(plan, options, folder / plan.name):
+    """What the file of results does not have yet."""
+
+    def over(plan: Plan) -> bool:
+        known = made.results.find("runs", {"run": plan.name}) is not None
+        return known or train(plan, options, folder / plan.name)
+
+    plans = {name: make(options) for name, make in PLANS.items() if options.more.run in (None, name)}
+    for name, plan in plans.items():
+        if not over(plan):
             print(f"{name} is not over: the same command goes on with it")
     if options.more.run is not None:
         return
-    for name, make in PLANS.items():
-        plan = make(options)
+    for name, plan in plans.items():
         keys = [{"run": name, "pair": pair} for pair in range(1 if options.quick else 4)]
         made.rows("cost", keys, lambda key, plan=plan: cost(plan, options, folder, dict(key)))
     for multiple in (1, 4):
         plan = resnet(with_schedule(options, FOLLOWED[options.quick]))
-        plan = replace(plan, name=f"resnet × {multiple}", batch=multiple * plan.batch)
-        train(plan, options, folder / plan.name)
+        over(replace(plan, name=f"resnet × {multiple}", batch=multiple * plan.batch))
 
 
 def with_schedule(options: lab.Options, steps: int) -> lab.Options:
