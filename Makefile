@@ -19,7 +19,7 @@ export MKL_NUM_THREADS := 1
 .PHONY: tuning held-out findings bench clean setup
 
 PAPER := linear langevin ntk power_laws images sweep
-REAL := finite_width initial_weights real_images
+REAL := finite_width initial_weights real_images noisy_sgd
 
 setup: $(STAMP)
 
@@ -130,7 +130,7 @@ held-out: $(STAMP)
 
 # What docs/findings.md rests on: hours on one core, less what docs/findings has already; stopped, it goes on where it
 # was. make findings DATA=folder with cifar10/, mnist/ and fashion-mnist/ as published. One alone: FINDINGS=decay
-FINDINGS ?= interval noise_and_batch warm_up decay frontier lazy_or_feature compute_optimal size
+FINDINGS ?= interval noise_and_batch warm_up decay frontier lazy_or_feature compute_optimal size real_size
 
 findings: $(STAMP)
 	@set -e; at=0; for name in $(FINDINGS); do at=$$((at + 1)); echo "== $$at of $(words $(FINDINGS)): $$name"; \

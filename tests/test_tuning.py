@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
 from lightning_speedlimit.record.tuning import Tuning, is_plain_sgd, latest
+from lightning_speedlimit.report import advise
 
 Values = npt.NDArray[np.float64]
 SCATTER = {"work": 0.05, "gradient": 0.5}
@@ -160,6 +161,18 @@ def test_gradients_that_are_more_alike_than_chance_have_no_critical_batch() -> N
     found = Tuning(columns(np.random.default_rng(10), gradient_noise=-1.0), ADAM).critical_batch_size
     assert math.isnan(found.value)
     assert "no noise can be told" in found.reason
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_so_few_rows_say_so_without_a_warning(rows: int) -> None:
+    record = RunRecord({"batch_size": 8})
+    for step in range(1, rows + 1):
+        sums = {"work_ito": 1.0, "work_anti_ito": 0.5, "loss_drop": 0.4, "gradient_noise": 1.0, "gradient_signal": 1.0}
+        record.append(step, {"samples": 8.0 * step, **{name: value * step for name, value in sums.items()}})
+    for told in advise(record).critical_batch_size, record.tuning()["critical_batch_size"]:
+        assert math.isnan(told.standard_error)
+        assert "rows" in told.reason
 
 
 @pytest.mark.parametrize("jump", [1.0, 16.0])

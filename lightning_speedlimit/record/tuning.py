@@ -204,11 +204,13 @@ class Tuning:
     def _batch_changed(self) -> bool:
         """Between the first and the second half of the rows."""
         rows = len(self._blocks)
+        if rows < 2:
+            return False
         sizes = [
             self._each(self._counted)[half].sum() / self._each("step")[half].sum()
             for half in (slice(0, rows // 2), slice(rows // 2, rows))
         ]
-        return rows > 1 and abs(sizes[0] - sizes[1]) > _SAME_BATCH * max(sizes)
+        return bool(abs(sizes[0] - sizes[1]) > _SAME_BATCH * max(sizes))
 
     @property
     def _by_gradients(self) -> bool:
