@@ -70,7 +70,7 @@ class Reading:
     # --- the statements
 
     def verdicts(self, run: str) -> dict[str, tuple[bool, str]]:
-        """Statement → whether it stands, and the numbers that say so."""
+        """Statement → whether it holds, and the numbers that say so."""
         return {
             "bounds": self._bounds(run),
             "noise": self._noise(run),
@@ -104,8 +104,8 @@ class Reading:
         (row,) = self.of("runs", run)
         found = row["regimes"]
         said = ", ".join(f"steps {first}–{last}: {told(value)}" for first, last, value in found)
-        stands = len(found) > 1 and found[0][1] < row["steps"] / 10 and (found[0][2] or math.inf) < (found[1][2] or 0.0)
-        return stands, said
+        holds = len(found) > 1 and found[0][1] < row["steps"] / 10 and (found[0][2] or math.inf) < (found[1][2] or 0.0)
+        return holds, said
 
     def _cost(self, run: str) -> tuple[bool, str]:
         ratio = mean_of([row["ratio"] for row in self.of("cost", run)])
@@ -148,8 +148,8 @@ class Reading:
     def verdict_table(self) -> str:
         lines = ["| statement | run | | numbers |", "|---|---|---|---|"]
         for run in self.runs:
-            for name, (stands, said) in self.verdicts(run).items():
-                lines.append(f"| {name} | {TITLES[run]} | {'stands' if stands else 'fails'} | {said} |")
+            for name, (holds, said) in self.verdicts(run).items():
+                lines.append(f"| {name} | {TITLES[run]} | {'holds' if holds else 'fails'} | {said} |")
         return "\n".join(lines)
 
     def reading_table(self) -> str:

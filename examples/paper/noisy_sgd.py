@@ -219,7 +219,7 @@ def slope_of_scatter(rows: Sequence[Row]) -> float:
 
 
 def verdicts(parts: Mapping[str, Sequence[Row]], net: str) -> dict[str, bool]:
-    """Statement → whether it stands."""
+    """Statement → whether it holds."""
     (flow,), edge = of(parts, "flow", net), sharpest(parts, net)
     gentle, full = of(parts, "noisy", net, GENTLE), of(parts, "full batch", net)
     drops = [mean_of(row["drop"]).value / flow["drop"] - 1 for row in gentle]
@@ -300,7 +300,7 @@ def verdict_table(parts: Mapping[str, Sequence[Row]]) -> str:
     slopes = [f"{slope_of_scatter(of(parts, 'noisy', net, GENTLE)):.2f}" for net in NETS]
     lines = [f"| statement | {' | '.join(NETS)} |", f"|---|{'---|' * len(NETS)}"]
     for name in found["MLP"]:
-        lines.append(f"| {name} | {' | '.join('stands' if found[net][name] else 'fails' for net in NETS)} |")
+        lines.append(f"| {name} | {' | '.join('holds' if found[net][name] else 'fails' for net in NETS)} |")
     return "\n".join([*lines, f"| slope of scatter | {' | '.join(slopes)} |"])
 
 

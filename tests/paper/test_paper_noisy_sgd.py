@@ -151,7 +151,7 @@ def test_a_statement_can_fail(quick: dict[str, list[Row]], script: ModuleType) -
         (noisy[0], "efficiency", [0.6], "5 efficiency"),
     ):
         before, row[name] = row[name], value
-        assert [n for n, stands in script.verdicts(parts, "MLP").items() if not stands] == [statement]
+        assert [n for n, holds in script.verdicts(parts, "MLP").items() if not holds] == [statement]
         row[name] = before
 
 
