@@ -12,7 +12,7 @@ samples' own gradients. Where B_c is told, it is within a factor of 1.5 of the t
 for each of SGD, momentum, Adam. Cases where it may fail are looked at too: SGD at four times the rate, and with a batch
 of 8.
 
-Schedules. Adam until the smoothed held-out loss has come to a level. The batch is 16 to 512 throughout, or it is set
+Schedules. Adam until the smoothed held-out loss has come to a level. The batch is 32 to 512 throughout, or it is set
 anew at steps 16, 24, 36, …, each 1.5 times the last, from B_c of the stretch that ends there: √(64 B_c) ("root", what
 theory says is best), B_c/2 ("share"); or, for comparison, step/2 with nothing measured ("blind"). The rate is constant,
 the best of a search in factors of 2 on another seed, for each policy its own. All policies of a seed have the same
@@ -43,7 +43,7 @@ def train_all(lab: Lab, plan: Plan, parts: list[str]) -> None:
             lab.rows("law", keys, lambda key, mine=mine, found=found: measured_law(mine[str(key)], found, plan.ends))
     if "schedules" in parts:
         for data, net in plan.schedules:
-            Schedules(lab, plan, load(data, lab.options.data, plan.pool), net).all()
+            Schedules(lab, plan, load(data, lab.options.data, plan.pool, held=500), net).all()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from lab import COLOURS, LINES, MARKERS, Lab, Mean, mean_of
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from noise_and_batch_runs import FIRST, FOLLOWED, GROWTH, RATES, Row, followed
 
 FACTOR, SHARE, DOUBT = 1.5, 0.8, 0.05  # of the statements
@@ -47,7 +48,7 @@ def law_cells(rows: Sequence[Row]) -> list[Law]:
         return f"{row['data']}, {row['net']}", case_of(row)
 
     def table(members: Sequence[Row], name: str) -> np.ndarray[Any, Any]:
-        stretches = sum(key.startswith("true_") for key in members[0])
+        stretches = sum(key.startswith("true_") and not key.startswith("true_se_") for key in members[0])
         found = [[row.get(f"{name}_{i}") for i in range(stretches)] for row in members]
         return np.array(found, dtype=float)
 
@@ -209,10 +210,10 @@ def verdicts(law: Sequence[Law], planes: Sequence[Plane]) -> str:
 
 
 def draw(lab: Lab, law: Sequence[Law], planes: Sequence[Plane]) -> None:
-    with lab.picture(3, 2, width=4.0, height=3.5) as (drawn, axes):
+    with lab.picture(2, 2, width=4.6, height=3.6) as (drawn, axes):
         draw_law(axes[0][0], law)
         draw_stretches(axes[0][1], law)
-        places = [axes[0][2], *axes[1]]
+        places = axes[1]
         for panel, cell in zip(places, planes, strict=False):
             draw_plane(panel, cell)
         for panel in places[len(planes) :]:
@@ -227,11 +228,12 @@ def draw_law(panel: Any, law: Sequence[Law]) -> None:
             np.concatenate([getattr(c, what).ravel() for c in law if c.case == name]) for what in ("told", "true")
         )
         panel.plot(true, told, marker, color=colour, label=name, alpha=0.6, markersize=3.5)
-    low, high = (pick(float(pick(cell.true.ravel())) for cell in law) for pick in (min, max))
-    line = np.array([low / 2, high * 2])
+    line = np.array([pick(cell.true) for pick in (np.min, np.max) for cell in law if cell.case in OPTIMIZERS])
+    line = np.array([line.min() / 1.3, line.max() * 1.3])
     panel.plot(line, line, "-", color=COLOURS[0], linewidth=1)
     panel.fill_between(line, line / FACTOR, line * FACTOR, color="#cccccc", alpha=0.5, linewidth=0)
     panel.set(xscale="log", yscale="log", xlabel="tr Σ / ‖F‖², samples", ylabel="B_c that the run tells, samples")
+    number_both_axes(panel)
     panel.set_title("a. Told and true; grey: within 1.5 ×")
     panel.legend()
 
@@ -241,8 +243,9 @@ def draw_stretches(panel: Any, law: Sequence[Law]) -> None:
         middle = [median(known) if len(known) else math.nan for known in (c[np.isfinite(c)] for c in ratios.T)]
         panel.plot(range(1, len(middle) + 1), middle, marker=marker, linestyle=line, color=colour, label=case)
     panel.axhspan(1 / FACTOR, FACTOR, color="#cccccc", alpha=0.5, linewidth=0)
-    panel.set(yscale="log", xlabel="stretch of the run", ylabel="told over true, median of all tasks", ylim=(0.3, 6))
-    panel.set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+    panel.set(yscale="log", xlabel="stretch of the run", ylabel="told over true, median of all tasks", ylim=(0.5, 14))
+    panel.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set_xticks(range(1, law[0].true.shape[1] + 1))
     panel.set_title("b. Through the run")
     panel.legend(ncols=2, loc="upper left")
@@ -268,3 +271,12 @@ def draw_plane(panel: Any, cell: Plane) -> None:
     for policy, colour, marker in zip(names, COLOURS[1:], ("*", "s", "^"), strict=False):
         panel.plot(*place(policy), marker, color=colour, label=names[policy], markersize=9 if marker == "*" else 6)
     panel.set(xscale="log", yscale="log", xlabel="steps to the loss", ylabel="samples to the loss", title=cell.task)
+    number_both_axes(panel)
+
+
+def number_both_axes(panel: Any) -> None:
+    """With 1, 2, 5, 10, … on logarithmic ones."""
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_formatter(NullFormatter())

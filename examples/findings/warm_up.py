@@ -36,6 +36,7 @@ from warm_up_shown import (
     length_table,
     settings_of,
     threshold_table,
+    tuned_table,
     verdict_table,
 )
 
@@ -53,7 +54,7 @@ def main() -> None:
     train_all(lab, QUICK if options.quick else FULL)
     parts = lab.results.parts
     found = settings_of(parts["runs"])
-    tables = [table(found) for table in (verdict_table, threshold_table, gain_table, course_table)]
+    tables = [table(found) for table in (verdict_table, threshold_table, gain_table, tuned_table, course_table)]
     print(*tables, length_table(parts["runs"], parts["lengths"]), sep="\n\n")
     draw(lab, found)
 

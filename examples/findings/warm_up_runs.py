@@ -133,7 +133,6 @@ def course(run: Run, name: str) -> Row:
     start, lengths, shares, row = run.held_loss(), list[float](), list[float](), Row()
     steps, first = run.training.steps, max(4, round(run.training.steps / EARLY))
     every = torch.arange(min(PROBE, len(run.data.inputs)))
-    known = RunRecord(run.record.run | {"probe_batches": 1})
     loss = mean_loss(run, every) if run.meter else math.nan
     before = flat(run.network)
     while run.step < steps and before.isfinite().all():
@@ -142,15 +141,12 @@ def course(run: Run, name: str) -> Row:
         lengths.append(float((after - before).norm()))
         shares.append(lengths[-1] / float(before.norm()))
         before = after
-        if run.meter:
-            run.record.take(run.meter, {"samples": float(run.training.batch * run.step)})
-            drop = loss - mean_loss(run, every) if run.step == first else math.nan
-            columns = {column: values[-1] for column, values in run.record.columns.items() if column != "step"}
-            known.append(run.step, columns | {"loss_drop": drop, "loss_drop_se": 0.0})
-            if run.step == first:
-                run.meter.close()
-                run.meter = None
-                row = {"start": start, **early(known), "longest_early": max(shares)}
+        if run.meter and run.step == first:
+            run.record.take(run.meter)
+            run.meter.close()
+            run.meter = None
+            row = {"start": start, **early(run.record), "drop": loss - mean_loss(run, every)}
+            row["longest_early"] = max(shares)
     row[f"loss_{name}"] = capped(run.held_loss(), start)
     row[f"steadiness_{name}"] = sum(lengths) ** 2 / (len(lengths) * sum(length**2 for length in lengths))
     return row | {f"longest_{name}": max(shares)}
@@ -167,16 +163,9 @@ def mean_loss(run: Run, index: torch.Tensor) -> float:
     return found
 
 
-def early(known: RunRecord) -> Row:
-    """work W, signal a (of as many steps as W), drop d, steadiness_early; headroom as the package tells it."""
-    last = {name: float(column[-1]) for name, column in known.columns.items()}
+def early(record: RunRecord) -> Row:
+    """work W, signal a (of as many steps as W), steadiness_early."""
+    last = {name: float(column[-1]) for name, column in record.columns.items()}
     met = 2.0 * last["work_stratonovich"] - last["work_anti_ito"]
-    headroom = known.tuning()["step_headroom"]
-    return {
-        "work": last["work_ito"],
-        "signal": last["work_anti_ito"] * last["work_ito"] / met,
-        "drop": last["loss_drop"],
-        "steadiness_early": last["steadiness"],
-        "headroom": headroom.value,
-        "headroom_se": headroom.standard_error,
-    }
+    signal = last["work_anti_ito"] * last["work_ito"] / met
+    return {"work": last["work_ito"], "signal": signal, "steadiness_early": last["steadiness"]}

@@ -13,7 +13,7 @@ from lab import COLOURS, LINES, MARKERS, Lab, Mean, mean_of
 from warm_up_runs import ERRORS, GAIN, LENGTHS, NETS, OPTIMIZERS, Row
 
 ALL_RIGHT, EACH_RIGHT, HALF = 0.8, 0.7, 0.5  # of the statement
-LONGEST = 10  # of a table of failures
+LONGEST = "− longest update, share of the weights"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ SCORES: dict[str, Callable[[Setting], float]] = {  # the lower, the more warm-up
     "signal fraction": lambda setting: setting.sum("signal") / setting.sum("work"),
     "loss drop, share of the loss": lambda setting: setting.sum("drop") / setting.sum("start"),
     "steadiness": lambda setting: setting.mean("steadiness_early"),
-    "− longest update, share of the weights": lambda setting: -setting.mean("longest_early"),
+    LONGEST: lambda setting: -setting.mean("longest_early"),
     "− rate over the best, powers of √10": lambda setting: -float(setting.power),
 }
 
@@ -164,15 +164,24 @@ def verdict_table(settings: Sequence[Setting]) -> str:
 def threshold_table(settings: Sequence[Setting]) -> str:
     first, other = judged(settings)
     lines = [
-        "| of the first twentieth | warm-up below | first half | other half | needed | not needed |",
-        "|---|---|---|---|---|---|",
+        "| of the first twentieth | warm-up below | first half | other half | needed | not needed | of a single run |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, score in SCORES.items():
         limit = threshold(first, score)
         fixed, found = (Right.of(half, lambda s, f=score, at=limit: not f(s) >= at) for half in (first, other))
+        single = singly(other, lambda s, f=score, at=limit: not f(s) >= at)
         parts = " | ".join(f"{a} of {b}" for a, b in (found.of_needed, found.of_others))
-        lines.append(f"| {name} | {limit:.3g} | {percent(fixed.balanced)} | {percent(found.balanced)} | {parts} |")
+        rates = " | ".join(percent(right.balanced) for right in (fixed, found))
+        lines.append(f"| {name} | {limit:.3g} | {rates} | {parts} | {percent(single.balanced)} |")
     return "\n".join(lines)
+
+
+def singly(settings: Sequence[Setting], told: Callable[[Setting], bool]) -> Right:
+    """What each run by itself tells of its setting."""
+    runs = [(s, told(Setting(s.network, s.optimizer, s.power, [row]))) for s in settings for row in s.rows]
+    needed, others = ([said for s, said in runs if s.needed is which] for which in (True, False))
+    return Right((sum(needed), len(needed)), (len(others) - sum(others), len(others)))
 
 
 def percent(share: float) -> str:
@@ -202,6 +211,22 @@ def reading(found: Mean) -> str:
     if math.isinf(found.value):
         return "no curvature" if found.value > 0 else "loss rose"
     return f"{found.value:.2f} ± {found.error:.2f}"
+
+
+def tuned_table(settings: Sequence[Setting]) -> str:
+    """Each with its own best rate of the five: loss without and with 10 %, and the saving in %, paired by seed."""
+    lines = ["| network | optimizer | without | with 10 % | saved, % |", "|---|---|---|---|---|"]
+    for network, optimizer in dict.fromkeys((s.network, s.optimizer) for s in settings):
+        mine = [s for s in settings if (s.network, s.optimizer) == (network, optimizer)]
+        best = [min(mine, key=lambda s, name=name: s.mean(name)) for name in ("loss_0", "loss_10")]
+        pairs = [(one["loss_0"], other["loss_10"]) for one, other in zip(*(s.rows for s in best), strict=True)]
+        saved = mean_of([100 * (one - other) / best[0].mean("loss_0") for one, other in pairs])
+        ends = [
+            f"{s.mean(name):.3f} at {s.rows[0]['rate']:.2g}"
+            for s, name in zip(best, ("loss_0", "loss_10"), strict=True)
+        ]
+        lines.append(f"| {network} | {optimizer} | {' | '.join(ends)} | {saved.value:.1f} ± {saved.error:.1f} |")
+    return "\n".join(lines)
 
 
 def length_table(runs: Sequence[Row], lengths: Sequence[Row]) -> str:
@@ -275,21 +300,20 @@ def draw_network(panel: Any, name: str, settings: Sequence[Setting]) -> None:
 
 
 def draw_gain(panel: Any, settings: Sequence[Setting]) -> None:
-    score = SCORES["conversion"]
+    limit = -threshold(judged(settings)[0], SCORES[LONGEST])
     for optimizer, colour, marker in zip(OPTIMIZERS, COLOURS[1:], MARKERS, strict=False):
         mine = [s for s in settings if s.optimizer == optimizer]
-        gains = [s.share for s in mine]
         panel.errorbar(
-            [score(s) for s in mine], [g.value for g in gains], [g.error for g in gains], color=colour, marker=marker,
-            linestyle="none", alpha=0.7, label=optimizer,
+            [100 * s.mean("longest_early") for s in mine], [s.share.value for s in mine], [s.share.error for s in mine],
+            color=colour, marker=marker, linestyle="none", alpha=0.7, label=optimizer,
         )  # fmt: skip
     panel.axhline(0, color=COLOURS[0], linewidth=0.8)
-    panel.axvline(0, color=COLOURS[0], linewidth=0.8, linestyle=":")
-    panel.set_xscale("symlog", linthresh=0.1)
+    panel.axvline(100 * limit, color=COLOURS[0], linewidth=0.8, linestyle=":")
     panel.set_yscale("symlog", linthresh=5)
-    panel.set(xlabel="conversion of the first twentieth", ylabel="saved by 10 % warm-up, % of the loss")
-    panel.set_title("What it saved")
-    panel.legend()
+    panel.set_yticks([-20, -5, 0, 5, 20], ["−20", "−5", "0", "5", "20"])
+    panel.set(xscale="log", xlabel="longest early update, % of the weights", ylabel="saved by 10 % warm-up, %")
+    panel.set_title("What it saved; dotted: threshold")
+    panel.legend(loc="lower right")
 
 
 def draw_right(panel: Any, settings: Sequence[Setting]) -> None:

@@ -139,6 +139,7 @@ def test_a_threshold_divides_what_can_be_divided(used: SimpleNamespace) -> None:
     assert limit == pytest.approx((0.1 + 0.3) / 2 / 2.0)
     right = used.shown.Right.of(bad + good, lambda s: not score(s) >= limit)
     assert (right.of_needed, right.of_others, right.balanced, right.holds) == ((3, 3), (2, 2), 1.0, True)
+    assert used.shown.singly(bad + good, lambda s: not score(s) >= limit).counted == (10, 10)
     wrong = used.shown.Right.of(bad + good, lambda s: False)
     assert (wrong.counted, wrong.balanced, wrong.holds) == ((2, 5), 0.5, False)
 
@@ -156,8 +157,9 @@ def test_no_run_is_missing() -> None:
 def test_the_page_has_the_tables_of_the_numbers(used: SimpleNamespace) -> None:
     parts, page = read_rows(DOCS / "warm_up.json"), (DOCS / "warm_up.md").read_text("utf-8")
     settings = used.shown.settings_of(parts["runs"])
-    tables = used.shown.verdict_table, used.shown.threshold_table, used.shown.gain_table, used.shown.course_table
-    for table in (*(made(settings) for made in tables), used.shown.length_table(parts["runs"], parts["lengths"])):
+    made = ("verdict", "threshold", "gain", "tuned", "course")
+    tables = [getattr(used.shown, f"{name}_table")(settings) for name in made]
+    for table in (*tables, used.shown.length_table(parts["runs"], parts["lengths"])):
         assert table in page
     seconds = math.fsum(row["seconds"] for part in parts.values() for row in part)
     assert f"{seconds:,.0f} processor seconds" in page
