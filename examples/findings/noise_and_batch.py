@@ -28,8 +28,17 @@ from __future__ import annotations
 import argparse
 
 from lab import Lab, begin  # isort: skip
-from noise_and_batch_runs import FULL, QUICK, Plan, Schedules, law_trainings, measured_law
-from noise_and_batch_shown import draw, law_cells, law_table, schedule_cells, schedule_table, stretch_table, verdicts
+from noise_and_batch_runs import FULL, QUICK, Plan, Schedules, law_trainings, measured_law, measured_overlap
+from noise_and_batch_shown import (
+    draw,
+    law_cells,
+    law_table,
+    overlap_table,
+    schedule_cells,
+    schedule_table,
+    stretch_table,
+    verdicts,
+)
 from sets import load
 
 
@@ -41,6 +50,12 @@ def train_all(lab: Lab, plan: Plan, parts: list[str]) -> None:
             found = load(data, lab.options.data, plan.examples)
             keys = [training.key for training in mine.values()]
             lab.rows("law", keys, lambda key, mine=mine, found=found: measured_law(mine[str(key)], found, plan.ends))
+            keys = [key for key in keys if key["net"] == "MLP" and key["optimizer"] != "SGD"]
+            lab.rows(
+                "overlap",
+                keys,
+                lambda key, mine=mine, found=found: measured_overlap(mine[str(key)], found, plan.looked),
+            )
     if "schedules" in parts:
         for data, net in plan.schedules:
             Schedules(lab, plan, load(data, lab.options.data, plan.pool, held=500), net).all()
@@ -54,7 +69,8 @@ def main() -> None:
     train_all(lab, plan, options.more.parts)
     rows = lab.results.parts
     law, schedules = law_cells(rows.get("law", [])), schedule_cells(rows.get("schedules", []))
-    print(*(verdicts(law, schedules), law_table(law), stretch_table(law), schedule_table(schedules)), sep="\n\n")
+    tables = law_table(law), stretch_table(law), overlap_table(rows.get("overlap", [])), schedule_table(schedules)
+    print(verdicts(law, schedules), *tables, sep="\n\n")
     draw(lab, law, schedules)
 
 

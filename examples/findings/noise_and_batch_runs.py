@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any
@@ -31,7 +31,8 @@ SEARCHED = 100  # the seed of rates and levels
 
 @dataclass(frozen=True)
 class Plan:
-    """law: sets and networks, with so many `examples`; `ends`: the steps at which stretches end.
+    """law: sets and networks, with so many `examples`; `ends`: the steps at which stretches end; looked: steps
+    of the overlap of full gradients.
 
     schedules: sets and networks, with `pool` examples. level_at: steps of the run at batch 64 whose loss is the level.
     batches: constant ones. most: √(steps · samples). powers: of 2, that a rate is searched over at most.
@@ -41,6 +42,7 @@ class Plan:
     law: Sequence[tuple[str, str]]
     examples: int
     ends: Sequence[int]
+    looked: int
     schedules: Sequence[tuple[str, str]]
     pool: int
     level_at: int
@@ -54,6 +56,7 @@ FULL = Plan(
     law=(("fashion-mnist", "MLP"), ("cifar10", "CNN")),
     examples=4000,
     ends=(30, 60, 120, 240, 480),
+    looked=240,
     schedules=(("fashion-mnist", "MLP"), ("cifar10", "CNN")),
     pool=10_000,
     level_at=200,
@@ -61,7 +64,7 @@ FULL = Plan(
     most=10_000.0,
     powers=5,
 )
-QUICK = Plan((0,), FULL.law[:1], 500, (30, 60), FULL.schedules[:1], 500, 40, (16, 64), 500.0, 1)
+QUICK = Plan((0,), FULL.law[:1], 500, (30, 60), 12, FULL.schedules[:1], 500, 40, (16, 64), 500.0, 1)
 
 
 # --- the law
@@ -102,6 +105,27 @@ def measured_law(training: Training, data: Set, ends: Sequence[int]) -> Row:
             row[f"own_{stretch}"] = run.record.tuning(begin, end)["critical_batch_size"].value
     run.meter.close()
     return row
+
+
+def measured_overlap(training: Training, data: Set, steps: int) -> Row:
+    """Σ F_k·F_{k−1} and Σ F_k·g_{k−1} over Σ ‖F_k‖², F of all samples: what an overlap can know of ‖F‖²."""
+    run, every = Run(training, data, measured=False), torch.arange(len(data.inputs))
+    weights, sums = list(run.network.parameters()), np.zeros(3)
+
+    def joined(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat([part.flatten() for part in parts]).double()
+
+    def force() -> Tensor:
+        return joined(torch.autograd.grad(run.loss(every), weights))
+
+    while run.step < steps:
+        looks = run.step % 4 == 3
+        before = force() if looks else None
+        run.advance()
+        if before is not None:
+            after, own = force(), joined(weight.grad for weight in weights)
+            sums += [float(after @ before), float(after @ own), float(after @ after)]
+    return {"full": sums[0] / sums[2], "own": sums[1] / sums[2]}
 
 
 def ratio_of_means(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -111,6 +111,15 @@ def pooled(cells: Sequence[Law]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
             yield case, np.concatenate(ratios)
 
 
+def overlap_table(rows: Sequence[Row]) -> str:
+    """Fashion-MNIST, MLP: what is left of ‖F‖²."""
+    lines = ["| run | F_k·F_{k−1} over ‖F_k‖² | F_k·g_{k−1} over ‖F_k‖² |", "|---|---|---|"]
+    for name in OPTIMIZERS[1:]:
+        shares = [mean_of([row[what] for row in rows if row["optimizer"] == name]) for what in ("full", "own")]
+        lines.append(f"| {name} | " + " | ".join(f"{mean.value:.2f} ± {mean.error:.2f}" for mean in shares) + " |")
+    return "\n".join(lines)
+
+
 # --- schedules
 
 

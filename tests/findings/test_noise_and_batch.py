@@ -129,20 +129,49 @@ def test_the_error_of_a_ratio_is_that_of_repeating_it(used: SimpleNamespace) -> 
     assert errors.mean() == pytest.approx(values.std(), rel=0.1)  # the spread of 1,000 is known to 2 %
 
 
+def test_overlaps_are_those_of_plain_torch(used: SimpleNamespace, pictures: Any) -> None:
+    """Plain SGD of one layer, so that θ_k can be written out."""
+    training = used.trainings.Training(
+        "fashion-mnist", "MLP", "SGD", 0.05, 16, 12, 3, net_options={"width": 6, "depth": 1}
+    )
+    found = used.runs.measured_overlap(training, pictures, 12)
+    run = used.trainings.Run(training, pictures, measured=False)
+    weights, draw = list(run.network.parameters()), torch.Generator().manual_seed(1003)
+    forces, own = [], []
+    for _ in range(13):
+        forces.append([g.clone() for g in torch.autograd.grad(run.loss(torch.arange(500)), weights)])
+        index = torch.randint(500, (16,), generator=draw)
+        own.append(torch.autograd.grad(run.loss(index), weights))
+        with torch.no_grad():
+            for w, g in zip(weights, own[-1], strict=True):
+                w -= 0.05 * g
+
+    def product(one: Any, other: Any) -> float:
+        return sum(float((a * b).sum()) for a, b in zip(one, other, strict=True))
+
+    squares = sum(product(forces[k], forces[k]) for k in (4, 8, 12))
+    for name, before in (("full", forces), ("own", own)):
+        assert found[name] == pytest.approx(
+            sum(product(forces[k], before[k - 1]) for k in (4, 8, 12)) / squares, rel=1e-4
+        )
+
+
 # --- schedules
 
 
-def fed(used: SimpleNamespace, pictures: Any, policy: str, steps: int) -> Any:
-    training = used.trainings.Training("fashion-mnist", "MLP", "Adam", 1e-3, 16, steps, 0, net_options={"width": 8})
+def fed(used: SimpleNamespace, pictures: Any, policy: str) -> Any:
+    training = used.trainings.Training("fashion-mnist", "MLP", "Adam", 1e-3, 16, 60, 0, net_options={"width": 8})
     run = used.runs.Fed(training, pictures, policy)
-    run.to(-math.inf, steps)
+    run.to(-math.inf, 1000.0)
     return run
 
 
 @pytest.mark.parametrize("policy", ["24", "blind", "root", "share"])
 def test_the_batch_follows_its_policy(used: SimpleNamespace, pictures: Any, policy: str) -> None:
-    run = fed(used, pictures, policy, 60)
-    sizes, ends = np.diff(run.samples), [16, 24, 36, 54]
+    run = fed(used, pictures, policy)
+    sizes, ends = np.diff(run.samples)[:60], [16, 24, 36, 54]
+    assert math.sqrt((len(run.samples) - 1) * run.samples[-1]) >= 1000, "that is where it stops"
+    assert len(sizes) == 60
     stretches = [set(part.tolist()) for part in np.split(sizes, ends)]
     assert all(len(sizes_of_one) == 1 for sizes_of_one in stretches), "a batch changes at the end of a stretch only"
     found = [sizes_of_one.pop() for sizes_of_one in stretches]
@@ -156,8 +185,8 @@ def test_the_batch_follows_its_policy(used: SimpleNamespace, pictures: Any, poli
             rule = math.sqrt(64 * critical) if policy == "root" else critical / 2
             last = last if math.isnan(critical) else min(1024, max(8, round(rule)))
             wanted.append(last)
-        assert found == wanted
-        assert any(map(math.isfinite, run.critical)), "else nothing was followed"
+        assert found == wanted[:5]
+        assert any(map(math.isfinite, run.critical[:5])), "else nothing was followed"
 
 
 def test_the_excess_is_read_off_the_line_between_constant_batches(used: SimpleNamespace) -> None:
@@ -206,8 +235,8 @@ def test_no_run_is_missing(place: str, quick: Path) -> None:
 def test_the_page_has_the_tables_of_the_numbers(used: SimpleNamespace) -> None:
     rows, page = read_rows(DOCS / "noise_and_batch.json"), (DOCS / "noise_and_batch.md").read_text("utf-8")
     law, planes = used.shown.law_cells(rows["law"]), used.shown.schedule_cells(rows["schedules"])
-    tables = used.shown.law_table(law), used.shown.stretch_table(law), used.shown.schedule_table(planes)
-    for table in (used.shown.verdicts(law, planes), *tables):
+    tables = used.shown.law_table(law), used.shown.stretch_table(law), used.shown.overlap_table(rows["overlap"])
+    for table in (used.shown.verdicts(law, planes), *tables, used.shown.schedule_table(planes)):
         assert table in page
     seconds = math.fsum(row["seconds"] for part in rows.values() for row in part)
     assert f"{seconds:,.0f} processor seconds" in page
