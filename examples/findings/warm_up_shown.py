@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from lab import COLOURS, LINES, MARKERS, Lab, Mean, mean_of
@@ -93,11 +94,11 @@ SCORES: dict[str, Callable[[Setting], float]] = {  # the lower, the more warm-up
 
 
 def settings_of(rows: Sequence[Row]) -> list[Setting]:
-    names = list(dict.fromkeys((row["network"], row["optimizer"], row["power"]) for row in rows))
-    return [
-        Setting(*name, [row for row in rows if (row["network"], row["optimizer"], row["power"]) == name])
-        for name in names
-    ]
+    found: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["network"], row["optimizer"], row["power"]), []).append(row)
+    order = [net.name for net in NETS]
+    return [Setting(*name, found[name]) for name in sorted(found, key=lambda name: (order.index(name[0]), *name[1:]))]
 
 
 def judged(settings: Sequence[Setting]) -> tuple[list[Setting], list[Setting]]:
@@ -140,7 +141,7 @@ def threshold(settings: Sequence[Setting], score: Callable[[Setting], float]) ->
     """Half-way between two neighbours: below it warm-up is told, right most often; of several, the lowest."""
     values = sorted({value for value in map(score, settings) if math.isfinite(value)})
     between = [(low + high) / 2 for low, high in pairwise(values)] or [math.nan]
-    return max(between, key=lambda limit: Right.of(settings, lambda s: not score(s) >= limit).balanced)
+    return max(between, key=lambda limit: Right.of(settings, below(score, limit)).balanced)
 
 
 # --- tables
@@ -161,19 +162,27 @@ def verdict_table(settings: Sequence[Setting]) -> str:
     return "\n".join(lines)
 
 
+def below(score: Callable[[Setting], float], limit: float) -> Callable[[Setting], bool]:
+    """Whether warm-up is told; where the score is not known too."""
+    return lambda setting: not score(setting) >= limit
+
+
 def threshold_table(settings: Sequence[Setting]) -> str:
     first, other = judged(settings)
     lines = [
-        "| of the first twentieth | warm-up below | first half | other half | needed | not needed | of a single run |",
-        "|---|---|---|---|---|---|---|",
+        "| of the first twentieth | warm-up below | first half | other half | needed | not needed | a single run"
+        " | Adam: needed, not | momentum: needed, not |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, score in SCORES.items():
         limit = threshold(first, score)
-        fixed, found = (Right.of(half, lambda s, f=score, at=limit: not f(s) >= at) for half in (first, other))
-        single = singly(other, lambda s, f=score, at=limit: not f(s) >= at)
+        told = below(score, limit)
+        fixed, found, single = Right.of(first, told), Right.of(other, told), singly(other, told)
         parts = " | ".join(f"{a} of {b}" for a, b in (found.of_needed, found.of_others))
         rates = " | ".join(percent(right.balanced) for right in (fixed, found))
-        lines.append(f"| {name} | {limit:.3g} | {rates} | {parts} | {percent(single.balanced)} |")
+        by = [Right.of([s for s in other if s.optimizer == which], told) for which in OPTIMIZERS]
+        each = " | ".join("{} of {}, {} of {}".format(*right.of_needed, *right.of_others) for right in by)
+        lines.append(f"| {name} | {limit:.3g} | {rates} | {parts} | {percent(single.balanced)} | {each} |")
     return "\n".join(lines)
 
 
@@ -248,7 +257,7 @@ def length_table(runs: Sequence[Row], lengths: Sequence[Row]) -> str:
 
 
 def course_table(settings: Sequence[Setting]) -> str:
-    """Without and with 10 %, where warm-up was needed and where not: means over settings."""
+    """Without and with 10 %, where warm-up was needed and where not: medians over settings."""
     lines = [
         "| optimizer | warm-up was | settings | longest update, % of the weights | steadiness |",
         "|---|---|---|---|---|",
@@ -264,8 +273,8 @@ def course_table(settings: Sequence[Setting]) -> str:
 
 
 def changed(settings: Sequence[Setting], name: str) -> tuple[float, float]:
-    """The mean without warm-up, and with 10 %."""
-    without, with_it = (mean_of([s.mean(f"{name}_{percent}") for s in settings]).value for percent in (0, 10))
+    """The median without warm-up, and with 10 %."""
+    without, with_it = (median(s.mean(f"{name}_{percent}") for s in settings) for percent in (0, 10))
     return without, with_it
 
 
@@ -312,6 +321,7 @@ def draw_gain(panel: Any, settings: Sequence[Setting]) -> None:
     panel.set_yscale("symlog", linthresh=5)
     panel.set_yticks([-20, -5, 0, 5, 20], ["−20", "−5", "0", "5", "20"])
     panel.set(xscale="log", xlabel="longest early update, % of the weights", ylabel="saved by 10 % warm-up, %")
+    panel.set_xlim(0.05, 1000)  # of those that diverge at once a few are beyond it, at 0
     panel.set_title("What it saved; dotted: threshold")
     panel.legend(loc="lower right")
 
@@ -324,7 +334,7 @@ def draw_right(panel: Any, settings: Sequence[Setting]) -> None:
         rates = []
         for name in names:
             limit = threshold(first, SCORES[name])
-            right = Right.of(members, lambda s, f=SCORES[name], at=limit: not f(s) >= at)
+            right = Right.of(members, below(SCORES[name], limit))
             rates.append(100 * right.balanced)
         panel.barh([i + shift for i in range(len(names))], rates, 0.38, color=colour, label=half)
     panel.axvline(50, color=COLOURS[0], linewidth=0.8, linestyle=":")
