@@ -236,7 +236,7 @@ def test_plain_sgd_is_told_from_what_was_run(run: dict[str, Any], plain: bool) -
 # --- closed form: a linear slope F with noise of known covariance
 
 
-def noisy_slope(optimizer: str, steps: int = 4000) -> RunRecord:
+def noisy_slope(optimizer: str, steps: int = 4000, every: int = 100) -> RunRecord:
     """L = F·θ; g = F + ε, ε of variance 4 in each of 30 coordinates: at batch 16 tr Σ = 16 · 30 · 4, ‖F‖² = 30."""
     torch.manual_seed(0)
     theta = nn.Parameter(torch.zeros(30, dtype=torch.float64))
@@ -247,7 +247,7 @@ def noisy_slope(optimizer: str, steps: int = 4000) -> RunRecord:
         meter.record_loss(theta.detach().sum())
         theta.grad = torch.ones_like(theta) + 2.0 * torch.randn_like(theta)
         stepper.step()
-        if k % 100 == 0:
+        if k % every == 0:
             record.append(k, {**meter.compute(), "samples": 16.0 * k})
     meter.close()
     return record
@@ -262,6 +262,15 @@ def test_a_slope_with_known_noise(optimizer: str) -> None:
     assert "curvature" in found["step_headroom"].reason
     if optimizer == "sgd":
         assert found["noise_share"].value == pytest.approx(0.8, abs=3 * found["noise_share"].standard_error)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_row_at_each_step_tells_as_much(optimizer: str) -> None:
+    """At step 1 no step has met the next gradient: what is NaN there is a sum of none."""
+    each, some = (noisy_slope(optimizer, steps=300, every=every).tuning() for every in (1, 10))
+    for name in ("critical_batch_size", "noise_share"):
+        assert each[name].value == pytest.approx(some[name].value, rel=1e-12), name
+        assert each[name].standard_error > 0.0, name
 
 
 def test_headroom_of_a_parabola() -> None:

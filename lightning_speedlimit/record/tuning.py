@@ -79,6 +79,7 @@ class _Sum:
         return _Sum({}).plus(factor, self)
 
 
+_OF_NEIGHBOURS = ("work_anti_ito", "work_stratonovich", "gradient_signal", "gradient_noise")
 _WORK = _Sum({"work_ito": 1.0})
 _SLOPE = _Sum({"work_anti_ito": -1.0}, 2.0)
 _CURVATURE = _Sum({"work_anti_ito": -2.0}, 2.0)
@@ -107,7 +108,7 @@ class Tuning:
 
     def __init__(self, columns: Columns, run: Mapping[str, Any], start: int | None = None, stop: int = -1) -> None:
         rows = len(columns["step"])
-        self._columns, self._run = columns, run
+        self._columns, self._run = _begun_at_0(columns, run), run
         begun = int(np.searchsorted(columns["step"], 1))  # a row at step 0 is the start
         start = None if start is not None and start % rows < begun else start
         self._stop = stop % rows if rows else -1
@@ -316,6 +317,18 @@ class Tuning:
     def _why(self, otherwise: str) -> str:
         known = [n for n in ("work_ito", "work_anti_ito", "loss_drop") if math.isnan(self._total(n))]
         return f"{', '.join(known)} {'is' if len(known) == 1 else 'are'} NaN" if known else otherwise
+
+
+def _begun_at_0(columns: Columns, run: Mapping[str, Any]) -> Columns:
+    """Sums over steps that have met the next gradient are NaN in rows before the first of these: here they are 0."""
+    early = np.asarray(columns["step"]) <= 2 * (run.get("measure_every_n_steps") or 1)
+    begun = dict(columns)
+    for name in _OF_NEIGHBOURS:
+        column = np.asarray(columns.get(name, ()), dtype=np.float64)
+        if len(column) and math.isnan(column[0]):
+            unmet = np.logical_and.accumulate(np.isnan(column)) & early
+            begun[name] = np.where(unmet, 0.0, column)
+    return begun
 
 
 def _finite(found: Tuned) -> Tuned:
