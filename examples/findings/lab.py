@@ -16,11 +16,11 @@ from typing import Any
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "paper"))
 sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "tuning"))
 
-from common import COLOURS, LINES, MARKERS, figure, number, save_picture
+from common import COLOURS, LINES, MARKERS, figure, number, plain, save_picture
 from matplotlib.figure import Figure
 from scipy import stats
 from sets import synthesize
-from training import Results, plain
+from training import Results
 from trainings import UNUSUAL
 
 __all__ = ["COLOURS", "LINES", "MARKERS", "Figure", "Lab", "Mean", "Options", "begin", "figure", "mean_of", "number"]
@@ -37,7 +37,9 @@ class Options:
     more: argparse.Namespace
 
 
-def begin(description: str | None, parser: argparse.ArgumentParser | None = None) -> Options:
+def begin(
+    description: str | None, parser: argparse.ArgumentParser | None = None, output: str = "findings_runs"
+) -> Options:
     """--data, --output, --quick, and what `parser` has besides."""
     parser = parser or argparse.ArgumentParser()
     parser.description = description
@@ -45,9 +47,7 @@ def begin(description: str | None, parser: argparse.ArgumentParser | None = None
     parser.add_argument(
         "--data", type=_folder, metavar="DIR", help="with cifar10/, mnist/, fashion-mnist/ as published"
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("findings_runs"), metavar="DIR", help="default: %(default)s"
-    )
+    parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="shortened, on pictures made up: to see that it works")
     found = parser.parse_args()
     if found.quick and found.data is None:
@@ -99,6 +99,10 @@ class Lab:
             ),
             None,
         )
+
+    def of(self, part: str, **key: Any) -> list[Row]:
+        """All rows of the part that have these values."""
+        return [row for row in self.results.parts.get(part, []) if key.items() <= row.items()]
 
     def _say(self, what: str, started: float, done: int, of: int) -> None:
         spent = time.monotonic() - started

@@ -24,14 +24,13 @@ Statements, fixed before the runs; slopes are d ln d/d ln width by least squares
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import image_sets as sets
 import torch
-from common import COLOURS, MARKERS, Options, figure, print_table, progress, save_picture
+from common import COLOURS, MARKERS, print_table
 from images import cnn, fcn, he
 from ntk import error_of_mean, slope
 from own_kernel import Data, Modes, ratio, tangent_kernel, trained
@@ -105,56 +104,56 @@ def measure(model: str, width: int, seed: int, data: Data, plan: Plan) -> sets.R
 # --- what the statements ask
 
 
-def by_width(rows: sets.Rows, model: str, name: str) -> tuple[list[int], Tensor]:
+def by_width(lab: sets.Lab, model: str, name: str) -> tuple[list[int], Tensor]:
     """Widths, and (widths, seeds) of one quantity."""
-    runs = rows.of("runs", model=model)
+    runs = lab.of("runs", model=model)
     widths = sorted({run["width"] for run in runs})
     return widths, torch.tensor(
         [[abs(run[name]) for run in runs if run["width"] == width] for width in widths]
     ).double()
 
 
-def slopes(rows: sets.Rows, model: str, name: str) -> tuple[float, float]:
+def slopes(lab: sets.Lab, model: str, name: str) -> tuple[float, float]:
     """Mean over seeds of d ln(value)/d ln(width), and its standard error."""
-    widths, values = by_width(rows, model, name)
+    widths, values = by_width(lab, model, name)
     each = torch.tensor([slope(widths, one[:, None])[0] for one in values.unbind(1)])
     return each.mean().item(), error_of_mean(each, 0).item()
 
 
-def verdicts(rows: sets.Rows) -> dict[str, bool]:
+def verdicts(lab: sets.Lab) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for model in FULL.widths:
         for statement, name in (("1 departure", "departure"), ("2 kernel", "kernel_moved")):
-            mean, error = slopes(rows, model, name)
+            mean, error = slopes(lab, model, name)
             found[f"{statement}, {model}"] = abs(mean + 1) <= 2 * error
-        found[f"3 widest, {model}"] = bool((by_width(rows, model, "departure")[1][-1] < 0.05).all())
+        found[f"3 widest, {model}"] = bool((by_width(lab, model, "departure")[1][-1] < 0.05).all())
     return found
 
 
 # --- what is shown
 
 
-def tell(rows: sets.Rows) -> None:
+def tell(lab: sets.Lab) -> None:
     table: list[Sequence[str]] = [("", "d in %", "kernel moved in %", "W₂² in %", "Q in %", "loss left")]
     for model in FULL.widths:
         names = ("departure", "kernel_moved", "wasserstein2_squared", "loss_drop")
-        columns = [by_width(rows, model, name)[1] for name in names]
-        left = by_width(rows, model, "loss_left")[1].mean(1)
-        for k, width in enumerate(by_width(rows, model, "departure")[0]):
+        columns = [by_width(lab, model, name)[1] for name in names]
+        left = by_width(lab, model, "loss_left")[1].mean(1)
+        for k, width in enumerate(by_width(lab, model, "departure")[0]):
             cells = [f"{100 * c[k].mean():.3g} ± {100 * error_of_mean(c[k], 0):.2g}" for c in columns]
             table.append((f"{model} {width}", *cells, f"{left[k]:.3f}"))
-        each = [slopes(rows, model, name) for name in names]
+        each = [slopes(lab, model, name) for name in names]
         table.append((f"{model}, slope", *(f"{mean:.2f} ± {error:.2f}" for mean, error in each)))
-    table += [(f"statement {name}", "holds" if stands else "fails") for name, stands in verdicts(rows).items()]
-    table.append(("processor seconds", f"{sets.seconds(rows.of('runs')):.0f}"))
+    table += [(f"statement {name}", "holds" if stands else "fails") for name, stands in verdicts(lab).items()]
+    table.append(("processor seconds", f"{lab.seconds:.0f}"))
     print_table(table)
 
 
-def draw(axes: Any, rows: sets.Rows) -> None:
+def draw(axes: Any, lab: sets.Lab) -> None:
     for axis, model in zip(axes[:2], FULL.widths, strict=True):
-        widths, _ = by_width(rows, model, "departure")
+        widths, _ = by_width(lab, model, "departure")
         for k, width in enumerate((widths[0], widths[len(widths) // 2], widths[-1])):
-            run = rows.of("runs", model=model, width=width)[0]
+            run = lab.of("runs", model=model, width=width)[0]
             times = run["times"]
             axis.plot(times, run["predicted"], color=COLOURS[k], linestyle="--")
             axis.plot(times, run["efficiency"], MARKERS[k], color=COLOURS[k], mfc="none", label=f"width {width}")
@@ -163,9 +162,9 @@ def draw(axes: Any, rows: sets.Rows) -> None:
         axis.legend(loc="lower left")
     for axis, (name, title) in zip(axes[2:], SHOWN.items(), strict=True):
         for k, model in enumerate(FULL.widths):
-            widths, values = by_width(rows, model, name)
+            widths, values = by_width(lab, model, name)
             mean, error = values.mean(1), error_of_mean(values, 1)
-            label = f"{model}, slope {slopes(rows, model, name)[0]:.2f}".replace("-", "−")
+            label = f"{model}, slope {slopes(lab, model, name)[0]:.2f}".replace("-", "−")
             axis.errorbar(widths, mean, error, marker=MARKERS[k], color=COLOURS[k + 1], capsize=2, label=label)
             axis.plot(widths, [mean[-1] * widths[-1] / width for width in widths], ":", color=COLOURS[k + 1])
         axis.set(xscale="log", yscale="log", xlabel="width (neurons or channels)", ylabel=title)
@@ -178,24 +177,25 @@ SHOWN = {"departure": "largest departure of η", "kernel_moved": "kernel's motio
 
 
 def main() -> None:
-    options = sets.begin("η of networks of many widths, and of their own kernels, on CIFAR-10.", 5)
-    run(options, QUICK if options.quick else FULL)
+    lab = sets.begin(NAME, "η of networks of many widths, and of their own kernels, on CIFAR-10.", 5)
+    run(lab, QUICK if lab.options.quick else FULL)
 
 
-def run(options: Options, plan: Plan) -> None:
-    rows = sets.Rows(options.output / f"{NAME}.json")
-    tasks = [
-        (seed, model, width) for seed in options.more.seeds for model, widths in plan.widths.items() for width in widths
+def run(lab: sets.Lab, plan: Plan) -> None:
+    def compute(key: Mapping[str, Any]) -> sets.Row:
+        data = sets.load(lab.options.data, "CIFAR-10", plan.images[key["model"]], key["seed"])
+        return measure(**key, data=data, plan=plan)
+
+    keys = [
+        {"model": model, "width": width, "seed": seed}
+        for seed in lab.options.more.seeds
+        for model, widths in plan.widths.items()
+        for width in widths
     ]
-    for seed, model, width in progress(tasks, "networks", len(tasks)):
-        data = sets.load(options.more.data, "CIFAR-10", plan.images[model], seed)
-        key = {"model": model, "width": width, "seed": seed}
-        rows.get("runs", key, partial(measure, model, width, seed, data, plan))
-    tell(rows)
-    with figure(4, 1, width=3.7, height=3.4) as (drawn, axes):
-        draw(axes, rows)
-        save_picture(drawn, options.output / f"{NAME}.png")
-    print(f"\n{NAME}.png and {NAME}.json in {options.output}")
+    lab.rows("runs", keys, compute)
+    tell(lab)
+    with lab.picture(4, width=3.7, height=3.4) as (_, axes):
+        draw(axes, lab)
 
 
 if __name__ == "__main__":

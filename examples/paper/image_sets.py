@@ -4,46 +4,35 @@
 
 A shortened run without a folder makes up pictures in these formats.
 
-And the file of results that experiments on them keep: rows that are in it are not computed again.
+Experiments on them are begun here, with the file of rows and the figure of the findings' `Lab`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cifar
 import torch
-from common import Options, parse, plain
 from images import one_hot
 from own_kernel import Data
 
 sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("tuning", "findings")]
 
-from sets import synthesize
+from lab import Lab, Row
+from lab import begin as arguments
 from tasks import read_images, read_labels
-from training import Results
 
+__all__ = ["SETS", "Lab", "Row", "begin", "load"]
 SETS = ("CIFAR-10", "MNIST", "Fashion-MNIST")
-Row = dict[str, Any]
 
 
-def begin(description: str, seeds: int) -> Options:
-    """--data (pictures made up where it is quick and there is none), and --seeds, of which there are so many."""
+def begin(name: str, description: str, seeds: int) -> Lab:
+    """What the command line asks for; --seeds, of a run each, are so many where it does not say."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="cifar10, mnist, fashion-mnist in it")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(seeds)), metavar="S", help="of a run each")
-    options = parse(description, parser)
-    if options.more.data is None:
-        if not options.quick:
-            parser.error("wanted --data with the folder of cifar10, mnist and fashion-mnist, got none; or --quick")
-        options.more.data = options.output / "data"
-        synthesize(options.more.data)
-    return options
+    return Lab(name, arguments(description, parser, "paper_runs"))
 
 
 def load(folder: Path, name: str, examples: int, seed: int) -> Data:
@@ -61,27 +50,3 @@ def load(folder: Path, name: str, examples: int, seed: int) -> Data:
         chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:examples]
         images, labels = images[chosen] + 0.5, labels[chosen]
     return one_hot(images.contiguous(memory_format=torch.channels_last), labels)
-
-
-class Rows:
-    """Of one results file."""
-
-    def __init__(self, path: Path) -> None:
-        self.results = Results(path)
-
-    def get(self, part: str, key: Mapping[str, Any], compute: Callable[[], Row]) -> Row:
-        """The row of this key; computed and written down, with the processor's seconds, where it is not there."""
-        if found := self.results.find(part, key):
-            return found
-        started = time.process_time()
-        row = dict(key) | compute()
-        return self.results.add(part, plain(row | {"seconds": time.process_time() - started}))
-
-    def of(self, part: str, **key: Any) -> list[Row]:
-        """All rows of the part that have these values."""
-        return [row for row in self.results.parts.get(part, []) if key.items() <= row.items()]
-
-
-def seconds(rows: Sequence[Row]) -> float:
-    """Of the processor, in all."""
-    return sum(row["seconds"] for row in rows)

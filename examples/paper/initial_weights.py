@@ -26,14 +26,13 @@ Statements, fixed before the runs, at λ_1 t = 1, 3, 10, for each set, network a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import image_sets as sets
 import torch
-from common import COLOURS, LINES, MARKERS, Options, figure, print_table, progress, save_picture
+from common import COLOURS, LINES, MARKERS, print_table
 from images import BUILD, he
 from ntk import Centred, error_of_mean
 from own_kernel import Data, Modes, ratio, trained
@@ -129,9 +128,9 @@ def between_tricks(runs: Sequence[sets.Row]) -> Tensor:
     return (twin / frozen - 1).mean(0)
 
 
-def groups(rows: sets.Rows) -> dict[tuple[str, str, str], list[sets.Row]]:
+def groups(lab: sets.Lab) -> dict[tuple[str, str, str], list[sets.Row]]:
     every = {
-        (name, model, start): rows.of("runs", set=name, model=model, start=start)
+        (name, model, start): lab.of("runs", set=name, model=model, start=start)
         for name in DATA
         for model in BUILD
         for start in STARTS
@@ -139,9 +138,9 @@ def groups(rows: sets.Rows) -> dict[tuple[str, str, str], list[sets.Row]]:
     return {key: runs for key, runs in every.items() if runs}
 
 
-def verdicts(rows: sets.Rows, shown: Sequence[float]) -> dict[str, dict[tuple[str, str, str], bool]]:
+def verdicts(lab: sets.Lab, shown: Sequence[float]) -> dict[str, dict[tuple[str, str, str], bool]]:
     found: dict[str, dict[tuple[str, str, str], bool]] = {"1 split": {}, "2 costs η": {}, "3 copy, twin": {}}
-    for key, runs in groups(rows).items():
+    for key, runs in groups(lab).items():
         at = [runs[0]["times"].index(time) for time in shown]
         off = (shares(runs) - predicted(runs)).mean(0)[at, :2].abs().max()
         mean, error = gained(runs)
@@ -155,9 +154,9 @@ def verdicts(rows: sets.Rows, shown: Sequence[float]) -> dict[str, dict[tuple[st
 # --- what is shown
 
 
-def tell(rows: sets.Rows, shown: Sequence[float]) -> None:
+def tell(lab: sets.Lab, shown: Sequence[float]) -> None:
     table: list[Sequence[str]] = [("", "λ₁t", *(f"{name}: measured, predicted" for name in SHARED), "η usual, f = 0")]
-    for key, runs in groups(rows).items():
+    for key, runs in groups(lab).items():
         measured, said = shares(runs), predicted(runs)
         for time in shown:
             at = runs[0]["times"].index(time)
@@ -168,20 +167,20 @@ def tell(rows: sets.Rows, shown: Sequence[float]) -> None:
         mean, error = gained(runs)
         twin = ", ".join(f"{value:+.1%}" for value in between_tricks(runs)) if "twin" in runs[0] else "not trained"
         table.append(("", "", f"η gained {mean:+.3f} ± {error:.3f}", f"twin/copy {twin}"))
-    for statement, found in verdicts(rows, shown).items():
+    for statement, found in verdicts(lab, shown).items():
         failed = "; ".join(", ".join(key) for key, stands in found.items() if not stands)
         table.append((f"statement {statement}", f"{sum(found.values())} of {len(found)}", failed))
-    table.append(("processor seconds", f"{sets.seconds(rows.of('runs')):.0f}"))
+    table.append(("processor seconds", f"{lab.seconds:.0f}"))
     print_table(table)
 
 
-def draw(axes: Any, rows: sets.Rows) -> None:
+def draw(axes: Any, lab: sets.Lab) -> None:
     """Shares of W₂² and η over time, of both starts; below for the CNN."""
     for row, model in enumerate(BUILD):
         for column, (i, start) in enumerate((i, start) for start in STARTS for i in (0, 2)):
             axis = axes[row, column]
             for k, name in enumerate(DATA):
-                runs = rows.of("runs", set=name, model=model, start=start)
+                runs = lab.of("runs", set=name, model=model, start=start)
                 if runs:
                     draw_share(axis, runs, i, k, name)
             axis.axhline(0, color="#999999", linewidth=1)
@@ -200,27 +199,26 @@ def draw_share(axis: Any, runs: Sequence[sets.Row], i: int, k: int, name: str) -
 
 
 def main() -> None:
-    options = sets.begin("What the initial function costs in W₂², loss drop and η, on images.", 5)
-    run(options, QUICK if options.quick else FULL)
+    lab = sets.begin(NAME, "What the initial function costs in W₂², loss drop and η, on images.", 5)
+    run(lab, QUICK if lab.options.quick else FULL)
 
 
-def run(options: Options, plan: Plan) -> None:
-    rows = sets.Rows(options.output / f"{NAME}.json")
+def run(lab: sets.Lab, plan: Plan) -> None:
+    def compute(key: Mapping[str, Any]) -> sets.Row:
+        data = sets.load(lab.options.data, key["set"], plan.images, key["seed"])
+        return measure(key["model"], key["start"], key["seed"], data, plan)
+
     keys = [
         {"set": name, "model": model, "start": start, "seed": seed}
-        for seed in options.more.seeds
+        for seed in lab.options.more.seeds
         for name in DATA
         for model in BUILD
         for start in STARTS
     ]
-    for key in progress(keys, "networks", len(keys)):
-        data = sets.load(options.more.data, key["set"], plan.images, key["seed"])
-        rows.get("runs", key, partial(measure, key["model"], key["start"], key["seed"], data, plan))
-    tell(rows, plan.shown)
-    with figure(4, 2, width=3.4, height=2.9) as (drawn, axes):
-        draw(axes, rows)
-        save_picture(drawn, options.output / f"{NAME}.png")
-    print(f"\n{NAME}.png and {NAME}.json in {options.output}")
+    lab.rows("runs", keys, compute)
+    tell(lab, plan.shown)
+    with lab.picture(4, 2, width=3.4, height=2.9) as (_, axes):
+        draw(axes, lab)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """The paper's images at their size: an FCN and a CNN on CIFAR-10, MNIST and Fashion-MNIST by small steps.
 
-    python examples/paper/real_images.py --data FOLDER --output docs/paper    # a quarter of an hour; resumable
+    python examples/paper/real_images.py --data FOLDER --output docs/paper    # some twenty minutes; resumable
     python examples/paper/real_images.py --data FOLDER --quick                # seconds, to see that it works
 
 The networks, the training and what is read from its record are those of `images.py` (five Linear layers; three
 convolutions and a Linear layer; PyTorch's start, no preprocessing).
 
     squared error    FCN: 512 images of CIFAR-10, 256 of the others, 1024 steps; CNN: 256 images, 512 steps. nn.MSELoss,
-                     learning rate × λ_1 = 0.1, the full batch, and (one seed of CIFAR-10) batches of 64
-    cross entropy    one seed of 10,000 images of CIFAR-10, batches of 500, half that learning rate, 640 steps; and, of
-                     the FCN, batches of 100. That was the first run, and the reason for the larger batches: most of its
-                     D² may be the noise's
+                     learning rate × λ_1 = 0.1, the full batch, and (first seed of CIFAR-10) batches of 64
+    cross entropy    10,000 images of CIFAR-10, batches of 500, half that learning rate, 640 steps; and (first seed of
+                     the FCN) batches of 100. That was the first run, and the reason for the larger batches: most of
+                     its D² may be the noise's
 
-Statements, fixed before the runs. Each is counted over all of its runs, and stands if it holds in all:
+Statements, fixed before the runs. Each is counted over all of its runs, and stands if it holds in all. The third seed,
+and the kernels and cross entropy of the second and third, were run after the others had been looked at:
 
     1  A run of the full batch has a first regime (`record.regimes()`) that ends within the first tenth of its steps
        and has a lower η than the next.
@@ -32,25 +33,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import image_sets as sets
 import images
 import torch
-from common import COLOURS, LINES, Options, figure, number, print_table, save_picture
 from images import BUILD, CLASSES, Data, Run, Start
 from own_kernel import Modes
 from power_laws import Spectrum, fit_powers, slopes_over
+from real_images_shown import draw, key_of, tell, whole
 from torch import Tensor, nn
 
 from lightning_speedlimit.theory import power_law_exponent
 
 NAME = "real_images"
-EARLY = 5.0  # λ_1 t, where there is no boundary
-CLOSE, SHORT, CARRIED = 0.1, 0.1, 0.9  # of the statements
 
 
 @dataclass(frozen=True)
@@ -206,188 +204,58 @@ def fitted(true: Spectrum) -> sets.Row:
     }
 
 
-# --- what the statements ask
-
-
-def measured(run: sets.Row) -> list[float]:
-    """η(0, t) = D²/(lr t Q) with D² of the weights themselves, not of a sketch; NaN where the loss did not move."""
-    found = run["cumulative"]
-    rows = zip(found["step"], found["squared_displacement"], found["loss_drop"], strict=True)
-    return [squared / (run["learning_rate"] * step * drop) if drop else math.nan for step, squared, drop in rows]
-
-
-def short_and_less_optimal(run: sets.Row) -> bool:
-    regimes = run["regimes"]
-    if len(regimes) < 2 or None in (regimes[0][2], regimes[1][2]):
-        return False
-    return regimes[0][1] <= SHORT * regimes[-1][1] and regimes[0][2] < regimes[1][2]
-
-
-def carried(run: sets.Row) -> bool | None:
-    """None: no boundary."""
-    parts = run["directions"]["before"]
-    return run["boundary"] and min(parts["loss_drop"], parts["squared_displacement"]) >= CARRIED
-
-
-def departures(run: sets.Row, kernel: sets.Row) -> tuple[float, float]:
-    """The largest |η measured/predicted − 1| up to the boundary, or λ_1 t = 5, and that at the end."""
-    # lr·λ_1 is 0.1 for the kernel of some images; that of all has another λ_1 by a little.
-    until = run["boundary"] or EARLY / images.STEP
-    ratios = [a / b - 1 for a, b in zip(measured(run), kernel["predicted"], strict=True)]
-    early = [abs(ratio) for step, ratio in zip(run["cumulative"]["step"], ratios, strict=True) if step <= until]
-    return max(early), ratios[-1]
-
-
-def powers_tell(kernel: sets.Row) -> bool:
-    slopes = kernel["slope"], kernel["slope_of_powers"]
-    return None not in slopes and abs(slopes[0] - slopes[1]) <= CLOSE
-
-
-def full_batches(rows: sets.Rows, **key: Any) -> list[sets.Row]:
-    return [run for run in rows.of("squared error", **key) if run["batch"] == run["examples"]]
-
-
-def large_batches(rows: sets.Rows, **key: Any) -> list[sets.Row]:
-    runs = rows.of("cross entropy", **key)
-    return [run for run in runs if run["batch"] == max(run["batch"] for run in runs)]
-
-
-def diffusion(run: sets.Row) -> float:
-    """What η would be by noise alone: D² = lr² Σ‖g‖² of steps that do not add up, η = 1/(steps × conversion)."""
-    return 1 / (run["cumulative"]["step"][-1] * run["conversion"])
-
-
-def verdicts(rows: sets.Rows) -> dict[str, list[bool]]:
-    runs = full_batches(rows)
-    pairs = [(run, own) for run in runs for own in rows.of("kernel", **key_of(run))]
-    off = [departures(*pair) for pair in pairs]
-    return {
-        "1 short, less optimal": [short_and_less_optimal(run) for run in runs],
-        "2 ten first modes": [bool(carried(run)) for run in runs if carried(run) is not None],
-        "3 own kernel, early": [early <= CLOSE for early, _ in off],
-        "3 own kernel, not at the end": [abs(late) > CLOSE for _, late in off],
-        "4 powers": [powers_tell(own) for _, own in pairs],
-        "5 cross entropy": [short_and_less_optimal(run) for run in large_batches(rows)],
-    }
-
-
-def key_of(run: sets.Row) -> dict[str, Any]:
-    return {name: run[name] for name in ("set", "model", "seed")}
-
-
-# --- what is shown
-
-
-def tell(rows: sets.Rows) -> None:
-    table: list[Sequence[str]] = [("", "regimes: steps (η)", "loss there", "trough", "at step", "rises ×")]
-    for part in ("squared error", "cross entropy"):
-        for run in sorted(rows.of(part), key=lambda run: (run["set"], run["model"], -run["batch"], run["seed"])):
-            low = run["trough"]
-            table.append(
-                (
-                    f"{run['set']}, {run['model']}, {part}, batch {run['batch']}, seed {run['seed']}",
-                    ", ".join(f"{a}–{b} ({number(e or math.nan)})" for a, b, e in run["regimes"]),
-                    number(run["loss_at_mark"]),
-                    *(number(low[name] or math.nan) for name in ("efficiency", "step", "rise")),
-                )
-            )
-    table += [(""), ("own kernel", "early", "at the end", "a", "b", "slope, by powers")]
-    for own in rows.of("kernel"):
-        (run,) = full_batches(rows, **key_of(own))
-        early, late = departures(run, own)
-        slopes = ", ".join(number(value or math.nan, 2) for value in (own["slope"], own["slope_of_powers"]))
-        powers = (number(own["fit"][name]) for name in "ab") if own["fit"] else ("none", "none")
-        table.append((f"{own['set']}, {own['model']}", f"{early:.1%}", f"{late:+.0%}", *powers, slopes))
-    for statement, found in verdicts(rows).items():
-        table.append((f"statement {statement}", f"{sum(found)} of {len(found)}"))
-    every = [row for part in rows.results.parts.values() for row in part]
-    table.append(("processor seconds", f"{sets.seconds(every):.0f}"))
-    print_table(table)
-
-
-def draw(axes: Any, rows: sets.Rows) -> None:
-    for row, model in zip(axes, BUILD, strict=True):
-        for axis, name in zip(row[:3], sets.SETS, strict=True):
-            draw_runs(axis, rows, name, model)
-        draw_entropy(row[3], rows, model)
-        draw_spectra(row[4], rows, model)
-    for axis in axes.flat:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="lower left")
-
-
-def draw_runs(axis: Any, rows: sets.Rows, name: str, model: str) -> None:
-    """η(0, t) of the seeds, the first one's own kernel, and its batches of 64; vertical: its boundaries."""
-    for run in full_batches(rows, set=name, model=model):
-        first = run["seed"] == 0
-        label = {"label": "full batch; pale: other seeds"} if first else {}
-        axis.plot(run["cumulative"]["step"], measured(run), color=COLOURS[1], alpha=1 if first else 0.4, **label)
-        for own in rows.of("kernel", **key_of(run)):
-            axis.plot(
-                run["cumulative"]["step"], own["predicted"], color=COLOURS[0], linestyle="--", label="own kernel's flow"
-            )
-        if first:
-            for regime in run["regimes"][:-1]:
-                axis.axvline(regime[1], color="#999999", linewidth=1)
-    for run in rows.of("squared error", set=name, model=model):
-        if run["batch"] < run["examples"]:
-            axis.plot(run["cumulative"]["step"], measured(run), color=COLOURS[2], linestyle=":", label="batches of 64")
-    axis.set(xscale="log", yscale="log", xlabel="step t", ylabel="efficiency η(0, t)", ylim=(0.02, 2.5))
-    axis.set_title(f"{name}, {model}")
-
-
-def draw_entropy(axis: Any, rows: sets.Rows, model: str) -> None:
-    for k, run in enumerate(large_batches(rows, model=model)):
-        windows, whole = run["windows"], run["cumulative"]
-        shown = [value if value > 0 else math.nan for value in measured(run)]  # noise has any sign
-        axis.plot(whole["step"], shown, color=COLOURS[1], alpha=0.4 if k else 1, label=None if k else "(0, t)")
-        label = None if k else "windows (t, 4t)"
-        axis.plot(
-            windows["first_step"], windows["efficiency"], "o", color=COLOURS[2], alpha=0.4 if k else 1, label=label
-        )
-    axis.set(xscale="log", yscale="log", xlabel="step t", ylabel="efficiency η", ylim=(0.02, 2.5))
-    axis.set_title(f"CIFAR-10, {model}, cross entropy")
-
-
-def draw_spectra(axis: Any, rows: sets.Rows, model: str) -> None:
-    for k, name in enumerate(sets.SETS):
-        for own in rows.of("kernel", set=name, model=model, seed=0):
-            scale, residual = own["eigenvalues"][0], sum(own["squared_residual"])
-            style = {"color": COLOURS[k + 1], "linestyle": LINES[k]}
-            axis.plot(own["k"], [value / scale for value in own["eigenvalues"]], label=f"λ, {name}", **style)
-            values = [value / residual for value in own["squared_residual"]]
-            axis.plot(own["k"], values, "o", color=COLOURS[k + 1], mfc="none", markersize=3, label=f"r², {name}")
-    axis.set(xscale="log", yscale="log", xlabel="mode k", ylabel="λ/λ₁, and r² (share)")
-    axis.set_title(f"{model}: kernel and residual")
-
-
 def main() -> None:
-    options = sets.begin("η and its regimes, and the networks' own kernels, on real images.", 2)
+    lab = sets.begin(NAME, "η and its regimes, and the networks' own kernels, on real images.", 3)
     images.quieten_lightning()
-    run(options, QUICK if options.quick else FULL)
+    run(lab, QUICK if lab.options.quick else FULL)
 
 
-def run(options: Options, plan: Plan) -> None:
-    rows = sets.Rows(options.output / f"{NAME}.json")
-    for seed in options.more.seeds:
-        for (name, model), examples in plan.examples.items():
-            data = sets.load(options.more.data, name, examples, seed)
-            noisy = (plan.batch,) if (name, seed) == ("CIFAR-10", 0) else ()
-            for batch in (examples, *noisy):
-                one = {"set": name, "model": model, "seed": seed, "batch": batch}
-                found = rows.get("squared error", one, partial(squared_error, model, batch, seed, data, plan))
-                if batch == examples and seed == 0:
-                    rows.get("kernel", key_of(one), partial(own_kernel, model, seed, data, found))
-    if 0 in options.more.seeds:
-        data = sets.load(options.more.data, "CIFAR-10", plan.many, 0)
-        for model, batch in (("FCN", plan.small_batch), *((model, plan.many_batch) for model in BUILD)):
-            one = {"set": "CIFAR-10", "model": model, "seed": 0, "batch": batch}
-            rows.get("cross entropy", one, partial(cross_entropy, model, batch, 0, data, plan))
-    tell(rows)
-    with figure(5, 2, width=3.2, height=3.0) as (drawn, axes):
-        draw(axes, rows)
-        save_picture(drawn, options.output / f"{NAME}.png")
-    print(f"\n{NAME}.png and {NAME}.json in {options.output}")
+def run(lab: sets.Lab, plan: Plan) -> None:
+    learn_squared_error(lab, plan)
+    learn_classes(lab, plan)
+    tell(lab)
+    with lab.picture(5, 2, width=3.2, height=3.0) as (_, axes):
+        draw(axes, lab)
+
+
+def learn_squared_error(lab: sets.Lab, plan: Plan) -> None:
+    """All full batches with their kernels; and batches of a few images for the first seed of CIFAR-10."""
+
+    def data_of(key: Mapping[str, Any]) -> Data:
+        return sets.load(lab.options.data, key["set"], plan.examples[key["set"], key["model"]], key["seed"])
+
+    for seed in lab.options.more.seeds:
+        full = [
+            {"set": name, "model": model, "seed": seed, "batch": examples}
+            for (name, model), examples in plan.examples.items()
+        ]
+        few = [key | {"batch": plan.batch} for key in full if (key["set"], seed) == ("CIFAR-10", 0)]
+        lab.rows(
+            "squared error",
+            full + few,
+            lambda key: squared_error(key["model"], key["batch"], key["seed"], data_of(key), plan),
+        )
+        lab.rows(
+            "kernel",
+            [key_of(key) for key in full],
+            lambda key: own_kernel(key["model"], key["seed"], data_of(key), whole(lab, **key)[0]),
+        )
+
+
+def learn_classes(lab: sets.Lab, plan: Plan) -> None:
+    """Cross entropy on CIFAR-10; small batches for the FCN's first seed."""
+    keys = [
+        {"set": "CIFAR-10", "model": model, "seed": seed, "batch": batch}
+        for seed in lab.options.more.seeds
+        for model, batch in (("FCN", plan.small_batch), *((model, plan.many_batch) for model in BUILD))
+        if seed == 0 or batch != plan.small_batch
+    ]
+
+    def compute(key: Mapping[str, Any]) -> sets.Row:
+        data = sets.load(lab.options.data, key["set"], plan.many, key["seed"])
+        return cross_entropy(key["model"], key["batch"], key["seed"], data, plan)
+
+    lab.rows("cross entropy", keys, compute)
 
 
 if __name__ == "__main__":

@@ -167,6 +167,18 @@ def test_a_row_of_an_unusual_training_is_not_that_of_the_usual_one(shared: Simpl
     assert [row["value"] for row in rows] == [0.1, 0.0]
 
 
+def test_rows_hold_what_they_hold_in_the_file(shared: SimpleNamespace, tmp_path: Path) -> None:
+    """Tensors and nested values too, so that a run that goes on has the numbers of one that did not stop."""
+    values = {"powers": {"a": 1 / 3, "b": math.nan}, "curve": torch.tensor([[2 / 3], [math.inf]], dtype=torch.float64)}
+    keys = [{"set": name, "seed": seed} for name in ("one", "other") for seed in (0, 1)]
+    found = lab(shared, tmp_path).rows("runs", keys, lambda key: values)
+    assert (found[0]["powers"], found[0]["curve"]) == ({"a": 0.333333, "b": None}, [[0.666667], [None]])
+    again = lab(shared, tmp_path)
+    assert again.of("runs") == found
+    assert again.of("runs", set="other", seed=1) == found[3:]
+    assert again.of("runs", seed=2) == again.of("kernels") == []
+
+
 def test_mean_is_that_of_scipy(shared: SimpleNamespace) -> None:
     values = [1.0, 2.0, 4.0, None, math.nan, 4.5]
     found, known = shared.lab.mean_of(values), [1.0, 2.0, 4.0, 4.5]

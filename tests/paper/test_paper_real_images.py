@@ -145,7 +145,7 @@ def test_a_folder_without_the_set_is_said(tmp_path: Path) -> None:
     assert "must hold CIFAR-10" in done.stderr
     done = run_here(lambda: runpy.run_path(str(script), run_name="__main__"), [str(script)], tmp_path)
     assert done.returncode == 2
-    assert "wanted --data with the folder of cifar10, mnist and fashion-mnist" in done.stderr
+    assert "wanted --data with the folder of cifar10/, mnist/ and fashion-mnist/" in done.stderr
 
 
 def test_without_a_folder_make_says_what_it_skips() -> None:
