@@ -147,7 +147,7 @@ def draw_runs(axis: Any, lab: sets.Lab, name: str, model: str) -> None:
             steps = run["cumulative"]["step"]
             axis.plot(steps, own["predicted"], color=COLOURS[0], linestyle="--", label="own kernel's flow")
             for regime in run["regimes"][:-1]:
-                axis.axvline(regime[1], color="#999999", linewidth=1)
+                axis.axvline(regime[1], ymin=0.3, color="#999999", linewidth=1)
     for run in lab.of("squared error", set=name, model=model):
         if run["batch"] < run["examples"]:
             axis.plot(run["cumulative"]["step"], measured(run), color=COLOURS[2], linestyle=":", label="batches of 64")

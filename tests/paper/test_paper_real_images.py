@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 from subprocess import run
 from typing import Any
 
@@ -180,14 +181,18 @@ def short_and_less_optimal(row: dict[str, Any]) -> bool:
     return None not in (first, second) and end <= 0.1 * row["regimes"][-1][1] and first < second
 
 
-def off(full: dict[str, Any], own: dict[str, Any]) -> tuple[float, float]:
-    """Largest |η measured/predicted − 1| up to the boundary, or step 50, and that at the end."""
-    row = next(row for row in whole(full) if all(row[name] == own[name] for name in ("set", "model", "seed")))
+def run_of(full: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    return next(row for row in whole(full) if all(row[name] == own[name] for name in ("set", "model", "seed")))
+
+
+def off(full: dict[str, Any], own: dict[str, Any], until: int | None = None) -> tuple[float, float]:
+    """Largest |η measured/predicted − 1| up to a step, if not said the boundary, or step 50; and that at the end."""
+    row = run_of(full, own)
     found = row["cumulative"]
     step = np.array(found["step"])
     eta = np.array(found["squared_displacement"]) / (row["learning_rate"] * step * np.array(found["loss_drop"]))
     ratio = eta / np.array(own["predicted"]) - 1
-    return np.abs(ratio[step <= (row["boundary"] or 50)]).max(), ratio[-1]
+    return np.abs(ratio[step <= (until or row["boundary"] or 50)]).max(), ratio[-1]
 
 
 def test_runs_of_the_page(full: dict[str, Any]) -> None:
@@ -219,14 +224,33 @@ def test_runs_of_the_page(full: dict[str, Any]) -> None:
 
 def test_kernels_of_the_page(full: dict[str, Any]) -> None:
     text = page(NAME)
-    assert len(full["kernel"]) == 6
+    assert len(full["kernel"]) == len(whole(full)) == 18
     for own in full["kernel"]:
         fit, (early, late) = own["fit"], off(full, own)
-        row = next(row for row in whole(full) if title(row) == title(own) and row["seed"] == own["seed"])
-        first = f"{row['gap']:.0f} | {100 * early:.1f} % | {100 * late:+.0f} %"
+        to_50, _ = off(full, own, 50)
+        first = f"{run_of(full, own)['gap']:.0f} | {100 * early:.1f} % | {100 * to_50:.0f} % | {100 * late:+.0f} %"
         slopes = f"{own['slope']:.2f} | {own['slope_of_powers']:.2f}"
         powers = f"{fit['a']:.2f} | {fit['b']:.2f} | {fit['first']}–{fit['last']}"
-        assert f"| {title(own)} | {signed(first)} | {powers} | {signed(slopes)} |" in text
+        assert f"| {title(own)}, {own['seed']} | {signed(first)} | {powers} | {signed(slopes)} |" in text
+    later = [
+        run_of(full, own)["cumulative"]["step"][np.argmin(own["predicted"])] / run_of(full, own)["trough"]["step"]
+        for own in full["kernel"]
+    ]
+    assert f"{min(later):.1f} to {max(later):.1f} times later" in text
+
+
+def test_means_over_the_seeds_of_the_page(full: dict[str, Any]) -> None:
+    """With the standard errors of three."""
+    text, found = page(NAME), dict[str, list[tuple[float, ...]]]()
+    for own in full["kernel"]:
+        fit, slope = own["fit"], own["slope"]
+        values = 100 * off(full, own)[1], fit["a"], fit["b"], slope, slope - own["slope_of_powers"]
+        found.setdefault(title(own), []).append(values)
+    assert len(found) == 6
+    for name, rows in found.items():
+        (late, *others) = ((fmean(values), stdev(values) / 3**0.5) for values in zip(*rows, strict=True))
+        cells = f"{late[0]:+.0f} ± {late[1]:.0f} %", *(f"{mean:.2f} ± {error:.2f}" for mean, error in others)
+        assert f"| {name} | {signed(' | '.join(cells))} |" in text
 
 
 def test_verdicts_of_the_page(full: dict[str, Any]) -> None:
