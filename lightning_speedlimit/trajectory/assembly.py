@@ -42,8 +42,14 @@ def assembled(
     sections, errors, untold = _sections(parts, host, uneven=stepwise.uneven)
     loss, no_loss = _loss_drop(host, windows, joint.steps, followers, agreed=agreed)
     skipped = host["skipped"].tolist() if "skipped" in host else [0.0, 0.0]
-    elapsed = joint.elapsed + float(host.get("rate_sum", torch.zeros(1)).sum())
+    elapsed, squares = (
+        known + on_device
+        for known, on_device in zip(
+            (joint.elapsed, joint.rate_squares), host.get("rate_sum", torch.zeros(2)).tolist(), strict=True
+        )
+    )
     steps = joint.steps - skipped[0]
+    alike = elapsed * elapsed / squares / joint.steps if squares > 0.0 else 1.0
     if per_rate:
         elapsed = math.nan if joint.several_rates else elapsed - skipped[1]
     norms = host.get("whole gradients", host.get("gradients", torch.full((2,), math.nan))).sqrt().tolist()
@@ -57,6 +63,7 @@ def assembled(
         sections=sections,
         steps=steps,
         measured=joint.measured,
+        lasting=steps * alike if math.isfinite(alike) else steps,
         elapsed=elapsed if per_rate else steps,
         loss=loss,
         no_loss=no_loss,

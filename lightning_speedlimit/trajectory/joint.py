@@ -31,14 +31,14 @@ class JointSteps:
         self.every, self.seed = every, seed
         self.steps = self.measured = 0  # K, skipped ones included
         self.read_at = 0  # steps at the last reading
-        self.elapsed = 0.0
+        self.elapsed = self.rate_squares = 0.0  # Σ lr and Σ lr²
         self.several_rates = False
         self.rate: Scalar = math.nan
         self.moved: set[int] = set()  # optimizers, in the step that goes on
         self.squared: Tensor | None = None  # ‖u‖² of the last measured step
         self.left_out: tuple[int, Tensor] | None = None  # the last step, and whether a loss scaler skipped it
         self.skipped: RunningSum | None = None  # steps and time in which a fused optimizer found inf
-        self.rate_sum: RunningSum | None = None  # τ of learning rates that live on the device
+        self.rate_sum: RunningSum | None = None  # both of learning rates that live on the device
         self.rows = Rows() if sharded else None
         self.samples = Rows() if every > 1 else None
         self.layers: list[str] = []  # names; "" of all where none has one
@@ -88,10 +88,11 @@ class JointSteps:
         self.steps += 1
         if isinstance(rate, Tensor):
             if self.rate_sum is None:
-                self.rate_sum = RunningSum(1, device=rate.device)
-            self.rate_sum.add_(rate.reshape(1))
+                self.rate_sum = RunningSum(2, device=rate.device)
+            self.rate_sum.add_(torch.stack([rate, rate * rate]))
         else:
             self.elapsed += rate
+            self.rate_squares += rate * rate
         self.rate = rate
         self.moved, self._rates, self._parts, self._valid = set(), [], [], []
 
@@ -154,6 +155,7 @@ class JointSteps:
             "measured": self.measured,
             "read_at": self.read_at,
             "elapsed": self.elapsed,
+            "rate_squares": self.rate_squares,
             "several_rates": self.several_rates,
             "rate": float(self.rate),
             "squared": None if self.squared is None else self.squared.detach().cpu(),
@@ -166,8 +168,11 @@ class JointSteps:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         for name in ("steps", "measured", "read_at", "elapsed", "several_rates", "rate"):
             setattr(self, name, state[name])
+        self.rate_squares = state.get("rate_squares", math.nan)  # former versions did not sum them up
         self.squared = None if state["squared"] is None else state["squared"].to(device)
         for name, value in state["sums"].items():
+            if name == "rate_sum" and len(value) == 1:  # of a former version: without Σ lr²
+                value = torch.cat([value, value.new_full((1,), math.nan)])
             known = RunningSum(*value.shape, device=device)
             known.load_(value)
             setattr(self, name, known)

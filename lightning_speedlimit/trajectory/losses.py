@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST_WINDOW = 3
-_APART = 5.0  # standard errors between the lines of two windows, above which the longer one is bent
+_APART, _DOUBTED = 5.0, 3.0  # standard errors between lines of two windows: the longer one is bent; it may be
 _NEAR = 8  # losses at least, around a short window, whose noise counts for it
 _JUMP = 5.0  # standard deviations of a loss from the middle of its neighbours
 
@@ -62,6 +62,9 @@ def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapola
     curve by second differences, of the whole window or of the twice as many points nearest to the target, whichever
     is more: two hard batches in a row at an end are no bend. With one point, that point.
 
+    Whether it is a bend or chance that a shorter window's line lies apart may be open, between three standard errors
+    and five: the longer one counts then, and the error that is stated goes as far as the shorter one.
+
     A bend that noise hides is in no bias that the data show: the error that is stated goes as far as the shorter
     windows' lines do. It is about that of the shortest one, 0.8 of a loss's noise, where the choice is free.
     """
@@ -77,16 +80,24 @@ def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapola
         size = 0 if size <= _SMALLEST_WINDOW else max(_SMALLEST_WINDOW, size // 2)
     if not found:
         raise ValueError("extrapolate needs at least one recorded loss, got none")
-    return min((_compared(line, found[i + 1 :]) for i, line in enumerate(found)), key=lambda x: x.error_squared)
+    compared = [_compared(line, found[i + 1 :], _APART) for i, line in enumerate(found)]
+    chosen = min(range(len(found)), key=lambda i: compared[i].error_squared)
+    doubted = [replace(line, variance=variance) for line in found[chosen:]]
+    doubt = _compared(doubted[0], doubted[1:], _DOUBTED).bias_squared
+    return replace(compared[chosen], bias_squared=max(compared[chosen].bias_squared, doubt))
 
 
-def _compared(line: Extrapolation, shorter: list[Extrapolation]) -> Extrapolation:
-    """The line with the bias that shorter windows nearer to the target show (Lepski's comparison)."""
+def _compared(line: Extrapolation, shorter: list[Extrapolation], errors: float) -> Extrapolation:
+    """The line with the bias that shorter windows nearer to the target show (Lepski's comparison).
+
+    Args:
+        errors: standard errors between two lines, above which the longer one is bent.
+    """
     own = line.error_squared - line.bias_squared
     apart = [
         (line.value - other.value) ** 2
         for other in shorter
-        if (line.value - other.value) ** 2 > _APART**2 * max(0.0, other.error_squared - other.bias_squared - own)
+        if (line.value - other.value) ** 2 > errors**2 * max(0.0, other.error_squared - other.bias_squared - own)
     ]
     hidden = max(((line.value - other.value) ** 2 for other in shorter), default=0.0)
     return replace(line, bias_squared=max([line.bias_squared, *apart]), hidden_squared=hidden)

@@ -47,13 +47,14 @@ class Formula:
 
     evaluate(group, state, stretch, out) → numerator; `stretch` holds the state entries named by
     `coordinates(group)`, flat and cut to the stretch.
-    inertia(group): how it spreads a force over steps.
+    inertia(group): how it spreads a force over steps; of SGD, Adam and AdamW. Where denominators grow from 0, or the
+        momentum changes by itself, early steps diffuse farther than c N/K says.
     before: the state entry that has to be read before the step.
     """
 
     evaluate: Callable[[Group, State, Mapping[str, Tensor], Tensor | None], Scalar]
     coordinates: Callable[[Group], tuple[str, ...]]
-    inertia: Callable[[Group], Inertia]
+    inertia: Callable[[Group], Inertia] = lambda group: UNKNOWN
     before: str | None = None
 
 
@@ -195,14 +196,10 @@ def _custom(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tens
     return 1.0
 
 
-def _without_memory(group: Group) -> Inertia:
-    return Inertia(1.0, 0.0)
-
-
 def _momentum_inertia(group: Group) -> Inertia:
     """c = 1/(1−β); with Nesterov the instantaneous response is 1 + β, so 1/(1−β²)."""
     momentum = float(group["momentum"])
-    return Inertia(1.0 / (1.0 - momentum**2) if group.get("nesterov") else 1.0 / (1.0 - momentum), momentum)
+    return Inertia(1.0 / (1.0 - momentum**2) if group["nesterov"] else 1.0 / (1.0 - momentum), momentum)
 
 
 def _beta1_inertia(group: Group) -> Inertia:
@@ -215,7 +212,6 @@ _BUILT_IN: dict[type[Optimizer], Formula] = {
     torch.optim.RMSprop: Formula(
         _rmsprop,
         lambda group: ("square_avg", "grad_avg") if group["centered"] else ("square_avg",),
-        _momentum_inertia,
     ),
     torch.optim.Adam: Formula(
         _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_inertia
@@ -223,13 +219,11 @@ _BUILT_IN: dict[type[Optimizer], Formula] = {
     torch.optim.AdamW: Formula(
         _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_inertia
     ),
-    torch.optim.NAdam: Formula(_nadam, lambda group: ("exp_avg_sq",), _beta1_inertia),
-    torch.optim.RAdam: Formula(_radam, lambda group: ("exp_avg_sq",), _beta1_inertia),
-    torch.optim.Adamax: Formula(_adamax, lambda group: ("exp_inf",), _beta1_inertia),
-    torch.optim.Adagrad: Formula(_adagrad, lambda group: ("sum",), _without_memory),
-    torch.optim.Adadelta: Formula(
-        _adadelta, lambda group: ("square_avg", "acc_delta"), _without_memory, before="acc_delta"
-    ),
+    torch.optim.NAdam: Formula(_nadam, lambda group: ("exp_avg_sq",)),
+    torch.optim.RAdam: Formula(_radam, lambda group: ("exp_avg_sq",)),
+    torch.optim.Adamax: Formula(_adamax, lambda group: ("exp_inf",)),
+    torch.optim.Adagrad: Formula(_adagrad, lambda group: ("sum",)),
+    torch.optim.Adadelta: Formula(_adadelta, lambda group: ("square_avg", "acc_delta"), before="acc_delta"),
 }
 _REGISTERED: dict[type[Optimizer], MobilityFunction] = {}
 
@@ -263,7 +257,7 @@ def formula(optimizer: Optimizer, group: Group) -> Formula | None:
     A subclass has its parent's formula as long as it keeps the parent's `step`.
     """
     if registered(optimizer) is not None:
-        return Formula(_custom, lambda group: (CUSTOM,), _without_memory)
+        return Formula(_custom, lambda group: (CUSTOM,))
     owner = next((c for c in type(optimizer).__mro__ if c in _BUILT_IN), None)
     if owner is None or _plain_step(type(optimizer)) is not _plain_step(owner):
         return None

@@ -5,8 +5,9 @@ To second order in the step and with independent batches, with W = Σ f_k·u_k, 
     N = W + a − 2d      what the updates gained on their own batches alone
     C = 2(d − a)        curvature, Σ u·H·u
 
-Steps whose noise is not held back would have spread by cN/K in this measure, c = steady over instantaneous response.
-Curvature pulls the weights back while they spread: s cN/K is left,
+Steps whose noise is not held back would have spread by cN/K in this measure, c = steady over instantaneous response:
+Σ lr² of the noise's variance over m = Σ lr, K = (Σ lr)²/Σ lr² where the rate is not constant. Curvature pulls the
+weights back while they spread: s cN/K is left,
 
     s = ((1 + 3q)^⅔ − 1)/2q,     q = 2K(1 + β)C/N
 
@@ -43,8 +44,9 @@ def random_motion(run: RunTotals, loss_drop: float) -> RandomMotion:
     fallen, anti = loss_drop - run.sum("work_decay"), anti * completing
     noise, curvature = _positive(work + anti - 2.0 * fallen), _positive(2.0 * (fallen - anti))
     inertia = mean_inertia(run.sections)
-    most = inertia.gain * noise / run.steps
-    q = 2.0 * run.steps * (1.0 + inertia.memory) * curvature / noise if noise > 0.0 else 0.0
+    steps = run.steps if math.isnan(run.lasting) else run.lasting
+    most = inertia.gain * noise / steps
+    q = 2.0 * steps * (1.0 + inertia.memory) * curvature / noise if noise > 0.0 else 0.0
     return RandomMotion(most, most * share_left(q))
 
 

@@ -66,8 +66,9 @@ class Error:
 class RunTotals:
     """What a measurement knows on the host.
 
-    steps: K, joint steps. measured: those measured. elapsed: τ on the chosen clock. path_length, action: of the whole
-    parameter vector where they are not sums over the sections. errors: of what was sampled.
+    steps: K, joint steps. measured: those measured. elapsed: τ on the chosen clock. lasting: (Σ lr)²/Σ lr², the steps
+    of one rate that would diffuse as far; K where rates are not known. path_length, action: of the whole parameter
+    vector where they are not sums over the sections. errors: of what was sampled.
     """
 
     sections: list[SectionTotals]
@@ -79,6 +80,7 @@ class RunTotals:
     clipped_norm: float
     step_norm: float
     learning_rate: float
+    lasting: float = NAN
     whole_norm: bool = False  # the gradients' norms are of all coordinates, whatever was drawn
     path_length: float | None = None
     layer_paths: Mapping[str, float] = field(default_factory=dict)  # ℓ of each layer's own motion

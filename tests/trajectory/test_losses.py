@@ -207,6 +207,18 @@ def test_hard_batches_in_a_row_are_no_bend() -> None:
     assert errors_at_the_end(noise) < 1.6 * 2 * 0.26 / math.sqrt(50)
 
 
+def test_a_step_down_within_the_last_window_is_in_the_error() -> None:
+    """The rate fell twelve steps ago, and the loss with it: two standard errors hold it, in 90 of 100 and more."""
+    generator = torch.Generator().manual_seed(3)
+    held = 0
+    for _ in range(200):
+        losses = 0.1 * torch.randn(50, generator=generator).double()
+        losses[:-12] += 1.0
+        end = extrapolate(list(range(50)), losses.tolist(), 50)
+        held += abs(end.value) < 2.0 * math.sqrt(end.error_squared)
+    assert held >= 180
+
+
 def test_a_quiet_start_has_a_small_error() -> None:
     """What may be hidden is of the size of the noise: 1e-4 here, of a drop of 0.3."""
     true = [0.3 * math.exp(-0.02 * k) for k in range(201)]
