@@ -17,8 +17,7 @@ Fixed before the runs:
 
 Without replacement the noise of an epoch's batches adds up to nothing at its end: there 2 may well fail.
 
-The transformer at batch 128 ran after the first 18 settings were known, by the same plan; the last CNN at batch 128 has
-not been run. So 21 settings are known.
+The transformer and the last CNN at batch 128 ran after the other 18 settings were known, by the same plan.
 """
 
 from __future__ import annotations
