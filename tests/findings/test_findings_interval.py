@@ -232,7 +232,8 @@ def test_where_it_fails_on_the_page(full: Row) -> None:
     assert all(row["efficiency_drift"] > row["truth"] for row in settings)
     assert f"in all {len(settings)} settings. The share" in text
     assert f"in all {len(settings)} settings it was" in text
-    assert f"in {len(settings)} of {len(settings)} settings" in (DOCS.parent / "limits.md").read_text("utf-8")
+    for quoting in ("limits.md", "findings.md"):
+        assert f"in {len(settings)} of {len(settings)} settings" in (DOCS.parent / quoting).read_text("utf-8")
     margins = [2 * row["truth_se"] for row in settings]
     between = [
         r["efficiency_low"] - m <= r["truth"] <= r["efficiency_drift"] + m
