@@ -34,7 +34,7 @@ from trainings import Run, Training
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "MLP": {"data": "fashion-mnist", "batch": 64, "rate": 2e-3, "widths": (4, 8, 16, 32, 64, 128), "most": 1300},
-    "transformer": {"data": "text", "batch": 32, "rate": 4e-3, "widths": (8, 16, 32, 64, 96), "most": 700},
+    "transformer": {"data": "text", "batch": 32, "rate": 4e-3, "widths": (8, 16, 32, 64, 96), "most": 1400},
 }
 QUICK, QUICK_BUDGETS = {"MLP": (2, 4, 8)}, (1e5, 2e5, 4e5)
 BUDGETS = {"MLP": tuple(0.5e6 * 2**k for k in range(7)), "transformer": tuple(1e6 * 2**k for k in range(4))}

@@ -136,9 +136,49 @@ def test_what_the_page_says_in_words(full: Row) -> None:
     assert [row["compute"] / inside["MLP"][0]["compute"] for row in inside["MLP"]] == pytest.approx(
         [1, 2, 4, 8], rel=0.01
     )
-    assert len(inside["transformer"]) == 1
-    found = {row["number"]: row for row in full["told"] if row["net"] == "MLP"}
-    best = max((row for name, row in found.items() if name != "samples per parameter"), key=lambda row: row["right"])
-    assert best["number"] == "steadiness"
-    assert f"right in {best['right']:.0%} of the MLPs' runs, but in {best['least']:.0%}" in text.replace(" %", "%")
-    assert f"in {found['samples per parameter']['right']:.0%}." in text.replace(" %", "%")
+    fewer, more = (row["efficiency"] for row in inside["transformer"])
+    assert f"two budgets are within 15 %, {fewer:.3f} and {more:.3f}, and fall too" in text
+    assert more < fewer < 1.15 / 0.85 * more
+    assert len({row["width"] for row in inside["transformer"]}) == 1
+    told = {(row["net"], row["number"]): row for row in full["told"]}
+    assert told["MLP", "steadiness"]["least"] < 0.8 <= told["transformer", "steadiness"]["least"]
+
+    def right(name: str, net: str, what: str = "right") -> str:
+        return f"{told[net, name][what]:.0%}".replace("%", " %")
+
+    said = f"steadiness is right in {right('steadiness', 'MLP')} of the MLPs' runs and in"
+    said += f" {right('steadiness', 'transformer')} of the transformers', mean over budgets, but in"
+    assert f"{said} {right('steadiness', 'MLP', 'least')} of the MLPs' worst budget" in text
+    both = {name for _, name in told if min(told[net, name]["right"] for net in inside) >= 0.8}
+    assert both == {"steadiness", "samples per parameter"}
+    assert f"do better, in {right('samples per parameter', 'MLP')}." in text
+    said = f"efficiency is right in {right('efficiency', 'transformer')} too, but in {right('efficiency', 'MLP')}"
+    assert said in text
+    assert f"Samples per parameter are right in {right('samples per parameter', 'transformer')} here" in text
+
+
+def test_efficiency_rises_through_the_optimum(module: SimpleNamespace, full: Row) -> None:
+    """From the narrower to the wider neighbour of the optimal width, in all budgets but one."""
+    points, rises = module.compute_optimal.spread(full["runs"]), []
+    for row in (row for row in full["optimal"] if row["inside"]):
+        here = [p for p in points if (p["net"], p["budget"]) == (row["net"], row["budget"])]
+        widths = sorted({p["width"] for p in here})
+        at = widths.index(row["width"])
+        means = [np.mean([p["efficiency"] for p in here if p["width"] == w]) for w in widths[at - 1 : at + 2]]
+        rises.append(bool(means[0] < means[1] < means[2]))
+    assert (sum(rises), len(rises)) == (5, 6)
+    assert "in five budgets of six" in page(NAME)
+
+
+def test_a_cut_of_logarithms_on_the_page(module: SimpleNamespace, full: Row) -> None:
+    """Samples per parameter of the transformers' two budgets: each cut by the middle of the other's logarithms."""
+    name = "samples per parameter"
+    points = [p for p in module.compute_optimal.spread(full["runs"]) if p["net"] == "transformer"]
+    best = {row["budget"]: row["width"] for row in full["optimal"] if row["net"] == "transformer" and row["inside"]}
+    small = {b: [p[name] for p in points if p["budget"] == b and p["width"] < best[b]] for b in best}
+    large = {b: [p[name] for p in points if p["budget"] == b and p["width"] > best[b]] for b in best}
+    for here, other in (tuple(best), tuple(best)[::-1]):
+        assert min(small[other]) / max(large[other]) == pytest.approx(65, abs=1)
+        cut = np.sqrt(min(small[other]) * max(large[other]))
+        assert max(large[here]) < cut < min(small[here])
+    assert "a factor of some 65 apart" in page(NAME)

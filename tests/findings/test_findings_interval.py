@@ -181,7 +181,7 @@ def test_a_replica_is_that_of_plain_torch(quick: Row, output: Path, interval: Si
 
 
 def test_the_experiment_is_whole(full: Row) -> None:
-    assert [row["settings"] for row in full["summary"]] == [6, 6, 3, 3, 18]
+    assert [row["settings"] for row in full["summary"]] == [6, 6, 6, 6, 24]
     assert all(len(steps) == 8 for row in full["replicas"] for steps in row["steps"])
     assert [steps[0] for steps in full["replicas"][0]["steps"]] == [240, 800, 2400]
 
@@ -230,6 +230,10 @@ def test_the_verdicts_on_the_page(full: Row) -> None:
 def test_where_it_fails_on_the_page(full: Row) -> None:
     text, settings = page("interval"), full["settings"]
     assert all(row["efficiency_drift"] > row["truth"] for row in settings)
+    assert f"in all {len(settings)} settings. The share" in text
+    assert f"in all {len(settings)} settings it was" in text
+    for quoting in ("limits.md", "findings.md"):
+        assert f"in {len(settings)} of {len(settings)} settings" in (DOCS.parent / quoting).read_text("utf-8")
     margins = [2 * row["truth_se"] for row in settings]
     between = [
         r["efficiency_low"] - m <= r["truth"] <= r["efficiency_drift"] + m
@@ -239,6 +243,12 @@ def test_where_it_fails_on_the_page(full: Row) -> None:
     for row in settings:
         width = row["efficiency"] - row["efficiency_low"]
         assert row["share of truth"] == pytest.approx((row["efficiency"] - row["truth"]) / width, rel=1e-3)
+
+    left = [(r["efficiency_drift"] - r["truth"]) / (r["efficiency"] - r["truth"]) for r in settings]
+    most = settings[int(np.argmax(left))]
+    assert (most["training"], most["batch"], most["steps"]) == ("transformer, AdamW, warm-up", 128, 2400)
+    assert f"most for the transformer with batches of 128, {max(left):.2f} of it" in text
+    assert [tenth < end for tenth, end in zip(left[::3], left[2::3], strict=True)] == [True] * 6 + [False, True]
 
     def span(name: str, *steps: int) -> str:
         values = [row[f"share of {name}"] for row in settings if row["steps"] in steps]
