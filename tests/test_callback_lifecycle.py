@@ -322,7 +322,7 @@ def test_exactly_the_totals_are_logged(tmp_path: Path) -> None:
     run = trainer(tmp_path, quiet())
     run.fit(Regressor(), loader(batches(3)))
     assert set(run.callback_metrics) == {f"speed_limit/{name}" for name in LOGGED}
-    assert len(LOGGED) == 21
+    assert len(LOGGED) == 22
     assert not run.progress_bar_metrics
 
 

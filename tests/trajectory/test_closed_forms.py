@@ -245,7 +245,6 @@ DIFFUSIONS: list[tuple[str, Make]] = [
     ("sgd", sgd()),
     ("heavy ball", sgd(momentum=0.9)),
     ("nesterov", sgd(momentum=0.9, nesterov=True)),
-    ("rmsprop with momentum", lambda p, lr: torch.optim.RMSprop(p, lr=lr, alpha=0.9, momentum=0.9)),
     ("adam", adam(betas=(0.9, 0.99))),
 ]
 

@@ -250,11 +250,8 @@ INERTIA = {  # c, β
     "heavy ball": (one(O.SGD, lr=0.1, momentum=0.8), 1 / (1 - 0.8), 0.8),
     "dampened": (one(O.SGD, lr=0.1, momentum=0.8, dampening=0.2), 1 / (1 - 0.8), 0.8),
     "nesterov": (one(O.SGD, lr=0.1, momentum=0.8, nesterov=True), 1 / (1 - 0.8**2), 0.8),
-    "rmsprop": (one(O.RMSprop, lr=0.002), 1.0, 0.0),
-    "rmsprop with momentum": (one(O.RMSprop, lr=0.002, momentum=0.8), 1 / (1 - 0.8), 0.8),
     "adam": (one(O.Adam, lr=0.01, betas=(0.8, 0.99)), 1 / (1 - 0.8), 0.8),
     "adamw": (one(O.AdamW, lr=0.01, betas=(0.8, 0.99), weight_decay=0.3), 1 / (1 - 0.8), 0.8),
-    "adamax": (one(O.Adamax, lr=0.01, betas=(0.8, 0.99)), 1 / (1 - 0.8), 0.8),
 }
 
 

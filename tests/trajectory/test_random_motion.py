@@ -123,13 +123,65 @@ def test_groups_count_by_their_noise() -> None:
     assert mean_inertia(silent) == slow, "no noise: the longest memory"
 
 
+SCHEDULES = {
+    "linear": lambda k: 1 - k / STEPS,
+    "cosine": lambda k: 0.5 + 0.5 * math.cos(math.pi * k / STEPS),
+    "a hundredth after half": lambda k: 1.0 if k < STEPS / 2 else 0.01,
+}
+STEPS = 400
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
+def test_diffusion_under_a_schedule_is_taken_out(kind: str, schedule: str, on_device: bool) -> None:
+    """No force but noise: all of D² is diffusion, Σ lr² of its variance, whatever the rates are.
+
+    With K steps in place of (Σ lr)²/Σ lr² a third to a half of it would be left.
+    """
+    generator = torch.Generator().manual_seed(9)
+    theta = torch.zeros(4000, dtype=torch.float64, requires_grad=True)
+    rate: Any = torch.tensor(0.01, dtype=torch.float64) if on_device else 0.01
+    more = {"sgd": {}, "momentum": {"momentum": 0.9}, "adam": {"betas": (0.9, 0.99)}}[kind]
+    optimizer = (torch.optim.Adam if kind == "adam" else torch.optim.SGD)([theta], lr=rate, **more)
+    meter = TrajectoryMeter(optimizer)
+    for k in range(STEPS):
+        optimizer.param_groups[0]["lr"] = rate * SCHEDULES[schedule](k)
+        theta.grad = torch.randn(4000, generator=generator).double()
+        optimizer.step()
+    meter.record_probe(torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    values = meter.compute()
+    meter.close()
+    # 2 % by the sample; momentum's memory is 1/((1 − β) K_eff) = 4 % and more short of its steady diffusion.
+    assert abs(values["efficiency_low"]) < 0.15 * values["efficiency"]
+
+
+def test_rates_of_a_former_state_count_as_one() -> None:
+    """It did not sum up Σ lr²."""
+
+    def step(meter: TrajectoryMeter) -> None:
+        [theta] = meter.optimizers[0].param_groups[0]["params"]
+        theta.grad = torch.ones(8)
+        meter.optimizers[0].step()
+
+    before, after = (TrajectoryMeter(torch.optim.SGD([torch.zeros(8, requires_grad=True)], lr=0.1)) for _ in range(2))
+    step(before)
+    state = before.state_dict()
+    del state["joint"]["rate_squares"]
+    after.load_state_dict(state)
+    after.record_probe(torch.full((2,), 0.5), torch.zeros(2))
+    step(after)
+    step(after)
+    assert math.isfinite(after.compute()["efficiency_low"])
+
+
 def test_why_an_end_is_undefined() -> None:
     """No formula, no loss, no second step, a loss drop within its error: each with its reason."""
     sums = {"squares": 1.0, "work_met": 3.0, "work_anti_ito": 1.0, "work_ito": 3.0, "weighted": 1.0}
     whole = {**dict.fromkeys(_ALL, 0.0), **sums}
     known = SectionTotals("", "0", "scalar", whole, Inertia(1.0, 0.0))
     cases = {
-        "random motion is unknown for Lion": replace(run_of(replace(known, inertia=UNKNOWN)), no_formula=("Lion",)),
+        "random motion is known of SGD, Adam": run_of(replace(known, inertia=UNKNOWN)),
         "no step has met the next gradient": run_of(
             replace(known, sums={**whole, "work_met": 0.0, "work_anti_ito": 0.0})
         ),
