@@ -50,7 +50,7 @@ class SummaryValues:
     efficiency_low: float = _NAN
     """[Σ (Δθ_i)²/m_i − cN/K] / Q, 1: `efficiency` without all the random motion that the batches' noise could cause,
     N = W + a − 2d ≥ 0 with W = work_ito, a = work_anti_ito, d = loss_drop; c: steady over instantaneous response of the
-    optimizer."""
+    optimizer; K = (Σ lr)²/Σ lr². NaN but for SGD, Adam and AdamW."""
     efficiency_drift: float = _NAN
     """[Σ (Δθ_i)²/m_i − s cN/K] / Q, 1: an estimate between the two, with s ≤ 1 the share of the random motion that
     curvature leaves, ((1 + 3q)^⅔ − 1)/2q with q = 4K(1 + β)(d − a)/N, β the optimizer's memory. On the high side in
