@@ -119,6 +119,12 @@ class Plane:
         return law(unbeaten([corner for corner in self.corners if corner.name in AVERAGING]))
 
     @property
+    def near(self) -> list[bool]:
+        """Of each optimizer: is one of its corners within a factor of 2 of the law, above it or below?"""
+        within = {c.name for c in self.corners if 0.5 <= c["action"] / float(self.law.action(c["samples"])) <= 2}
+        return [name in within for name in self.over]
+
+    @property
     def apart(self) -> bool:
         """Those that average are within a factor of 1.5 of their law, and no other within 3."""
         over = over_law(self.corners, self.averaged)
@@ -158,7 +164,7 @@ def planes(grid: list[Row], corners: list[Row]) -> list[Plane]:
 def verdicts(found: list[Plane]) -> str:
     over = [value for plane in found for value in plane.over.values()]
     missing = len(found) * len(ENTRANTS) - len(over)
-    near = sum(value <= 2 for value in over)
+    near = sum(sum(plane.near) for plane in found)
     kinematic = [c["kinematic_efficiency"] for plane in found for c in plane.fewest.values()]
     within = sum(0.2 <= value <= 0.4 for value in kinematic)
     least, later = [plane.least_bought for plane in found], found[1:]

@@ -48,7 +48,7 @@ def begin(
         "--data", type=_folder, metavar="DIR", help="with cifar10/, mnist/, fashion-mnist/ as published"
     )
     parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="shortened, on pictures made up: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="shortened, on synthetic pictures: to see that it works")
     found = parser.parse_args()
     if found.quick and found.data is None:
         found.data = found.output / "data"

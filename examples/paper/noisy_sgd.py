@@ -1,7 +1,7 @@
 """Noisy SGD in steps of a usual size against the gradient flow that the paper's bound is of.
 
     python examples/paper/noisy_sgd.py --data FOLDER --output docs/paper     # some ten minutes of one core; resumable
-    python examples/paper/noisy_sgd.py --quick                               # shortened, on made-up pictures
+    python examples/paper/noisy_sgd.py --quick                               # shortened, on synthetic pictures
 
 1,000 pictures of CIFAR-10, cross entropy, an MLP 3072-300-300-10 (1.0 M parameters) and a CNN (0.27 M), each from one
 θ_0. The flow is full-batch descent in steps of T/640, T = 4; its own error is told by the same in steps of T/320.

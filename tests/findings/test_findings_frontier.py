@@ -140,6 +140,17 @@ def test_the_page_has_the_tables_of_the_numbers(full: Parts, tmp_path: Path) -> 
     assert read_rows(tmp_path / "out" / "frontier.json") == full
 
 
+def test_within_a_factor_of_two_is_above_and_below(frontier: SimpleNamespace, full: Parts) -> None:
+    """By hand from the rows' law: an optimizer far below it is not near."""
+    planes = frontier.planes(full["grid"], full["corners"])
+    near = {(p.task, name): found for p in planes for name, found in zip(p.over, p.near, strict=True)}
+    found = {name for (task, name), inside in near.items() if inside and task == "fashion-mnist MLP"}
+    assert found == {"momentum", "Nesterov"}
+    (mlp, _) = planes
+    assert not near[mlp.task, "Adam"]
+    assert mlp.over["Adam"] < 0.5
+
+
 def test_five_seeds_for_what_is_compared(full: Parts) -> None:
     for part in ("corners", "far"):
         groups = dict[tuple[Any, ...], set[int]]()

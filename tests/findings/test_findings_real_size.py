@@ -266,6 +266,18 @@ def test_the_page_has_what_the_file_says(tmp_path: Path) -> None:
     assert (DOCS / "real_size.png").stat().st_size < 120_000
     gpt, resnet = (rows(found, "rows", run=name) for name in RUNS)
     assert f"at the end is {gpt[-1]['efficiency']:.3f} ± {gpt[-1]['efficiency_se']:.3f}" in said
+    errors = [
+        np.median(
+            [row["critical_batch_size_se"] / row["critical_batch_size"] for row in run if row["critical_batch_size"]]
+        )
+        for run in (gpt, resnet)
+    ]
+    assert "its standard error is {:.0f} % (GPT) and {:.0f} % (ResNet)".format(*(100 * x for x in errors)) in said
+    silent = sum(row["critical_batch_size"] is None for row in resnet)
+    assert f"not in {silent} of its {len(resnet)} rows" in said
+    heads = [rows(found, "readings", run=name, at="100 %")[0]["step_headroom"] for name in ("transformer", "resnet")]
+    words = "{:.0f} % at 0.685 (the GPT's whole run), {:.0f} % at 0.52"
+    assert words.format(*(100 * (1 - 1 / (2 * h)) for h in heads)) in said
     third = len(resnet) // 3
     middle, last = (median_of(part, "critical_batch_size") for part in (resnet[third:-third], resnet[-third:]))
     assert f"from {middle:,.0f} images in the second third to {last:,.0f} in the last" in said

@@ -178,6 +178,12 @@ def test_what_the_page_says_in_words(module: SimpleNamespace, full: dict[str, An
     assert f"Blindness holds in {sum(blind)} of {len(blind)} settings" in text
     moved = [moved for name in families for moved, _, _ in means[name, "weights"]]
     assert f"lie between {min(moved):.2f} and {max(moved):.0f}." in text
+    alone = [row["kernel_moved"] for row in grid if row["weights"] > 1e-3]
+    still = [row for row in grid if row["weights"] > 1e-3 and row["kernel_moved"] < 1]
+    assert f"of the {len(alone)} with an excess above 0.001, {len(still)} had a kernel" in text
+    assert f"less than its size, the least by {min(alone):.2f}." in text
+    assert {row["alpha"] for row in still} == {0.25}
+    assert {row["width"] for row in still} == {4, 8}
     right = [row for row in full["ranks"] if row["particle"] == "function" and row["right"] >= 0.9]
     assert (len(right), "in three families of eight" in text) == (3, True)
 
