@@ -1,4 +1,4 @@
-"""The paper's images at their size: an FCN and a CNN on CIFAR-10, MNIST and Fashion-MNIST by small steps.
+"""Subsets of the paper's images in full pixels: an FCN and a CNN on CIFAR-10, MNIST and Fashion-MNIST by small steps.
 
     python examples/paper/real_images.py --data FOLDER --output docs/paper    # some twenty minutes; resumable
     python examples/paper/real_images.py --data FOLDER --quick                # seconds, to see that it works
