@@ -50,10 +50,14 @@ def run_here(
 
 
 def _forget(names: set[str], folder: Path) -> None:
-    """A script's neighbours may have the names of other modules."""
+    """A script's neighbours may have the names of other modules, and what it changed in them must not stay.
+
+    Those of the other examples too: some scripts import from several of their folders.
+    """
+    around = next((place for place in (folder, *folder.parents) if place.name == "examples"), folder)
     for name in names:
         file = getattr(sys.modules[name], "__file__", None)
-        if file is not None and Path(file).parent == folder:
+        if file is not None and Path(file).is_relative_to(around):
             del sys.modules[name]
 
 

@@ -217,10 +217,7 @@ def test_the_verdicts_on_the_page(full: Row) -> None:
     assert everything["held"] >= 0.95 * everything["replicas"]
     ratios = [row["efficiency_drift: rms"] / row["efficiency: rms"] for row in known.values()]
     mlp, epochs, transformer, last = (f"{ratio:.2f}" for ratio in ratios)
-    assert (
-        f"only for the MLP ({mlp}) and for the CNN with epochs ({epochs}); for the transformer it is "
-        in text
-    )
+    assert f"only for the MLP ({mlp}) and for the CNN with epochs ({epochs}); for the transformer it is " in text
     assert f"{transformer} of it, for the CNN with SGD {last}." in text
     assert [ratio < 0.5 for ratio in ratios] == [True, True, False, False]
     for row in known.values():
