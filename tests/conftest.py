@@ -30,7 +30,25 @@ def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates.HOST", ())
 
 
+# Experiments whose shortened run takes seconds: what needs it is slow, what holds a page to its results is not.
+LONG = {
+    *("compute_optimal", "findings_decay", "findings_frontier", "findings_real_size", "lazy_or_feature"),
+    *("noise_and_batch", "size", "warm_up"),
+    *("paper_finite_width", "paper_initial_weights", "paper_noisy_sgd", "paper_real_images"),
+}
+
+
+def _needs_the_shortened_run(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    chosen = set() if call is None else {value for value in call.params.values() if isinstance(value, str)}
+    return "quick" in chosen or bool({"quick", "output"} & set(getattr(item, "fixturenames", ())))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in LONG and _needs_the_shortened_run(item):
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     for item in items:

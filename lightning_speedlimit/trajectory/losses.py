@@ -107,9 +107,9 @@ def _noise_variance(steps: list[int], losses: list[float]) -> float:
     """mean (y_{i−1} − 2y_i + y_{i+1})²/6: the variance of independent noise on a smooth curve."""
     if len(steps) < 3:
         return math.nan
-    order = sorted(range(len(steps)), key=steps.__getitem__)
-    y = torch.tensor([losses[i] for i in order], dtype=torch.float64)
-    return float(((y[:-2] - 2.0 * y[1:-1] + y[2:]) ** 2).mean()) / 6.0
+    y = [losses[i] for i in sorted(range(len(steps)), key=steps.__getitem__)]
+    bends = [before - 2.0 * here + after for before, here, after in zip(y, y[1:], y[2:], strict=False)]
+    return sum(bend * bend for bend in bends) / len(bends) / 6.0
 
 
 def _line_at(target: int, steps: list[int], losses: list[float], variance: float) -> Extrapolation:
