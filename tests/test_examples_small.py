@@ -194,7 +194,7 @@ def test_two_process_ddp(tmp_path: Path) -> None:
     assert_record_of(alone, found.tapes, 0)
     assert_record_of(together, found.tapes, 1)
     shown = re.findall(r"^([a-z ]+?) +(-?[\d.]+) +(-?[\d.]+) +\S+$", found.printed, re.MULTILINE)
-    assert len(shown) == 14
+    assert len(shown) == 15
     for name, *values in shown:
         of_one, of_two = (float(value) for value in values)
         # float32 gradients added in another order, 28 steps: 1e-7 grown a hundredfold
