@@ -31,15 +31,8 @@ from lightning_speedlimit import RunRecord, SpeedLimit
 
 BATCH_SIZE = 128  # of all processes together
 SHOWN = (
-    *(
-        "efficiency",
-        "efficiency_low",
-        "efficiency_drift",
-        "efficiency_action",
-        "kinematic_efficiency",
-        "straightness",
-        "steadiness",
-    ),
+    *("efficiency", "efficiency_low", "efficiency_drift", "efficiency_action"),
+    *("kinematic_efficiency", "straightness", "steadiness"),
     *("conversion", "signal_fraction", "displacement", "path_length", "action", "loss_drop", "work_ito", "loss"),
 )
 

@@ -11,18 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import DOCS, page, read_rows, run_finding, scripts
+from findings_cases import page, read_rows, scripts
 from torch.nn.functional import cross_entropy
 
 NAME = "compute_optimal"
+SHORTENED = ("--seeds", "0")
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp(NAME) / "out"
-    run_finding(NAME, output, "--seeds", "0")
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +25,10 @@ def module() -> Iterator[SimpleNamespace]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def full() -> Row:
-    return read_rows(DOCS / f"{NAME}.json")
-
-
-def test_a_run_is_what_plain_sums_say(quick: Path, module: SimpleNamespace) -> None:
+def test_a_run_is_what_plain_sums_say(output: Path, module: SimpleNamespace) -> None:
     """Adam past its budgets: each loss is the mean of five looks, and D, ℓ and A are those of the updates."""
-    (row,) = [row for row in read_rows(quick / f"{NAME}.json")["runs"] if row["width"] == 4]
-    data = module.sets.load("fashion-mnist", quick / "data", held=500)
+    (row,) = [row for row in read_rows(output / f"{NAME}.json")["runs"] if row["width"] == 4]
+    data = module.sets.load("fashion-mnist", output / "data", held=500)
     torch.manual_seed(0)
     sizes = (784, 4, 4, 10)
     layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]

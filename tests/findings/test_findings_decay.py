@@ -11,37 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import DOCS, SCRIPTS, read_rows, run_finding, scripts
+from findings_cases import SCRIPTS, read_rows, scripts
 from shown_again import shown_again
 from trained_by_hand import ByHand
 
+NAME = "decay"
 SCRIPT = SCRIPTS / "decay.py"
 PACES = ("constant", "linear", "cosine", "constant speed", "falling speed")
 Row = dict[str, Any]
 Parts = dict[str, list[Row]]
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decay") / "out"
-    run_finding("decay", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def quick(output: Path) -> Parts:
-    return read_rows(output / "decay.json")
-
-
-@pytest.fixture(scope="module")
-def full() -> Parts:
-    return read_rows(DOCS / "decay.json")
-
-
-@pytest.fixture(scope="module", params=["quick", "full"])
-def parts(request: pytest.FixtureRequest) -> Parts:
-    found: Parts = request.getfixturevalue(request.param)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -11,36 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import DOCS, read_rows, run_finding, scripts
+from findings_cases import read_rows, scripts
 from shown_again import shown_again
 from trained_by_hand import ByHand
 
+NAME = "frontier"
 OPTIMIZERS = ("SGD", "momentum", "Nesterov", "RMSprop", "Adam", "AdamW")
 Row = dict[str, Any]
 Parts = dict[str, list[Row]]
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("frontier") / "out"
-    run_finding("frontier", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def quick(output: Path) -> Parts:
-    return read_rows(output / "frontier.json")
-
-
-@pytest.fixture(scope="module")
-def full() -> Parts:
-    return read_rows(DOCS / "frontier.json")
-
-
-@pytest.fixture(scope="module", params=["quick", "full"])
-def parts(request: pytest.FixtureRequest) -> Parts:
-    found: Parts = request.getfixturevalue(request.param)
-    return found
 
 
 @pytest.fixture(scope="module")

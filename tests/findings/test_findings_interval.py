@@ -11,31 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import DOCS, page, read_rows, run_finding, scripts
+from findings_cases import DOCS, page, scripts
 from torch.nn.functional import cross_entropy
 
 from lightning_speedlimit import TrajectoryMeter
 
+NAME = "interval"
 NAMES = ("efficiency", "efficiency_low", "efficiency_drift", "efficiency_lower")
 # c and β of the four trainings.
 INERTIA = {"MLP": (10.0, 0.9), "CNN, Adam": (10.0, 0.9), "transformer": (10.0, 0.9), "CNN, SGD": (1.0, 0.0)}
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the pictures that the shortened run made up, in data/."""
-    return tmp_path_factory.mktemp("interval")
-
-
-@pytest.fixture(scope="module")
-def quick(output: Path) -> Row:
-    return run_finding("interval", output)
-
-
-@pytest.fixture(scope="module")
-def full() -> Row:
-    return read_rows(DOCS / "interval.json")
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +60,6 @@ def plain_truth(overlaps: Any, drops: Any) -> tuple[float, float]:
     n = len(drops)
     without = np.array([of(np.delete(np.arange(n), i)) for i in range(n)])
     return of(np.arange(n)), float(np.sqrt((n - 1) * without.var()))
-
-
-@pytest.fixture(scope="module", params=["quick", "full"])
-def parts(request: pytest.FixtureRequest) -> Row:
-    found: Row = request.getfixturevalue(request.param)
-    return found
 
 
 def test_the_settings_are_what_the_replicas_say(parts: Row) -> None:

@@ -15,23 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import DOCS, SCRIPTS, page, read_rows, run_finding, scripts
+from findings_cases import DOCS, SCRIPTS, page, read_rows, scripts
 from in_this_process import run_here
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Subset
 
 from lightning_speedlimit import RunRecord
 
+NAME = "real_size"
 PARTS = {"runs", "rows", "windows", "validations", "readings", "cost"}
 RUNS = ("transformer", "resnet")
 Parts = dict[str, list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("real_size") / "out"
-    run_finding("real_size", output)
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +66,9 @@ def train_bytes(network: torch.nn.Module, text: torch.Tensor, steps: int) -> lis
     return places
 
 
-def test_the_transformer_by_hand(quick: Path, modules: SimpleNamespace) -> None:
+def test_the_transformer_by_hand(output: Path, modules: SimpleNamespace) -> None:
     """straightness = D²/ℓ² and steadiness = ℓ²/(τA) of 6 steps, past the warm-up, against a loop in plain torch."""
-    parts = read_rows(quick / "real_size.json")
+    parts = read_rows(output / "real_size.json")
     torch.manual_seed(0)
     network = modules.real_size_models.GPT(modules.real_size_models.SIZES["tiny"])
     text, _ = modules.real_size_models.library(20)
@@ -209,9 +203,9 @@ def test_the_rate_goes_up_and_down(modules: SimpleNamespace) -> None:
 # --- the statements
 
 
-def test_a_statement_can_fail(quick: Path, modules: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_statement_can_fail(output: Path, modules: SimpleNamespace, tmp_path: Path) -> None:
     """Each of them, when one number of the file is another."""
-    made = SimpleNamespace(results=SimpleNamespace(parts=read_rows(quick / "real_size.json")))
+    made = SimpleNamespace(results=SimpleNamespace(parts=read_rows(output / "real_size.json")))
     reading = modules.real_size_reading.Reading(made)
     parts = made.results.parts
 

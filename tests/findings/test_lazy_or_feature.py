@@ -11,32 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import DOCS, page, read_rows, run_finding, scripts
+from findings_cases import page, read_rows, scripts
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import conv2d, cross_entropy
 
 NAME = "lazy_or_feature"
+SHORTENED = ("--seeds", "0")
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp(NAME) / "out"
-    run_finding(NAME, output, "--seeds", "0")
-    return output
 
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[SimpleNamespace]:
     with scripts(NAME, "sets") as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def full() -> dict[str, Any]:
-    return read_rows(DOCS / f"{NAME}.json")
 
 
 # --- a run by hand
@@ -63,10 +52,10 @@ def excess(before: Tensor, now: Tensor) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("alpha", [0.25, 4.0])
-def test_a_run_is_what_plain_sums_say(quick: Path, module: SimpleNamespace, alpha: float) -> None:
-    rows = read_rows(quick / f"{NAME}.json")["grid"]
+def test_a_run_is_what_plain_sums_say(output: Path, module: SimpleNamespace, alpha: float) -> None:
+    rows = read_rows(output / f"{NAME}.json")["grid"]
     (row,) = [r for r in rows if (r["net"], r["width"], r["alpha"]) == ("CNN", 4, alpha)]
-    data = module.sets.load("fashion-mnist", quick / "data", 10_000)
+    data = module.sets.load("fashion-mnist", output / "data", 10_000)
     torch.manual_seed(0)
     layers = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 8, 3), torch.nn.Linear(8 * 49, 10)
     weights = [p for layer in layers for p in layer.parameters()]
@@ -110,10 +99,10 @@ def test_outgoing_weights_are_those_of_their_neuron(module: SimpleNamespace) -> 
     assert torch.equal(clouds[1][3, -10 * 49 :], head[:, 3 * 49 :].flatten().double())
 
 
-def test_two_numbers_are_the_widest_directions(quick: Path, module: SimpleNamespace) -> None:
-    options = SimpleNamespace(data=quick / "data")
+def test_two_numbers_are_the_widest_directions(output: Path, module: SimpleNamespace) -> None:
+    options = SimpleNamespace(data=output / "data")
     found = module.lazy_or_feature.pictures("fashion-mnist" + module.lazy_or_feature.TWO, options)
-    whole = module.sets.load("fashion-mnist", quick / "data").inputs.flatten(1)
+    whole = module.sets.load("fashion-mnist", output / "data").inputs.flatten(1)
     spread = torch.linalg.svdvals(whole - whole.mean(0))[:2]
     ours = torch.linalg.svdvals(found.inputs.flatten(1) - found.inputs.flatten(1).mean(0))
     # Found at random: what is made up has many directions that are nearly as wide.

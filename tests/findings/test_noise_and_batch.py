@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import DOCS, read_rows, run_finding, scripts
+from findings_cases import DOCS, read_rows, scripts
 from torch.nn.functional import cross_entropy
 
+NAME = "noise_and_batch"
 STRETCHES = (0, 30), (30, 60)
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("noise_and_batch") / "out"
-    run_finding("noise_and_batch", output)
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +25,8 @@ def used() -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture(scope="module")
-def pictures(used: SimpleNamespace, quick: Path) -> Any:
-    return used.sets.load("fashion-mnist", quick / "data", 500)
+def pictures(used: SimpleNamespace, output: Path) -> Any:
+    return used.sets.load("fashion-mnist", output / "data", 500)
 
 
 # --- the law
@@ -68,10 +62,10 @@ def by_hand(data: Any, steps: int) -> tuple[list[torch.Tensor], list[torch.Tenso
     return places, forces, losses
 
 
-def test_noise_over_signal_is_that_of_plain_torch(quick: Path, pictures: Any) -> None:
+def test_noise_over_signal_is_that_of_plain_torch(output: Path, pictures: Any) -> None:
     """B·N/S, N = W − S, S = 2d − a; the first stretch, as the last step of a meter has not met its next gradient."""
     (row,) = (
-        row for row in read_rows(quick / "noise_and_batch.json")["law"]
+        row for row in read_rows(output / "noise_and_batch.json")["law"]
         if (row["optimizer"], row["rate"], row["batch"]) == ("SGD", 0.1, 32)
     )  # fmt: skip
     places, forces, losses = by_hand(pictures, 60)
@@ -216,10 +210,10 @@ def test_what_theory_allows(used: SimpleNamespace) -> None:
 # --- the page
 
 
-@pytest.mark.parametrize("place", ["quick", "committed"])
-def test_no_run_is_missing(place: str, quick: Path) -> None:
-    rows = read_rows((quick if place == "quick" else DOCS) / "noise_and_batch.json")
-    if place == "quick":
+@pytest.mark.parametrize("which", ["quick", "full"])
+def test_no_run_is_missing(which: str, request: pytest.FixtureRequest) -> None:
+    rows = request.getfixturevalue(which)
+    if which == "quick":
         assert (len(rows["law"]), len(rows["schedules"])) == (5, 5)
         return
     for part, names in (

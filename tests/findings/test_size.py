@@ -11,18 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import ROOT, read_rows, run_finding, scripts
+from findings_cases import ROOT, read_rows, scripts
 from torch.nn.functional import cross_entropy
 
 NAME, PAGES = "size", ROOT / "docs" / "paper"
+SHORTENED = ("--seeds", "1")
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp(NAME) / "out"
-    run_finding(NAME, output, "--seeds", "1")
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +25,11 @@ def module() -> Iterator[SimpleNamespace]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def full() -> dict[str, Any]:
-    return read_rows(PAGES / f"{NAME}.json")
-
-
-def test_a_run_is_what_plain_sums_say(quick: Path, module: SimpleNamespace) -> None:
+def test_a_run_is_what_plain_sums_say(output: Path, module: SimpleNamespace) -> None:
     """Heavy ball until the mean of five looks, five steps apart, is at the level; D, ℓ and A of its updates."""
-    rows = read_rows(quick / f"{NAME}.json")["runs"]
+    rows = read_rows(output / f"{NAME}.json")["runs"]
     (row,) = [row for row in rows if (row["net"], row["width"], row["depth"]) == ("MLP", 16, 1)]
-    data = module.sets.load("fashion-mnist", quick / "data", 10_000, 500)
+    data = module.sets.load("fashion-mnist", output / "data", 10_000, 500)
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(784, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
@@ -102,17 +91,10 @@ def test_fits_find_the_power_law_that_was_put_in(module: SimpleNamespace) -> Non
     )
 
 
-@pytest.fixture(params=["quick", "committed"])
-def results(request: pytest.FixtureRequest) -> Row:
-    if request.param == "committed":
-        return dict(request.getfixturevalue("full"))
-    return read_rows(request.getfixturevalue("quick") / f"{NAME}.json")
-
-
-def test_rates_are_the_best_of_their_neighbours(results: Row) -> None:
-    for row in results["runs"]:
+def test_rates_are_the_best_of_their_neighbours(parts: Row) -> None:
+    for row in parts["runs"]:
         size = {name: row[name] for name in ("net", "width", "depth")}
-        tried = {r["rate"]: r["steps"] for r in results["tuning"] if size.items() <= r.items()}
+        tried = {r["rate"]: r["steps"] for r in parts["tuning"] if size.items() <= r.items()}
         best = tried[row["rate"]]
         assert best is not None
         for neighbour in (row["rate"] / 2, row["rate"] * 2):

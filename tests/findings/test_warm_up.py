@@ -10,15 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from findings_cases import DOCS, read_rows, run_finding, scripts
+from findings_cases import DOCS, read_rows, scripts
 from torch.nn.functional import cross_entropy
 
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("warm_up") / "out"
-    run_finding("warm_up", output)
-    return output
+NAME = "warm_up"
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +68,9 @@ def train_by_hand(data: Any, rate: float, warm: float) -> dict[str, float]:
     return found
 
 
-def test_a_row_is_that_of_plain_torch(used: SimpleNamespace, quick: Path) -> None:
-    data = used.sets.load("fashion-mnist", quick / "data", 500)
-    rows = read_rows(quick / "warm_up.json")["runs"]
+def test_a_row_is_that_of_plain_torch(used: SimpleNamespace, output: Path) -> None:
+    data = used.sets.load("fashion-mnist", output / "data", 500)
+    rows = read_rows(output / "warm_up.json")["runs"]
     (row,) = (r for r in rows if (r["network"], r["optimizer"], r["power"], r["seed"]) == ("MLP", "Adam", 0, 1))
     without, with_it = (train_by_hand(data, row["rate"], warm) for warm in (0.0, 0.1))
     # 40 steps of float32 whose sums are in another order
@@ -86,8 +81,8 @@ def test_a_row_is_that_of_plain_torch(used: SimpleNamespace, quick: Path) -> Non
         assert row[f"steadiness_{percent}"] == pytest.approx(wanted["steadiness"], rel=1e-2)
 
 
-def test_a_mean_loss_leaves_the_norms_as_they_were(used: SimpleNamespace, quick: Path) -> None:
-    data = used.sets.load("cifar10", quick / "data", 100)
+def test_a_mean_loss_leaves_the_norms_as_they_were(used: SimpleNamespace, output: Path) -> None:
+    data = used.sets.load("cifar10", output / "data", 100)
     training = used.trainings.Training("cifar10", "CNN", "Adam", 1e-3, 25, 4, 0, net_options={"norm": True})
     run = used.trainings.Run(training, data, measured=False)
     before = [buffer.clone() for buffer in run.network.buffers()]
