@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from findings_cases import scripts
+from findings_cases import ROOT, scripts
+from in_this_process import run_here
 from scipy import stats
 from torch.nn.functional import cross_entropy
 
@@ -197,3 +199,28 @@ def test_no_folder_of_data_is_an_error_that_names_the_cure(
     with pytest.raises(SystemExit):
         shared.lab.begin("Something.")
     assert "wanted --data" in capsys.readouterr().err
+
+
+# --- how these tests are run
+
+
+def test_what_a_script_changes_in_its_neighbours_does_not_stay(tmp_path: Path) -> None:
+    """Modules of the script's own folder and of the other examples: the next script would find them changed."""
+    folders = [tmp_path / "examples" / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (folders[1] / "lent_to_scripts.py").write_text("KNOWN = []\n")
+    (folders[0] / "script.py").write_text(
+        f"import sys; sys.path.append({str(folders[1])!r}); import lent_to_scripts as lent\n"
+        "lent.KNOWN.append(1); print(len(lent.KNOWN))\n"
+    )
+    script = str(folders[0] / "script.py")
+    said = [run_here(lambda: runpy.run_path(script), [script], tmp_path).stdout for _ in range(2)]
+    assert said == ["1\n", "1\n"]
+
+
+def test_experiments_with_slow_tests_are_there() -> None:
+    """A file that is renamed would bring its shortened run back among the fast tests."""
+    tests = ROOT / "tests"
+    names = runpy.run_path(str(tests / "conftest.py"))["LONG"]
+    assert names == {name for name in names if list(tests.glob(f"*/test_{name}.py"))}

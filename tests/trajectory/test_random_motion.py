@@ -156,6 +156,23 @@ def test_diffusion_under_a_schedule_is_taken_out(kind: str, schedule: str, on_de
     assert abs(values["efficiency_low"]) < 0.15 * values["efficiency"]
 
 
+@pytest.mark.parametrize("kind", ["NAdam", "RAdam", "RMSprop", "Adamax", "Adagrad", "Adadelta"])
+def test_the_ends_of_others_are_not_told(kind: str) -> None:
+    """Noise alone: what c N/K says of their diffusion is wrong by factors, as μ or the momentum changes by itself."""
+    theta = torch.zeros(50, requires_grad=True)
+    meter = TrajectoryMeter(getattr(torch.optim, kind)([theta], lr=0.01))
+    for _ in range(20):
+        theta.grad = torch.randn(50)
+        meter.optimizers[0].step()
+    meter.record_probe(torch.ones(2), torch.zeros(2))
+    values = meter.compute()
+    meter.close()
+    assert math.isfinite(values["efficiency"])
+    for name in ("efficiency_low", "efficiency_drift"):
+        assert math.isnan(values[name])
+        assert "SGD, Adam and AdamW alone" in meter.reasons[name]
+
+
 def test_rates_of_a_former_state_count_as_one() -> None:
     """It did not sum up Σ lr²."""
 
