@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory.coordinates import dense
 from lightning_speedlimit.trajectory.estimates import NOTICED
+from lightning_speedlimit.trajectory.gathering import dense
 from lightning_speedlimit.trajectory.run_totals import ratio
 from lightning_speedlimit.transport import wasserstein2_squared
 

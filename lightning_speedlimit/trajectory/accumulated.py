@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
-from lightning_speedlimit.trajectory.coordinates import Coordinates, Vector
+from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.runs import Run
 from lightning_speedlimit.trajectory.shards import local
@@ -20,138 +22,170 @@ class AccumulatedMobility:
     """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, for one vector.
 
     Args:
-        spare: a vector that is free after the step, for the state; a second one is made where it is needed.
+        room: to gather a stretch of the state into; others are made where a formula reads more of it.
     """
 
-    def __init__(self, optimizer: Optimizer, coordinates: Coordinates, spare: Vector, like: Tensor) -> None:
-        self._optimizer, self._coordinates = optimizer, coordinates
-        self._spare = [spare]
-        self._like = like
+    def __init__(self, optimizer: Optimizer, coordinates: Coordinates, room: Vector, like: Tensor) -> None:
+        self.optimizer, self.coordinates = optimizer, coordinates
         self.m: Pair | None = None
+        self.averages: Tensor | None = None  # B_k of RMSprop with momentum, where the response is its mobility
+        self._rooms, self._like = [room], like
         self._kept: Vector | None = None  # a state entry as it was before the step
         self._work: Tensor | None = None  # Σ u²/μ of each row, of the last step
-        self.averages: Tensor | None = None  # B_k of RMSprop with momentum, where the response is its mobility
 
     def keep(self, runs: list[Run]) -> None:
         """Before the step: the entries that are needed as they are now."""
         for run in runs:
             if run.formula is not None and run.formula.before is not None:
-                self._kept = self._kept or self._coordinates.vector()
-                self._gather(run, run.formula.before, self._kept)
+                self._kept = self._kept or self.coordinates.vector()
+                entries = self.coordinates.prepared(self._state(run, run.formula.before))
+                for rows in run.stretches:
+                    self.coordinates.gather(entries, self._kept, rows)
 
-    def add(
-        self, run: Run, update: Tensor, free: Tensor, scratch: tuple[Tensor, Tensor], clip: Tensor | None,
-        valid: Tensor | None, response: float | None,
-    ) -> tuple[Tensor, float]:  # fmt: skip
-        """m += μ where u ≠ 0; returns Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it.
+    def answer(
+        self, run: Run, scratch: tuple[Tensor, Tensor], clip: Tensor | None, valid: Tensor | None,
+        response: float | None,
+    ) -> Answer:  # fmt: skip
+        """The run's answer to the force of this step; m += μ where u ≠ 0, stretch by stretch.
 
         Args:
-            update, free: of all rows; u without decoupled decay and its squares. scratch: room for two stretches.
-            clip: c of clipping by norm. valid: False where a fused optimizer left θ alone. response: b_k.
+            scratch: room for two stretches. clip: c of clipping by norm. valid: False where a fused optimizer left θ
+                alone. response: b_k.
         """
-        assert run.formula is not None
         self.m = self.m or Pair(self._like)
         if not run.names:
-            return self._add_shared(run, update, free, scratch[0], clip, valid, response)
-        if not run.stretches:  # shards of no coordinate
-            return free, 1.0
-        entries, cut = self._entries(run), self._coordinates.cut
-        state = self._optimizer.state.get(run.lead, {})
-        factor = 1.0
-        self._work = self._coordinates.row() if self._work is None else self._work
-        for rows in run.stretches:
-            moved, out = (cut(room, slice(0, rows.stop - rows.start)) for room in scratch)
-            u, own = cut(update, rows), {name: cut(vector, rows) for name, vector in entries.items()}
-            numerator = run.formula.evaluate(run.group, state, own, out)
-            if clip is not None:
-                out.div_(clip)
-            if isinstance(numerator, Tensor):  # a rate of 0 moves nothing: what it is divided by does not matter
-                out.div_(torch.where(numerator == 0, torch.ones_like(numerator), numerator))
-                numerator = 1.0
-            if valid is not None:  # a skipped first step leaves a state of zeros: 0/0
-                torch.where(valid, out, torch.ones_like(out), out=out)
-            cut(self.m.low, rows).addcdiv_(torch.ne(u, 0.0, out=moved), out, value=numerator)
-            self._coordinates.dot(out.mul_(u), u, moved, cut(self._work, rows))
-            factor = 1.0 / numerator if numerator else 0.0
-        return cut(self._work, run.rows), factor
-
-    def _add_shared(
-        self, run: Run, update: Tensor, free: Tensor, scratch: Tensor, clip: Tensor | None, valid: Tensor | None,
-        response: float | None,
-    ) -> tuple[Tensor, float]:  # fmt: skip
-        """One μ for all coordinates."""
-        assert run.formula is not None
-        assert self.m is not None
-        mu: Scalar = run.formula.evaluate(
-            run.group, {} if response is None else {mobility.RESPONSE: response}, {}, None
-        )
-        mu = mu if clip is None else mu * clip
-        if valid is not None and isinstance(mu, Tensor):  # a skipped step's gradients, and c of them, are not finite
-            mu = torch.where(valid, mu, torch.zeros_like(mu))
-        cut = self._coordinates.cut
-        for rows in run.stretches:
-            moved = torch.ne(cut(update, rows), 0.0, out=cut(scratch, slice(0, rows.stop - rows.start)))
-            low = cut(self.m.low, rows)
-            low.addcmul_(moved, mu.to(low.dtype)) if isinstance(mu, Tensor) else low.add_(moved, alpha=mu)
-        if isinstance(mu, Tensor):
-            return torch.where(free == 0, torch.zeros_like(free), free / mu), 1.0
-        return free, 1.0 / mu if mu else 0.0
+            return _Shared(self.coordinates, run, self.m, scratch[0], clip, valid, response)
+        self._work = self.coordinates.row() if self._work is None else self._work
+        return _OfEach(self, run, self.m, self._work, scratch, clip, valid)
 
     def of(self, i: int) -> Tensor:
         """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
         rows = torch.zeros_like(self._like) if self.m is None else self.m.value(slice(None))
-        return self._coordinates.scatter(rows, i, elsewhere=torch.nan)
+        return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
 
-    def _entries(self, run: Run) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def entries(self, run: Run) -> dict[str, Sequence[Tensor | None]]:
+        """What the formula reads of each parameter's state, but for what was kept."""
+        found = {}
         for name in run.names:
-            if run.formula is not None and name == run.formula.before and self._kept is not None:
-                found[name] = self._kept.rows
-                continue
-            if len(found) == len(self._spare):
-                self._spare.append(self._coordinates.vector())
-            into = self._spare[len(found)]
-            found[name] = self._custom(run, into) if name == mobility.CUSTOM else self._gather(run, name, into)
-        if self.averages is not None:
-            found[mobility.RESPONSE] = self.averages
+            if self._kept is None or run.formula is None or name != run.formula.before:
+                own = self._custom(run) if name == mobility.CUSTOM else self._state(run, name)
+                found[name] = self.coordinates.prepared(own)
         return found
 
-    def _gather(self, run: Run, name: str, into: Vector) -> Tensor:
-        parameters = self._coordinates.parameters[run.members.start : run.members.stop]
-        entries = [self._optimizer.state.get(p, {}).get(name) for p in parameters]
-        return self._coordinates.gather([e if isinstance(e, Tensor) else None for e in entries], into, run.members)
+    def at(self, run: Run, entries: dict[str, Sequence[Tensor | None]], rows: slice) -> dict[str, Tensor]:
+        """The entries of one stretch."""
+        while len(self._rooms) < len(entries):
+            self._rooms.append(self.coordinates.room())
+        rooms = zip(entries.items(), self._rooms, strict=False)
+        found = {name: self.coordinates.gather(own, room, rows) for (name, own), room in rooms}
+        if self._kept is not None and run.formula is not None and run.formula.before is not None:
+            found[run.formula.before] = self.coordinates.cut(self._kept.rows, rows)
+        if self.averages is not None:
+            found[mobility.RESPONSE] = self.coordinates.cut(self.averages, rows)
+        return found
 
-    def _custom(self, run: Run, into: Vector) -> Tensor:
-        """What a registered function says, spread over each parameter's shape."""
-        function = mobility.registered(self._optimizer)
-        assert function is not None
-        values: list[Tensor | None] = []
+    def _state(self, run: Run, name: str) -> list[Tensor | None]:
+        found: list[Tensor | None] = [None] * len(self.coordinates.parameters)
         for i in run.members:
-            parameter, shape = self._coordinates.parameters[i], self._coordinates.shapes[i]
-            value: Any = function(self._optimizer, run.group, parameter)
+            entry = self.optimizer.state.get(self.coordinates.parameters[i], {}).get(name)
+            found[i] = entry if isinstance(entry, Tensor) else None
+        return found
+
+    def _custom(self, run: Run) -> list[Tensor | None]:
+        """What a registered function says, spread over each parameter's shape."""
+        function = mobility.registered(self.optimizer)
+        assert function is not None
+        found: list[Tensor | None] = [None] * len(self.coordinates.parameters)
+        for i in run.members:
+            parameter, shape = self.coordinates.parameters[i], self.coordinates.shapes[i]
+            value: Any = function(self.optimizer, run.group, parameter)
             if not isinstance(value, Tensor):
-                value = torch.full((), value, dtype=into.rows.dtype, device=into.rows.device)
-            values.append(local(value).detach().to(into.rows).expand(shape))
-        return self._coordinates.gather(values, into, run.members)
+                value = torch.full((), value, dtype=self._like.dtype, device=self._like.device)
+            found[i] = local(value).detach().to(self._like).expand(shape)
+        return found
 
     def remember(self, run: Run, scratch: Tensor) -> None:
         """B_k of a step that is not measured."""
         if run.formula is None or not run.names or self.averages is None:
             return
-        entries, cut = self._entries(run), self._coordinates.cut
+        entries = self.entries(run)
         for rows in run.stretches:
-            own = {name: cut(vector, rows) for name, vector in entries.items()}
-            run.formula.evaluate(run.group, {}, own, cut(scratch, slice(0, rows.stop - rows.start)))
+            room = self.coordinates.cut(scratch, slice(0, rows.stop - rows.start))
+            run.formula.evaluate(run.group, {}, self.at(run, entries, rows), room)
 
     def start_response(self, run: Run) -> None:
         """B of a fresh optimizer is 0; of one that has been running, the steady value."""
         if self.averages is None:
             self.averages = torch.zeros_like(self._like)
-        if self._optimizer.state.get(run.lead, {}).get("momentum_buffer") is None:
+        if self.optimizer.state.get(run.lead, {}).get("momentum_buffer") is None:
             return
-        entries = self._entries(run)
-        average = entries["square_avg"]
-        if run.group["centered"]:
-            average = average - entries["grad_avg"] ** 2
-        steady = 1.0 / ((1.0 - float(run.group["momentum"])) * (average.sqrt() + run.group["eps"]))
-        self.averages[run.rows] = steady[run.rows]
+        entries, lasting = self.entries(run), 1.0 - float(run.group["momentum"])
+        for rows in run.stretches:
+            here = self.at(run, entries, rows)
+            average = here["square_avg"]
+            if run.group["centered"]:
+                average = average - here["grad_avg"] ** 2
+            self.averages[rows] = 1.0 / (lasting * (average.sqrt() + run.group["eps"]))
+
+
+class _Shared:
+    """One μ for all coordinates of a run."""
+
+    def __init__(
+        self, coordinates: Coordinates, run: Run, m: Pair, scratch: Tensor, clip: Tensor | None,
+        valid: Tensor | None, response: float | None,
+    ) -> None:  # fmt: skip
+        assert run.formula is not None
+        own = {} if response is None else {mobility.RESPONSE: response}
+        mu: Scalar = run.formula.evaluate(run.group, own, {}, None)
+        mu = mu if clip is None else mu * clip
+        if valid is not None and isinstance(mu, Tensor):  # a skipped step's gradients, and c of them, are not finite
+            mu = torch.where(valid, mu, torch.zeros_like(mu))
+        self._mu, self._m, self._scratch, self._cut = mu, m, scratch, coordinates.cut
+
+    def add(self, rows: slice, update: Tensor) -> None:
+        moved = torch.ne(update, 0.0, out=self._cut(self._scratch, slice(0, rows.stop - rows.start)))
+        low, mu = self._cut(self._m.low, rows), self._mu
+        low.addcmul_(moved, mu.to(low.dtype)) if isinstance(mu, Tensor) else low.add_(moved, alpha=mu)
+
+    def work(self, free: Tensor) -> tuple[Tensor, float]:
+        """Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it; free: ‖u‖² without decay."""
+        if isinstance(self._mu, Tensor):
+            return torch.where(free == 0, torch.zeros_like(free), free / self._mu), 1.0
+        return free, 1.0 / self._mu if self._mu else 0.0
+
+
+class _OfEach:
+    """A μ of each coordinate."""
+
+    def __init__(
+        self, mobility: AccumulatedMobility, run: Run, m: Pair, work: Tensor, scratch: tuple[Tensor, Tensor],
+        clip: Tensor | None, valid: Tensor | None,
+    ) -> None:  # fmt: skip
+        self._mobility, self._run, self._m, self._work, self._scratch = mobility, run, m, work, scratch
+        self._clip, self._valid, self._factor = clip, valid, 1.0
+        self._entries, self._state = mobility.entries(run), mobility.optimizer.state.get(run.lead, {})
+
+    def add(self, rows: slice, update: Tensor) -> None:
+        run, coordinates = self._run, self._mobility.coordinates
+        moved, out = (coordinates.cut(room, slice(0, rows.stop - rows.start)) for room in self._scratch)
+        assert run.formula is not None
+        numerator = run.formula.evaluate(run.group, self._state, self._mobility.at(run, self._entries, rows), out)
+        if self._clip is not None:
+            out.div_(self._clip)
+        if isinstance(numerator, Tensor):  # a rate of 0 moves nothing: what it is divided by does not matter
+            out.div_(torch.where(numerator == 0, torch.ones_like(numerator), numerator))
+            numerator = 1.0
+        if self._valid is not None:  # a skipped first step leaves a state of zeros: 0/0
+            torch.where(self._valid, out, torch.ones_like(out), out=out)
+        low = coordinates.cut(self._m.low, rows)
+        low.addcdiv_(torch.ne(update, 0.0, out=moved), out, value=numerator)
+        coordinates.dot(out.mul_(update), update, moved, coordinates.cut(self._work, rows))
+        self._factor = 1.0 / numerator if numerator else 0.0
+
+    def work(self, free: Tensor) -> tuple[Tensor, float]:
+        """Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it."""
+        return self._mobility.coordinates.cut(self._work, self._run.rows), self._factor
+
+
+Answer = _Shared | _OfEach

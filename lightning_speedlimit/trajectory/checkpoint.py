@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.coordinates import Coordinates, dense
+from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.follower import Follower
+from lightning_speedlimit.trajectory.gathering import dense
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
@@ -82,12 +83,12 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
     return {
         "members": [{**asdict(m), "options": _plain(m.options)} for m, _ in members],
         "places": [_GONE if m.gone else places[id(p)] for m, p in members],
-        "left": {i: coordinates.scatter(motion.after.rows, i).cpu() for i, (m, _) in enumerate(members) if m.gone},
+        "left": {i: coordinates.scatter(motion.theta.rows, i).cpu() for i, (m, _) in enumerate(members) if m.gone},
         "shapes": [list(shape) for shape in coordinates.shapes],
         "drawn": [None if d is None else d.cpu() for d in coordinates.drawn],
         "weights": [w if w is None else w.cpu() for w in coordinates.inverse],
         "shares": list(coordinates.shares),
-        "after": motion.after.rows.cpu().clone(),
+        "after": motion.theta.rows.cpu().clone(),
         "vectors": {name: getattr(motion, name).cpu().clone() for name in _VECTORS},
         "gradient": _last_gradient(motion),
         "origin": None if motion.moves.origin is None else motion.moves.origin.cpu().clone(),
@@ -135,7 +136,7 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
     parameters = _parameters(follower, members, entry)
     coordinates = Coordinates(parameters, entry["drawn"], entry["weights"], entry["shares"])
     motion = follower.membership.take_in(coordinates, members)
-    motion.after.rows.copy_(entry["after"])
+    motion.theta.rows.copy_(entry["after"])
     for name in _VECTORS:
         getattr(motion, name).copy_(entry["vectors"][name])
     if entry["gradient"] is not None:

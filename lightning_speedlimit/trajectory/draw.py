@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.coordinates import UNIT, dense
+from lightning_speedlimit.trajectory.gathering import UNIT, dense
 
 DEFAULT = 1 << 19
 WHOLE = 256  # coordinates of a parameter up to which all are measured

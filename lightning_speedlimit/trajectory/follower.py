@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory.clipping import Change, Changes, change, factor_of
-from lightning_speedlimit.trajectory.coordinates import Vector
+from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.marks import Marks
 from lightning_speedlimit.trajectory.membership import Membership
 from lightning_speedlimit.trajectory.mobility import Scalar
@@ -136,6 +136,8 @@ class Follower:
         self._taken = True
 
     def _compare(self) -> None:
+        if self._scale is None and self._unchanged():
+            return
         for motion in self.motions[len(self._given) :]:
             self._given.append(motion.coordinates.vector())
         for motion, vector in zip(self.motions, self._given, strict=True):
@@ -151,6 +153,10 @@ class Follower:
         self._clip = torch.where(found.even, found.factor, 1.0)
         for motion, rows in zip(self.motions, given, strict=True):
             torch.where(found.even, motion.gradient.rows, rows, out=motion.gradient.rows)
+
+    def _unchanged(self) -> bool:
+        """On the host: the gradients are what was observed."""
+        return all(motion.coordinates.holds(motion.gradient, motion.gradients()) for motion in self.motions)
 
     # -- within the step -------------------------------------------------------------------------------------
 
@@ -201,7 +207,7 @@ class Follower:
             if not moved_already:
                 now = motion.coordinates.vector()
                 motion.coordinates.gather(motion.coordinates.parameters, now)
-                there &= (now.rows != motion.before.rows).any()
+                there &= (now.rows != motion.theta.rows).any()
             torch.where(there, rows, motion.gradient.rows, out=motion.gradient.rows)
 
     def finish(self, rates: list[Scalar], *, measure: bool) -> Tensor | None:
@@ -237,8 +243,7 @@ class Follower:
             return None
         moved = []
         for motion in self.motions:
-            motion.coordinates.gather(motion.coordinates.parameters, motion.after)
-            moved.append((motion.after.rows != motion.before.rows).any())
+            moved.append((motion.now() != motion.theta.rows).any())
         return total(moved)
 
     # -- what is known of the last step ------------------------------------------------------------------------

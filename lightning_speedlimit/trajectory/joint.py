@@ -105,12 +105,13 @@ class JointSteps:
 
     def _close(self, motions: list[Motion], known: list[Motion], skipped: Tensor | None) -> None:
         """motions: that moved; known: all; skipped: see `_leave_out`."""
-        squared = total([motion.squared() for motion in motions])
+        squares = total([motion.layer_squares(len(self.layers)) for motion in motions])
+        squared = squares.sum()
         norm = squared.sqrt()
         for motion in motions:
             motion.share_path(norm.to(motion.coordinates.device, non_blocking=True))
         if any(self.layers) and self.rows is None:  # of shards, no process knows a layer's path
-            self._add_paths(motions)
+            self._add_paths(squares)
         if self.rows is not None:
             norms = [n for follower, _ in self._parts if (n := follower.norms()) is not None]
             self.rows.append(norms_row(squared, total(norms)))
@@ -122,16 +123,15 @@ class JointSteps:
             squared = torch.where(skipped.to(squared.device, non_blocking=True), self.squared, squared)
         self.squared = squared
 
-    def _add_paths(self, motions: list[Motion]) -> None:
-        """A layer may be spread over several motions."""
-        squares = total([motion.layer_squares(len(self.layers)) for motion in motions])
+    def _add_paths(self, squares: Tensor) -> None:
+        """‖u‖ of each layer, which may be spread over several motions."""
         known = self.paths
         if known is None or len(known.value) < len(squares):
             self.paths = RunningSum(len(squares), device=squares.device)
             if known is not None:
                 self.paths.load_(torch.cat([known.host(), torch.zeros(len(squares) - len(known.value))]))
         assert self.paths is not None
-        self.paths.add_(squares.sqrt_().to(self.paths.value.device, non_blocking=True))
+        self.paths.add_(squares.sqrt().to(self.paths.value.device, non_blocking=True))
 
     def _leave_out(self, rate: Scalar) -> Tensor | None:
         """A step that fused optimizers left out is none: neither its time nor its loss counts. None: it is one.

@@ -122,7 +122,7 @@ class Membership:
 
     def moved_since(self) -> bool:
         """Weights have been moved since the last step. Syncs."""
-        return any(bool((motion.now() != motion.after.rows).any()) for motion in self.motions)
+        return any(bool((motion.now() != motion.theta.rows).any()) for motion in self.motions)
 
     def accumulated_mobility(self, parameter: Tensor) -> Tensor | None:
         """m of the measured steps, in the parameter's shape; NaN where no coordinate is measured. None: not here."""

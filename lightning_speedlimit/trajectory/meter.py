@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -234,7 +235,8 @@ class TrajectoryMeter:
     def measure(self, *, sketch: bool) -> tuple[dict[str, float], Tensor | None]:
         """`compute`, and with it the sketch (4093 float32 on the host) where it is asked for: one sync for both."""
         self.end_step()
-        found, totals = self._reader.read(sketch=sketch)
+        with np.errstate(all="ignore"):  # what is not finite is NaN, with its reason
+            found, totals = self._reader.read(sketch=sketch)
         estimates = Estimates(totals, self.entropy_production)
         self.reasons, self._latest = estimates.reasons, totals
         failure = self._recorder.failure

@@ -5,13 +5,14 @@
     force     g ← ±g + wθ_k = −f; the update before meets it
     close     u = θ_{k+1} − θ_k;  ‖u‖², f·u, Σ u²/μ of each row;  m += μ where u ≠ 0
 
-Nothing is read from the device, and there is no loop over parameters but where the lists are built. Vectors that stay:
-θ after the step and before it, θ_0, u, g; one more for the gradient before where its overlap counts, two for m, two for
-decoupled decay, and one where moves went into θ_0.
+Nothing is read from the device, and there is no loop over parameters but where the lists are built. Each stretch goes
+through all of `close` while it is in the cache. Vectors that stay: θ, θ_0, u, g; one more for the gradient before where
+its overlap counts, two for m, two for decoupled decay, and one where moves went into θ_0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
-from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
+from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility, Answer
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.decay import remove_decay
 from lightning_speedlimit.trajectory.mobility import Scalar
@@ -36,14 +37,14 @@ from lightning_speedlimit.trajectory.valid import masked
 class _Stretch(NamedTuple):
     """Of some rows; room, other: scratch."""
 
-    before: Tensor
-    after: Tensor
+    theta: Tensor
     update: Tensor
     gradient: Tensor
     squares: Tensor
     free: Tensor
     work: Tensor
     anti: Tensor
+    decayed: Tensor
     room: Tensor
     other: Tensor
 
@@ -63,11 +64,12 @@ class Motion:
     ) -> None:  # fmt: skip
         self.optimizer, self.coordinates, self.members = optimizer, coordinates, members
         self.per_rate = per_rate
-        self.after, self.before, self.gradient = (coordinates.vector() for _ in range(3))
+        self.theta, self.gradient = coordinates.vector(), coordinates.vector()  # θ_k; from `close` on θ_{k+1}
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
         # Σ u without decoupled decay, where there is one; of sampled steps Σ lr w θ_k.
         self.travelled: Pair | None = None
-        self.mobility = AccumulatedMobility(optimizer, coordinates, self.before, self.start)
+        self.room = coordinates.room()
+        self.mobility = AccumulatedMobility(optimizer, coordinates, self.room, self.start)
         self.overlap = Overlap(coordinates) if overlaps else None
         self.closed = False  # the gradient is the last step's
         self.total = sum_dtype(coordinates.device)
@@ -80,16 +82,14 @@ class Motion:
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
         self.scratch = coordinates.scratch(), coordinates.scratch()
-        self._stretches: dict[tuple[int, int], _Stretch] = {}
-        self._turned: dict[tuple[int, int], _Stretch] = {}  # with the other vector for the gradient
+        self._stretches: dict[tuple[int, int, int], _Stretch] = {}
         self._met = False
         self.snapshots = snapshots
         self.snapshot: Tensor | None = None
         layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
         self._layer = [layers.index(m.layer) for m in members]
-        self._layer_of_rows: Tensor | None = None
-        coordinates.gather(coordinates.parameters, self.after)
-        self.start.copy_(self.after.rows)
+        coordinates.gather(coordinates.parameters, self.theta)
+        self.start.copy_(self.theta.rows)
         self.moves = Moves(coordinates, self.start)
 
     # -- before the step -------------------------------------------------------------------------------------
@@ -105,7 +105,6 @@ class Motion:
         """g ← the gradients; scale: what they are multiplied by (a loss scaler's)."""
         if self.overlap is not None and self.closed:
             self.gradient, self.overlap.before = self.overlap.before, self.gradient
-            self._stretches, self._turned = self._turned, self._stretches
         self.closed = False
         gradients = self.gradients()
         self.missing = [i for i, g in enumerate(gradients) if g is None]
@@ -115,9 +114,17 @@ class Motion:
 
     def open(self) -> None:
         """θ_k; moves since the last step go into θ_0."""
-        self.coordinates.gather(self.coordinates.parameters, self.before)
-        parts = ((rows, self._at(rows)) for rows in self.coordinates.all_stretches)
-        self.moves.take_in((rows, here.after, here.before, here.room, here.work) for rows, here in parts)
+        coordinates = self.coordinates
+        if not coordinates.holds(self.theta, coordinates.parameters):
+            self.moves.take_in(self._moved())
+
+    def _moved(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+        """Of each stretch what `Moves.take_in` asks for."""
+        parameters = self.coordinates.prepared(self.coordinates.parameters)
+        for rows in self.coordinates.all_stretches:
+            here, now = self._at(rows), self.coordinates.gather(parameters, self.room, rows)
+            yield rows, here.theta, now, here.room, here.work
+            here.theta.copy_(now)
 
     def force(self) -> None:
         """g ← −f = ±g + wθ_k, the upper sign unless the loss is maximized; the update that waits meets it."""
@@ -129,7 +136,7 @@ class Motion:
             if run.group.get("maximize", False):
                 self._at(run.rows).gradient.neg_()
             if run.coupled:
-                self._at(run.rows).gradient.add_(self._at(run.rows).before, alpha=run.coupled)
+                self._at(run.rows).gradient.add_(self._at(run.rows).theta, alpha=run.coupled)
         self._met = self.waiting
         if self.waiting:
             for rows in self.coordinates.all_stretches:
@@ -147,32 +154,44 @@ class Motion:
             rates: by group. clip: the factor of clipping by norm. valid: False where a fused optimizer found inf and
                 left θ alone. measured: False: only the update before is still to be summed up.
         """
-        self.coordinates.gather(self.coordinates.parameters, self.after)
         self.moves.settled()
         self._add_met(valid, measured=measured)
         self.closed = True
         if self.overlap is not None:
             self.overlap.keep(self.gradient, valid, measured=measured)
+        parameters = self.coordinates.prepared(self.coordinates.parameters)
         if not measured:
+            self.coordinates.gather(parameters, self.theta)
             self._count_unmeasured()
             return
         self.snapshot = self.sums.totals() if self.snapshots else None
         runs = self.runs.current(self.missing)
         waited = None if valid is None or not self.waiting else self.update.clone()
+        if self.travelled is None and any(run.decoupled for run in runs):
+            self._begin_to_travel()
         for run in runs:
             for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
                 member.count(run.group)
                 member.moved = True
-            self._move(run, valid)
-        for run in runs:
-            self._answer(run, clip, valid)
+            answer = self._answer(run, clip, valid)
+            for rows in run.stretches:
+                self._move(run, rows, parameters, valid)
+                if answer is not None:
+                    answer.add(rows, self._at(rows).update)
+            self._add_answer(run, answer, valid)
         for pair in (self.mobility.m, self.travelled):
             if pair is not None:
                 pair.added()
-        self._add_update(runs, rates, valid)
+        self._add_update(rates, valid)
         if waited is not None and valid is not None:
             torch.where(valid, self.update, waited, out=self.update)
         self.waiting = True
+
+    def _begin_to_travel(self) -> None:
+        """There is decoupled decay for the first time."""
+        self.travelled = Pair(self.start)
+        if not self.snapshots:
+            torch.sub(self.theta.rows, self.start, out=self.travelled.high)
 
     def _add_met(self, valid: Tensor | None, *, measured: bool) -> None:
         """f_k·u_k and f_{k+1}·u_k of the update that waited."""
@@ -198,55 +217,56 @@ class Motion:
             if self.mobility.averages is not None and not run.missing:
                 self.mobility.remember(run, self.scratch[0])
 
-    def _move(self, run: Run, valid: Tensor | None) -> None:
-        """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost."""
-        for rows in run.stretches:
-            here = self._at(rows)
-            update = torch.sub(here.after, here.before, out=here.update)
-            self.coordinates.dot(update, update, here.room, here.squares)
-            if run.decoupled:
-                self._remove_decay(run, rows, valid)
-            self.coordinates.dot(here.gradient, update, here.room, here.work)
-            if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
-                middle = torch.add(here.before, here.after, out=here.other)
-                drop = torch.empty_like(here.work)
-                self.coordinates.dot(middle, update, here.room, drop)
-                self.sums.add("l2_drop", masked(drop, valid), 0.5 * run.coupled, rows)
+    def _move(self, run: Run, rows: slice, parameters: Sequence[Tensor | None], valid: Tensor | None) -> None:
+        """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}."""
+        here, after = self._at(rows), self.coordinates.gather(parameters, self.room, rows)
+        update = torch.sub(after, here.theta, out=here.update)
+        self.coordinates.dot(update, update, here.room, here.squares)
+        if run.decoupled:
+            self._remove_decay(run, rows, valid)
+        elif self.travelled is not None and not self.snapshots:
+            self.coordinates.cut(self.travelled.low, rows).add_(update)
+        self.coordinates.dot(here.gradient, update, here.room, here.work)
+        if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
+            drop, middle = torch.empty_like(here.work), torch.add(here.theta, after, out=here.other)
+            self.coordinates.dot(middle, update, here.room, drop)
+            self.sums.add("l2_drop", masked(drop, valid), 0.5 * run.coupled, rows)
+        here.theta.copy_(after)
 
     def _remove_decay(self, run: Run, rows: slice, valid: Tensor | None) -> None:
-        if self.travelled is None:
-            self.travelled = Pair(self.start)
-            if not self.snapshots:
-                torch.sub(self.before.rows, self.start, out=self.travelled.high)
+        assert self.travelled is not None
         decay = mobility.number(run.group["lr"]) * run.decoupled
         decay = decay if valid is None else decay * valid.to(self.total)
         here, low = self._at(rows), self.coordinates.cut(self.travelled.low, rows)
         parameters = self.coordinates.parameters[run.members.start : run.members.stop]
         coarsest = max(torch.finfo(p.dtype).eps for p in parameters)
-        remove_decay(here.update, here.before, decay, coarsest, here.other, low if self.snapshots else None)
+        remove_decay(here.update, here.theta, decay, coarsest, here.other, low if self.snapshots else None)
         if not self.snapshots:
             low.add_(here.update)
         self.coordinates.dot(here.update, here.update, here.other, here.free)
-        self.coordinates.dot(here.gradient, here.before, here.other, self.coordinates.cut(self.decayed, rows))
+        self.coordinates.dot(here.gradient, here.theta, here.other, here.decayed)
 
-    def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> None:
-        """Where there is no decoupled decay, u is free of it; m and Σ u²/μ where there is a formula."""
+    def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> Answer | None:
+        """m and Σ u²/μ, where there is a formula."""
+        if run.formula is None or run.missing:
+            return None
+        response = self.members[run.members.start].response
+        return self.mobility.answer(run, self.scratch, clip, valid, response)
+
+    def _add_answer(self, run: Run, answer: Answer | None, valid: Tensor | None) -> None:
+        """Where there is no decoupled decay, u is free of it."""
         free = self.coordinates.cut(self.free if run.decoupled else self.squares, run.rows)
         if self.travelled is not None and not run.decoupled:
             self.free[run.rows].copy_(free)
-            if not self.snapshots:
-                self.travelled.low[run.rows].add_(self.update[run.rows])
         whole = None if free is self.free or free is self.squares else run.rows
         if run.decoupled:
             decay = mobility.number(run.group["lr"]) * run.decoupled
             self.sums.add("work_decay", masked(self.coordinates.cut(self.decayed, run.rows), valid), decay, whole)
-        if run.formula is None or run.missing:
-            return
-        response = self.members[run.members.start].response
-        work, factor = self.mobility.add(run, self.update, free, self.scratch, clip, valid, response)
-        self.sums.add("work_action", masked(work, valid), factor, whole)
+        if answer is not None:
+            work, factor = answer.work(free)
+            self.sums.add("work_action", masked(work, valid), factor, whole)
 
-    def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
+    def _add_update(self, rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
         if valid is None:
             self.last.copy_(self.work)
@@ -266,31 +286,24 @@ class Motion:
 
     def share_path(self, norm: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that all of the joint step is known."""
-        self.sums.add("path_length", self.squares / norm.clamp_min(self._little))
+        share = norm.clamp_min(self._little).reciprocal()
+        self.sums.add("path_length", self.squares, float(share) if self.coordinates.on_host else share)
 
     def layer_squares(self, number: int) -> Tensor:
         """‖u‖² of the last step in each of so many layers."""
-        found = torch.zeros(number, dtype=self.total, device=self.coordinates.device)
-        if self._layer_of_rows is None:
-            self._layer_of_rows = self.coordinates.of_each(self._layer)
-        found.index_add_(0, self._layer_of_rows, self.squares * self.coordinates.weights)
-        return found.mul_(self.coordinates.unscaled)
+        return self.coordinates.totals(self.squares, self._layer, number).mul_(self.coordinates.unscaled)
 
     def now(self) -> Tensor:
         """θ as it is."""
         return self.coordinates.gather(self.coordinates.parameters, self.coordinates.vector())
 
-    def squared(self) -> Tensor:
-        """‖u‖² of the last step."""
-        return self.coordinates.total(self.squares) * self.coordinates.unscaled
-
     def _at(self, rows: slice) -> _Stretch:
         """The vectors at some rows, as views that are made once."""
-        key = rows.start, rows.stop
+        key = rows.start, rows.stop, id(self.gradient)
         found = self._stretches.get(key)
         if found is None:
-            vectors = (self.before.rows, self.after.rows, self.update, self.gradient.rows)
-            each = (self.squares, self.free, self.work, self.anti)
+            vectors = (self.theta.rows, self.update, self.gradient.rows)
+            each = (self.squares, self.free, self.work, self.anti, self.decayed)
             rooms = (room[: rows.stop - rows.start] for room in self.scratch)
             found = self._stretches[key] = _Stretch(*(t[rows] for t in (*vectors, *each)), *rooms)
         return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.coordinates import dense
+from lightning_speedlimit.trajectory.gathering import dense
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.motion import Motion
 
@@ -36,7 +36,7 @@ def raw_gradient(motion: Motion, *, closed: bool) -> Tensor:
         if run.coupled:  # g = −f − wθ_k
             raw = raw.clone() if raw is motion.gradient.rows else raw
             here = run.rows
-            theta = motion.after.rows[here] - motion.update[here] if closed else motion.before.rows[here]
+            theta = motion.theta.rows[here] - motion.update[here] if closed else motion.theta.rows[here]
             raw[here] -= run.coupled * theta
     return raw
 

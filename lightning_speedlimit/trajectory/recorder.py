@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -34,7 +35,7 @@ def _never_raising(method: _Method) -> _Method:
         if recorder.failure is not None:
             return None
         try:
-            with torch.no_grad():
+            with torch.no_grad(), np.errstate(all="ignore"):  # what is not finite is NaN when it is read
                 return method(recorder, *args, **kwargs)
         except Exception as error:
             recorder.fail(error)

@@ -19,7 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.coordinates import UNIT, Coordinates
+from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.gathering import UNIT
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 BUCKETS = 4093  # prime: a power of two resonates with layer widths

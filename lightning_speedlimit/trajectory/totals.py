@@ -81,10 +81,10 @@ class Table:
         rooms = *motion.scratch, coordinates.scratch()
         for rows in coordinates.all_stretches:
             moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
-            torch.sub(motion.after.rows[rows], motion.start[rows], out=moved)
+            torch.sub(motion.theta.rows[rows], motion.start[rows], out=moved)
             coordinates.squares(moved, displacement[rows])
             if motion.moves.origin is not None:
-                coordinates.squares(torch.sub(motion.after.rows[rows], motion.moves.origin[rows], out=room), net[rows])
+                coordinates.squares(torch.sub(motion.theta.rows[rows], motion.moves.origin[rows], out=room), net[rows])
             if sketch is not None and self.sketch is not None:
                 sketch.add(moved, rows, self.sketch)
             if motion.travelled is not None:
