@@ -180,7 +180,7 @@ class _OfEach:
             torch.where(self._valid, out, torch.ones_like(out), out=out)
         low = coordinates.cut(self._m.low, rows)
         low.addcdiv_(torch.ne(update, 0.0, out=moved), out, value=numerator)
-        coordinates.dot(out.mul_(update), update, moved, coordinates.cut(self._work, rows))
+        coordinates.step_dot(out.mul_(update), update, moved, coordinates.cut(self._work, rows))
         self._factor = 1.0 / numerator if numerator else 0.0
 
     def work(self, free: Tensor) -> tuple[Tensor, float]:

@@ -97,6 +97,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "sums": {name: total.host() for name, total in motion.sums.known.items()},
         "moves": motion.moves.sums.host(),
         "waiting": motion.waiting,
+        "held": (coordinates.held, coordinates.judged),
     }
 
 
@@ -155,6 +156,7 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
             motion.sums.load(name, value)
     motion.moves.sums.load_(entry["moves"])
     motion.waiting = entry["waiting"]
+    coordinates.held, coordinates.judged = entry.get("held", (False, 0))
 
 
 def _pair(motion: Motion, saved: tuple[Tensor, Tensor, int] | None) -> Pair | None:

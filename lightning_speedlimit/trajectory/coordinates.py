@@ -8,7 +8,9 @@ every bound, holds for the drawn coordinates as for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +22,12 @@ from lightning_speedlimit.trajectory.sums import sum_dtype
 
 HOST = ("cpu",)  # devices whose memory can be read without waiting for them
 ROW = 256
-_CACHED = 1 << 18
+_CACHED = 1 << 19
 _CERTAIN = 1.0 + 1e-12  # 1/π of a unit that can't be missed, with its rounding
+_LARGE = 2.0**-66  # beside it a row's products that float32 does not hold, below 256 · 2^−126, are nothing in float64
+_LOOKED_AT = 16  # steps
+# numpy's scalar products of rows go through the numbers once, torch's product and sum twice.
+_row_dots: Callable[..., Any] = getattr(np, "vecdot", None) or functools.partial(np.einsum, "ij,ij->i")
 
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:
@@ -58,6 +64,8 @@ class Coordinates:
         self.unscaled = 1.0 / self.scale
         self._zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self._ones = torch.ones(UNIT, dtype=self.dtype, device=self.device)
+        self.held, self.judged = False, 0  # float32 holds the products of a step; steps that were asked of
+        self._arrays: dict[int, tuple[Tensor, Any]] = {}
         self._spread: tuple[Sequence[int], Tensor] | None = None
         self._cuts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._place(weights, shares)
@@ -154,6 +162,33 @@ class Coordinates:
             np.dot(product.numpy(), self._ones.numpy(), out=out.numpy())
         else:
             torch.mv(product, self._ones, out=out)
+
+    def step_dot(self, a: Tensor, b: Tensor, scratch: Tensor, out: Tensor) -> None:
+        """`dot` of what stays from step to step: by plain products, where `judge` has seen that float32 holds them."""
+        if not self.held:
+            self.dot(a, b, scratch, out)
+            return
+        sums = self._array(out)
+        _row_dots(self._array(a), self._array(b), out=sums)
+        np.multiply(sums, self.scale, out=sums)
+
+    def _array(self, kept: Tensor) -> Any:
+        found = self._arrays.get(id(kept))
+        if found is None:
+            found = self._arrays[id(kept)] = kept, kept.numpy()
+        return found[1]
+
+    def judge(self, sums: Sequence[Tensor]) -> None:
+        """From the run's sums of each row: whether the products of the next steps may be summed up plainly.
+
+        They may where all sums are 0 or so large that what is lost of a step's is nothing beside them. Where they are,
+        it is looked at again now and then: coordinates at rest may begin to move.
+        """
+        self.judged += 1
+        if self.on_host and self.exact and not (self.held and self.judged % _LOOKED_AT):
+            sizes = np.abs(np.concatenate([row.numpy() for row in sums]))
+            some = np.count_nonzero(sizes)
+            self.held = bool(some > 0 and np.count_nonzero(sizes >= _LARGE) == some)
 
     def squares(self, a: Tensor, out: Tensor) -> None:
         """out ← Σ a² of each row, in float64 where there is one: whatever its size, it is not lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -27,18 +28,18 @@ class Membership:
         self.motions: list[Motion] = []
         self._optimizer, self._settings, self._others = optimizer, settings, others
         self._seen: set[int] = set()
-        self._groups: list[list[int]] = []  # ids of their parameters, when last looked at
+        self._groups: list[list[Tensor]] = []  # their parameters, when last looked at
         self._held: list[dict[str, Any]] = []  # the groups themselves, then
         self._candidates: list[tuple[int, Tensor]] = []  # by group, those that have not been seen yet
 
     def follow(self) -> bool:
         """Groups may be replaced, and parameters may come and leave. Returns whether any have."""
         groups, held = self._optimizer.param_groups, self._held
-        known = [[id(p) for p in group["params"]] for group in groups]
+        known = self._groups
         self._held = list(groups)
-        if known == self._groups:
+        if len(known) == len(groups) and all(map(_alike, known, groups)):
             return False
-        self._groups = known
+        self._groups = [list(group["params"]) for group in groups]
         self._candidates = self._unknown()
         owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         for motion in self.motions:
@@ -147,6 +148,11 @@ def _ready(parameter: Tensor) -> bool:
     if isinstance(parameter, torch.nn.UninitializedParameter) or (parameter.numel() == 0 and not is_flat(parameter)):
         return False
     return parameter.requires_grad or parameter.grad is not None
+
+
+def _alike(known: list[Tensor], group: dict[str, Any]) -> bool:
+    parameters = group["params"]
+    return len(known) == len(parameters) and all(map(operator.is_, known, parameters))
 
 
 def _momentum(group: dict[str, Any]) -> float:

@@ -141,7 +141,7 @@ class Motion:
         if self.waiting:
             for rows in self.coordinates.all_stretches:
                 here = self._at(rows)
-                self.coordinates.dot(here.gradient, here.update, here.room, here.anti)
+                self.coordinates.step_dot(here.gradient, here.update, here.room, here.anti)
                 if self.overlap is not None:
                     self.overlap.meet(self.gradient, rows, here.room)
 
@@ -183,6 +183,7 @@ class Motion:
             if pair is not None:
                 pair.added()
         self._add_update(rates, valid)
+        self.coordinates.judge([total.value for total in self.sums.known.values()])
         if waited is not None and valid is not None:
             torch.where(valid, self.update, waited, out=self.update)
         self.waiting = True
@@ -221,12 +222,12 @@ class Motion:
         """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}."""
         here, after = self._at(rows), self.coordinates.gather(parameters, self.room, rows)
         update = torch.sub(after, here.theta, out=here.update)
-        self.coordinates.dot(update, update, here.room, here.squares)
+        self.coordinates.step_dot(update, update, here.room, here.squares)
         if run.decoupled:
             self._remove_decay(run, rows, valid)
         elif self.travelled is not None and not self.snapshots:
             self.coordinates.cut(self.travelled.low, rows).add_(update)
-        self.coordinates.dot(here.gradient, update, here.room, here.work)
+        self.coordinates.step_dot(here.gradient, update, here.room, here.work)
         if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
             drop, middle = torch.empty_like(here.work), torch.add(here.theta, after, out=here.other)
             self.coordinates.dot(middle, update, here.room, drop)
@@ -243,8 +244,8 @@ class Motion:
         remove_decay(here.update, here.theta, decay, coarsest, here.other, low if self.snapshots else None)
         if not self.snapshots:
             low.add_(here.update)
-        self.coordinates.dot(here.update, here.update, here.other, here.free)
-        self.coordinates.dot(here.gradient, here.theta, here.other, here.decayed)
+        self.coordinates.step_dot(here.update, here.update, here.other, here.free)
+        self.coordinates.step_dot(here.gradient, here.theta, here.other, here.decayed)
 
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> Answer | None:
         """m and Σ u²/μ, where there is a formula."""

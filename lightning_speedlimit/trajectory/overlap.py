@@ -28,8 +28,8 @@ class Overlap:
         """Products of some rows of g_k."""
         cut = self._coordinates.cut
         now, before = cut(gradient.rows, rows), cut(self.before.rows, rows)
-        self._coordinates.dot(now, before, room, cut(self._signal, rows))
-        self._coordinates.dot(now, now, room, cut(self._squares, rows))
+        self._coordinates.step_dot(now, before, room, cut(self._signal, rows))
+        self._coordinates.step_dot(now, now, room, cut(self._squares, rows))
 
     def add(self, sums: RowSums, valid: Tensor | None) -> None:
         """The products go into the sums; valid: False where g_k is of no step."""

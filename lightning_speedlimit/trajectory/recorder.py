@@ -34,8 +34,10 @@ def _never_raising(method: _Method) -> _Method:
     def guarded(recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
         if recorder.failure is not None:
             return None
+        enabled = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
         try:
-            with torch.no_grad(), np.errstate(all="ignore"):  # what is not finite is NaN when it is read
+            with np.errstate(all="ignore"):  # what is not finite is NaN when it is read
                 return method(recorder, *args, **kwargs)
         except Exception as error:
             recorder.fail(error)
@@ -43,6 +45,8 @@ def _never_raising(method: _Method) -> _Method:
         except BaseException:  # Ctrl-C, perhaps with half of a step in the sums
             recorder.interrupted = True
             raise
+        finally:
+            torch.set_grad_enabled(enabled)
 
     return cast(_Method, guarded)
 
