@@ -22,14 +22,17 @@ class AccumulatedMobility:
     """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, for one vector.
 
     Args:
-        room: to gather a stretch of the state into; others are made where a formula reads more of it.
+        scratch: room for two stretches; others are made where a formula reads more of the state than one entry.
     """
 
-    def __init__(self, optimizer: Optimizer, coordinates: Coordinates, room: Vector, like: Tensor) -> None:
+    def __init__(
+        self, optimizer: Optimizer, coordinates: Coordinates, scratch: tuple[Tensor, Tensor], like: Tensor
+    ) -> None:
         self.optimizer, self.coordinates = optimizer, coordinates
         self.m: Pair | None = None
         self.averages: Tensor | None = None  # B_k of RMSprop with momentum, where the response is its mobility
-        self._rooms, self._like = [room], like
+        self._scratch, self._like = scratch, like
+        self._rooms = [Vector(scratch[1], room=True)]
         self._kept: Vector | None = None  # a state entry as it was before the step
         self._work: Tensor | None = None  # Σ u²/μ of each row, of the last step
 
@@ -42,21 +45,17 @@ class AccumulatedMobility:
                 for rows in run.stretches:
                     self.coordinates.gather(entries, self._kept, rows)
 
-    def answer(
-        self, run: Run, scratch: tuple[Tensor, Tensor], clip: Tensor | None, valid: Tensor | None,
-        response: float | None,
-    ) -> Answer:  # fmt: skip
+    def answer(self, run: Run, clip: Tensor | None, valid: Tensor | None, response: float | None) -> Answer:
         """The run's answer to the force of this step; m += μ where u ≠ 0, stretch by stretch.
 
         Args:
-            scratch: room for two stretches. clip: c of clipping by norm. valid: False where a fused optimizer left θ
-                alone. response: b_k.
+            clip: c of clipping by norm. valid: False where a fused optimizer left θ alone. response: b_k.
         """
         self.m = self.m or Pair(self._like)
         if not run.names:
-            return _Shared(self.coordinates, run, self.m, scratch[0], clip, valid, response)
+            return _Shared(self.coordinates, run, self.m, self._scratch[0], clip, valid, response)
         self._work = self.coordinates.row() if self._work is None else self._work
-        return _OfEach(self, run, self.m, self._work, scratch, clip, valid)
+        return _OfEach(self, run, self.m, self._work, self._scratch, clip, valid)
 
     def of(self, i: int) -> Tensor:
         """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
@@ -75,7 +74,7 @@ class AccumulatedMobility:
     def at(self, run: Run, entries: dict[str, Sequence[Tensor | None]], rows: slice) -> dict[str, Tensor]:
         """The entries of one stretch."""
         while len(self._rooms) < len(entries):
-            self._rooms.append(self.coordinates.room())
+            self._rooms.append(Vector(self.coordinates.room(), room=True))
         rooms = zip(entries.items(), self._rooms, strict=False)
         found = {name: self.coordinates.gather(own, room, rows) for (name, own), room in rooms}
         if self._kept is not None and run.formula is not None and run.formula.before is not None:
@@ -104,13 +103,13 @@ class AccumulatedMobility:
             found[i] = local(value).detach().to(self._like).expand(shape)
         return found
 
-    def remember(self, run: Run, scratch: Tensor) -> None:
+    def remember(self, run: Run) -> None:
         """B_k of a step that is not measured."""
         if run.formula is None or not run.names or self.averages is None:
             return
         entries = self.entries(run)
         for rows in run.stretches:
-            room = self.coordinates.cut(scratch, slice(0, rows.stop - rows.start))
+            room = self.coordinates.cut(self._scratch[0], slice(0, rows.stop - rows.start))
             run.formula.evaluate(run.group, {}, self.at(run, entries, rows), room)
 
     def start_response(self, run: Run) -> None:
@@ -129,7 +128,7 @@ class AccumulatedMobility:
 
 
 class _Shared:
-    """One μ for all coordinates of a run."""
+    """One μ for all coordinates of a run. told: the first scratch holds 1 where u ≠ 0, else 0."""
 
     def __init__(
         self, coordinates: Coordinates, run: Run, m: Pair, scratch: Tensor, clip: Tensor | None,
@@ -143,8 +142,10 @@ class _Shared:
             mu = torch.where(valid, mu, torch.zeros_like(mu))
         self._mu, self._m, self._scratch, self._cut = mu, m, scratch, coordinates.cut
 
-    def add(self, rows: slice, update: Tensor) -> None:
-        moved = torch.ne(update, 0.0, out=self._cut(self._scratch, slice(0, rows.stop - rows.start)))
+    def add(self, rows: slice, update: Tensor, *, told: bool) -> None:
+        moved = self._cut(self._scratch, slice(0, rows.stop - rows.start))
+        if not told:
+            torch.ne(update, 0.0, out=moved)
         low, mu = self._cut(self._m.low, rows), self._mu
         low.addcmul_(moved, mu.to(low.dtype)) if isinstance(mu, Tensor) else low.add_(moved, alpha=mu)
 
@@ -156,7 +157,7 @@ class _Shared:
 
 
 class _OfEach:
-    """A μ of each coordinate."""
+    """A μ of each coordinate. told: the first scratch holds 1 where u ≠ 0, else 0."""
 
     def __init__(
         self, mobility: AccumulatedMobility, run: Run, m: Pair, work: Tensor, scratch: tuple[Tensor, Tensor],
@@ -166,7 +167,7 @@ class _OfEach:
         self._clip, self._valid, self._factor = clip, valid, 1.0
         self._entries, self._state = mobility.entries(run), mobility.optimizer.state.get(run.lead, {})
 
-    def add(self, rows: slice, update: Tensor) -> None:
+    def add(self, rows: slice, update: Tensor, *, told: bool) -> None:
         run, coordinates = self._run, self._mobility.coordinates
         moved, out = (coordinates.cut(room, slice(0, rows.stop - rows.start)) for room in self._scratch)
         assert run.formula is not None
@@ -179,7 +180,9 @@ class _OfEach:
         if self._valid is not None:  # a skipped first step leaves a state of zeros: 0/0
             torch.where(self._valid, out, torch.ones_like(out), out=out)
         low = coordinates.cut(self._m.low, rows)
-        low.addcdiv_(torch.ne(update, 0.0, out=moved), out, value=numerator)
+        if not told:
+            torch.ne(update, 0.0, out=moved)
+        low.addcdiv_(moved, out, value=numerator)
         coordinates.step_dot(out.mul_(update), update, moved, coordinates.cut(self._work, rows))
         self._factor = 1.0 / numerator if numerator else 0.0
 

@@ -116,9 +116,9 @@ class Coordinates:
         """Zeros, to be gathered into."""
         return Vector(self.zeros())
 
-    def room(self) -> Vector:
-        """Zeros, to gather one stretch after the other into."""
-        return Vector(torch.zeros(min(self.stretch, self.count), self.width, dtype=self.dtype, device=self.device))
+    def room(self) -> Tensor:
+        """Zeros, as many as a stretch may have."""
+        return torch.zeros(min(self.stretch, self.count), self.width, dtype=self.dtype, device=self.device)
 
     def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice | None = None) -> Tensor:
         """The measured coordinates of one tensor for each parameter; zeros for None.
@@ -239,11 +239,6 @@ class Coordinates:
         """The rows in pieces that stay in the cache while they are worked on."""
         starts = range(rows.start, rows.stop, self.stretch)
         return [slice(low, min(low + self.stretch, rows.stop)) for low in starts]
-
-    def scratch(self) -> Tensor:
-        """Room for one stretch."""
-        size = min(self.stretch, self.count)
-        return torch.empty(size, self.width, dtype=self.dtype, device=self.device)
 
     def rest(self, i: int) -> Tensor:
         """1 − π of parameter i's rows."""

@@ -17,7 +17,8 @@ def remove_decay(
     once, less than ¾ ulp.
 
     Args:
-        update, before: u and θ_k. decay: lr w. coarsest: the largest ε of the parameters' dtypes. room: as large as u.
+        update, before: u and θ_k. decay: lr w. coarsest: the largest ε of the parameters' dtypes. room: as large as u;
+            afterwards 1 where u ≠ 0, else 0.
         decayed: where lr w θ_k is added up, too; or None.
     """
     if isinstance(decay, Tensor) or decayed is not None:

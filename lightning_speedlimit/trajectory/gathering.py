@@ -63,9 +63,10 @@ class _Stretch(NamedTuple):
 class Vector:
     """A matrix of rows: of all coordinates, or room for one stretch after the other."""
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
+    def __init__(self, rows: Tensor, *, room: bool = False) -> None:
+        self.rows, self.room = rows, room
         self.stretches: dict[tuple[int, int], _Stretch] = {}
+        self.last: _Stretch | None = None
 
 
 class Gathering:
@@ -94,11 +95,12 @@ class Gathering:
     def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice) -> Tensor:
         """The measured coordinates at some rows, of one prepared tensor for each parameter; zeros for None."""
         stretch = self._stretch(into, rows)
+        if stretch.pads and into.last is not stretch:
+            torch._foreach_zero_(stretch.pads)
+        into.last = stretch
         if stretch.whole is not None and all(t is not None for t in tensors):
             torch._foreach_copy_(stretch.whole, tensors)  # type: ignore[arg-type]
             return stretch.found
-        if stretch.pads:
-            torch._foreach_zero_(stretch.pads)
         views, sources = list[Tensor](), list[Tensor]()
         for piece in stretch.pieces:
             tensor = tensors[piece.member]
@@ -123,7 +125,7 @@ class Gathering:
             pieces = self._stretch(vector, slice(0, self._layout.length)).pieces
             pairs = ((tensors[piece.member], piece.view) for piece in pieces)
             return all(_same(t, view) for t, view in pairs if t is not None)
-        self._room = self._room or Vector(torch.zeros_like(vector.rows[self._stretches[0]]))
+        self._room = self._room or Vector(torch.zeros_like(vector.rows[self._stretches[0]]), room=True)
         tensors, room = self.prepared(tensors), self._room
         return all(
             np.array_equal(self.gather(tensors, room, h).numpy(), vector.rows[h].numpy()) for h in self._stretches
@@ -137,8 +139,7 @@ class Gathering:
         return found
 
     def _made(self, into: Vector, rows: slice) -> _Stretch:
-        layout, room = self._layout, len(into.rows) < self._layout.length
-        offset = rows.start if room else 0
+        layout, offset = self._layout, rows.start if into.room else 0
         flat, width = into.rows.view(-1), layout.width
         pieces, pads = list[_Piece](), list[Tensor]()
         for i, own in enumerate(layout.rows):
@@ -147,7 +148,7 @@ class Gathering:
                 place = flat[(low - offset) * width : (high - offset) * width]
                 piece, used = self._piece(i, low - own.start, high - own.start, place)
                 pieces.append(piece)
-                if used < len(place) and room:
+                if used < len(place) and into.room:
                     pads.append(place[used:])
         found = into.rows[rows.start - offset : rows.stop - offset]
         whole = len(pieces) == len(layout.rows) and all(p.low is None and p.units is None for p in pieces)

@@ -1,8 +1,9 @@
 """μ: the update's response to a constant unit force, given the denominators in the optimizer's state.
 
 One formula per optimizer class (the table of the theory page). A formula is evaluated on a stretch of
-coordinates at a time: it writes denominators into `out` and returns the numerator, μ = numerator / out; a
-formula without coordinates returns μ itself. Nothing here reads a device tensor on the host.
+coordinates at a time: it writes denominators into `out`, which may hold the first of its state entries, and returns the
+numerator, μ = numerator / out; a formula without coordinates returns μ itself. Nothing here reads a device tensor on
+the host.
 """
 
 from __future__ import annotations
@@ -103,9 +104,8 @@ def _rmsprop(group: Group, state: State, stretch: Mapping[str, Tensor], out: Ten
     """lr/(√v + ε), v − ḡ² when centered; with momentum over (1−β), or lr B_k where the meter keeps B."""
     assert out is not None
     if group["centered"]:
-        torch.mul(stretch["grad_avg"], stretch["grad_avg"], out=out)
-        torch.sub(stretch["square_avg"], out, out=out)
-        out.sqrt_().add_(group["eps"])
+        average = stretch["grad_avg"]
+        torch.addcmul(stretch["square_avg"], average, average, value=-1.0, out=out).sqrt_().add_(group["eps"])
     else:
         _write_root(stretch["square_avg"], group["eps"], out)
     momentum = float(group["momentum"])

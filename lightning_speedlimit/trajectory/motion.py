@@ -23,6 +23,7 @@ from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility, Answer
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.decay import remove_decay
+from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.moves import Moves
 from lightning_speedlimit.trajectory.overlap import Overlap
@@ -68,8 +69,9 @@ class Motion:
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
         # Σ u without decoupled decay, where there is one; of sampled steps Σ lr w θ_k.
         self.travelled: Pair | None = None
-        self.room = coordinates.room()
-        self.mobility = AccumulatedMobility(optimizer, coordinates, self.room, self.start)
+        self.room = Vector(coordinates.room(), room=True)
+        self.scratch = coordinates.room(), coordinates.room()
+        self.mobility = AccumulatedMobility(optimizer, coordinates, self.scratch, self.start)
         self.overlap = Overlap(coordinates) if overlaps else None
         self.closed = False  # the gradient is the last step's
         self.total = sum_dtype(coordinates.device)
@@ -81,7 +83,6 @@ class Motion:
         self.waiting = False  # `update` has met no gradient yet
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
-        self.scratch = coordinates.scratch(), coordinates.scratch()
         self._stretches: dict[tuple[int, int, int], _Stretch] = {}
         self._met = False
         self.snapshots = snapshots
@@ -177,7 +178,7 @@ class Motion:
             for rows in run.stretches:
                 self._move(run, rows, parameters, valid)
                 if answer is not None:
-                    answer.add(rows, self._at(rows).update)
+                    answer.add(rows, self._at(rows).update, told=bool(run.decoupled))
             self._add_answer(run, answer, valid)
         for pair in (self.mobility.m, self.travelled):
             if pair is not None:
@@ -216,7 +217,7 @@ class Motion:
             for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
                 member.count(run.group)
             if self.mobility.averages is not None and not run.missing:
-                self.mobility.remember(run, self.scratch[0])
+                self.mobility.remember(run)
 
     def _move(self, run: Run, rows: slice, parameters: Sequence[Tensor | None], valid: Tensor | None) -> None:
         """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}."""
@@ -227,7 +228,7 @@ class Motion:
             self._remove_decay(run, rows, valid)
         elif self.travelled is not None and not self.snapshots:
             self.coordinates.cut(self.travelled.low, rows).add_(update)
-        self.coordinates.step_dot(here.gradient, update, here.room, here.work)
+        self.coordinates.step_dot(here.gradient, update, here.other, here.work)
         if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
             drop, middle = torch.empty_like(here.work), torch.add(here.theta, after, out=here.other)
             self.coordinates.dot(middle, update, here.room, drop)
@@ -241,7 +242,7 @@ class Motion:
         here, low = self._at(rows), self.coordinates.cut(self.travelled.low, rows)
         parameters = self.coordinates.parameters[run.members.start : run.members.stop]
         coarsest = max(torch.finfo(p.dtype).eps for p in parameters)
-        remove_decay(here.update, here.theta, decay, coarsest, here.other, low if self.snapshots else None)
+        remove_decay(here.update, here.theta, decay, coarsest, here.room, low if self.snapshots else None)
         if not self.snapshots:
             low.add_(here.update)
         self.coordinates.step_dot(here.update, here.update, here.other, here.free)
@@ -252,7 +253,7 @@ class Motion:
         if run.formula is None or run.missing:
             return None
         response = self.members[run.members.start].response
-        return self.mobility.answer(run, self.scratch, clip, valid, response)
+        return self.mobility.answer(run, clip, valid, response)
 
     def _add_answer(self, run: Run, answer: Answer | None, valid: Tensor | None) -> None:
         """Where there is no decoupled decay, u is free of it."""

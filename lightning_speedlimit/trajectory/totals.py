@@ -78,7 +78,7 @@ class Table:
         displacement, weighted = coordinates.row(motion.total), coordinates.row()
         free = displacement if motion.travelled is None else coordinates.row(motion.total)
         net = displacement if motion.moves.origin is None else coordinates.row(motion.total)
-        rooms = *motion.scratch, coordinates.scratch()
+        rooms = *motion.scratch, coordinates.room()
         for rows in coordinates.all_stretches:
             moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
             torch.sub(motion.theta.rows[rows], motion.start[rows], out=moved)

@@ -77,7 +77,7 @@ def test_growth_with_their_size(kind: str) -> None:
     beyond = [added(kind, [(n * stretch,)]) for n in (2, 3, 4)]
     assert beyond[1] - beyond[0] == beyond[2] - beyond[1] <= 40
     # However many parameters share the stretches.
-    assert added(kind, [(stretch,)] * 4) == beyond[2]
+    assert added(kind, [(stretch,)] * 4) <= beyond[2]
 
 
 @kinds

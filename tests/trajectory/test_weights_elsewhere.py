@@ -191,7 +191,7 @@ def test_the_same_values_in_another_layout(kind: str, layouts: dict[int, Callabl
 def test_what_the_host_sees_at_once_is_what_a_device_would_say(
     coordinates: int | str, at: set[int], marked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU drawn rows are taken by numpy, and weights that have not moved are seen as such without summing up.
+    """On a CPU numpy takes drawn rows and adds up products, and weights that have not moved are seen as such at once.
 
     Where a device's weights are moved through .data, nothing tells so before a reading: θ_0 is lost, and it says so.
     """
@@ -216,5 +216,5 @@ def test_what_the_host_sees_at_once_is_what_a_device_would_say(
         assert "from the first weights" not in meter.reasons["displacement"]
         lost = {name for name in found[0] if name.startswith("net_displacement")}
         found = [{name: value for name, value in values.items() if name not in lost} for values in found]
-    # Standard errors come from the eigenvectors of one matrix, in which what is lost stands too.
-    assert found[0] == pytest.approx(found[1], rel=1e-12 if marked else 1e-9, nan_ok=True)
+    # Float32 sums of a row's products, in another order: 6e-8 each; what cancels, and errors of it, are ten times less.
+    assert found[0] == pytest.approx(found[1], rel=1e-5, nan_ok=True)
