@@ -248,7 +248,8 @@ class Tuning:
     @property
     def _drop(self) -> float:
         """d of the updates alone, without what decoupled decay did to the loss."""
-        return self._total("loss_drop") - float(np.nan_to_num(self._total("work_decay")))
+        decayed = self._total("work_decay")
+        return self._total("loss_drop") - (0.0 if math.isnan(decayed) else decayed)
 
     def _error(self, what: _Sum) -> float:
         """√(K·v + (drops · the error of d)²), v the variance of a step, from the second differences of the rows.
@@ -259,7 +260,7 @@ class Tuning:
         if len(steps) < _FEWEST:
             return _NAN
         rates = sum(share * self._each(name) for name, share in what.parts.items()) / steps
-        apart = np.diff(rates, 2) ** 2 / (1 / steps[2:] + 4 / steps[1:-1] + 1 / steps[:-2])
+        apart = (rates[2:] - 2.0 * rates[1:-1] + rates[:-2]) ** 2 / (1 / steps[2:] + 4 / steps[1:-1] + 1 / steps[:-2])
         own = math.sqrt(self._total("step") * float(apart.mean()))
         return math.hypot(own, what.drops * self._error_of_drop) if what.drops else own
 
@@ -270,8 +271,10 @@ class Tuning:
             return np.full(len(self._blocks), _NAN)
         if name == "work_anti_ito":
             column = column * self._completing
-        before = column[self._blocks.start - 1] if self._blocks.start else 0.0
-        return np.diff(column[self._blocks.start : self._blocks.stop], prepend=before)
+        added = column[self._blocks.start : self._blocks.stop].copy()
+        added[1:] -= column[self._blocks.start : self._blocks.stop - 1]
+        added[0] -= column[self._blocks.start - 1] if self._blocks.start else 0.0
+        return added
 
     def _total(self, name: str) -> float:
         if name == "work_anti_ito":

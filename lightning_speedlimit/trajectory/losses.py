@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +16,9 @@ _SMALLEST_WINDOW = 3
 _APART, _DOUBTED = 5.0, 3.0  # standard errors between lines of two windows: the longer one is bent; it may be
 _NEAR = 8  # losses at least, around a short window, whose noise counts for it
 _JUMP = 5.0  # standard deviations of a loss from the middle of its neighbours
+
+
+_Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -114,32 +120,29 @@ def _noise_variance(steps: list[int], losses: list[float]) -> float:
 
 def _line_at(target: int, steps: list[int], losses: list[float], variance: float) -> Extrapolation:
     """The line through a window, by polynomials orthogonal on its points, at x = step − target = 0."""
-    x = torch.tensor([float(step - target) for step in steps], dtype=torch.float64)
-    y = torch.tensor(losses, dtype=torch.float64)
-    weights = torch.full_like(x, 1.0 / x.numel())
-    residual = y - y.mean()
-    first = x - x.mean()
-    squares = float(torch.dot(first, first))
+    x, y = np.array(steps, dtype=np.float64) - target, np.array(losses, dtype=np.float64)
+    mean, first = float(x.mean()), x - x.mean()
+    weights, residual = np.full_like(x, 1.0 / len(x)), y - y.mean()
+    squares = float(first @ first)
     bias_squared = 0.0
     if squares > 0.0:
-        weights = weights - first * (float(x.mean()) / squares)
-        residual = residual - first * (float(torch.dot(first, residual)) / squares)
-    if x.numel() > 2:
-        bias_squared = _bias_squared(x, first, squares, residual, variance)
-    value = float(torch.dot(weights, y))
+        weights -= first * (mean / squares)
+        residual -= first * (float(first @ residual) / squares)
+    if len(x) > 2:
+        bias_squared = _bias_squared(mean, first, squares, residual, variance)
+    value = float(weights @ y)
     return Extrapolation(value, dict(zip(steps, weights.tolist(), strict=True)), variance, bias_squared)
 
 
-def _bias_squared(x: Tensor, first: Tensor, squares: float, residual: Tensor, variance: float) -> float:
+def _bias_squared(mean: float, first: _Numbers, squares: float, residual: _Numbers, variance: float) -> float:
     """(parabola − line)² at x = 0, less the variance that this difference has from noise alone."""
-    skew = float(torch.dot(first, first**2)) / squares
-    second = first**2 - squares / x.numel() - first * skew
-    height = float(torch.dot(second, second))
+    skew = float(first @ first**2) / squares
+    second = first**2 - squares / len(first) - first * skew
+    height = float(second @ second)
     if height <= 1e-12 * squares**2:
         return 0.0  # the points carry no parabola
-    coefficient = float(torch.dot(second, residual)) / height
-    mean = float(x.mean())
-    at_target = mean**2 - squares / x.numel() + mean * skew
+    coefficient = float(second @ residual) / height
+    at_target = mean**2 - squares / len(first) + mean * skew
     return at_target**2 * max(0.0, coefficient**2 - variance / height)
 
 
@@ -155,7 +158,7 @@ def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float
         return _UNKNOWN
     if not all(map(math.isfinite, (*first[1], *last[1]))):
         return _UNKNOWN
-    start, end = extrapolate(*_without_jumps(*first), 0), extrapolate(*last, step)
+    start, end = _extrapolated_start(tuple(first[0]), tuple(first[1])), extrapolate(*last, step)
     # Decays bend where they start; at the end what a bend may hide is counted where the data show it.
     squared = max(start.bias_squared, start.hidden_squared) + end.bias_squared
     for index in start.weights.keys() | end.weights.keys():
@@ -166,6 +169,11 @@ def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float
     return LossDrop(start.value - end.value, math.sqrt(squared), start.value, end.value, math.sqrt(end.error_squared))
 
 
+@functools.lru_cache(maxsize=16)  # the first window stays as it is once it is full
+def _extrapolated_start(steps: tuple[int, ...], losses: tuple[float, ...]) -> Extrapolation:
+    return extrapolate(*_without_jumps(list(steps), list(losses)), 0)
+
+
 def _without_jumps(steps: list[int], losses: list[float]) -> tuple[list[int], list[float]]:
     """The window without single losses that stand out against both neighbours.
 
@@ -173,15 +181,21 @@ def _without_jumps(steps: list[int], losses: list[float]) -> tuple[list[int], li
     that loss is not one from which L(θ_0) follows. Only at the start: late in a run the high losses of hard
     batches belong to the mean.
     """
-    y = torch.tensor(losses, dtype=torch.float64)
-    if y.numel() < 10 or not bool(torch.isfinite(y).all()):
+    y = np.array(losses, dtype=np.float64)
+    if len(y) < 10:
         return steps, losses
     before, after = y[1:-1] - y[:-2], y[1:-1] - y[2:]
     height = 0.5 * (before + after)
-    away = (height - height.median()).abs()
-    jumps = (before * after > 0) & (away > _JUMP * 1.4826 * away.median())
-    kept = [0, *(i + 1 for i, jump in enumerate(jumps.tolist()) if not jump), y.numel() - 1]
+    away = np.abs(height - _median(height))
+    jumps = (before * after > 0) & (away > _JUMP * 1.4826 * _median(away))
+    kept = [0, *(i + 1 for i, jump in enumerate(jumps.tolist()) if not jump), len(y) - 1]
     return [steps[i] for i in kept], [losses[i] for i in kept]
+
+
+def _median(values: _Numbers) -> float:
+    """The lower of two in the middle."""
+    middle = (len(values) - 1) // 2
+    return float(np.partition(values, middle)[middle])
 
 
 def paired_drop(probe: Tensor) -> LossDrop:

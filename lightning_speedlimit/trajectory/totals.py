@@ -117,15 +117,11 @@ class Table:
 
     def _totals(self, columns: list[Tensor | None], sections: list[int]) -> Tensor:
         """(sections, COLUMNS): weighted sums over the rows of each section. What is not finite stays in its own."""
-        coordinates, scales = self.motion.coordinates, self._scales()
-        weights = coordinates.weights
-        found = weights.new_zeros(len(COLUMNS), len(self.sections))
-        belongs = None if len(self.sections) == 1 else coordinates.of_each(sections).long()
+        coordinates, scales, number = self.motion.coordinates, self._scales(), len(self.sections)
+        found = coordinates.weights.new_zeros(len(COLUMNS), number)
         for place, name, column in zip(found, COLUMNS, columns, strict=True):
-            if column is not None and belongs is None:
-                place.copy_(torch.dot(column.to(weights.dtype), weights))
-            elif column is not None and belongs is not None:
-                place.index_add_(0, belongs, column * weights)
+            if column is not None:
+                place.copy_(coordinates.totals(column, sections, number))
             place.mul_(scales[name])  # NaN where no step was measured
         return found.T
 
