@@ -29,7 +29,7 @@ ROOMS = {
     "display": room(-1),
     "checks": room(-1, "torch", "numpy"),
     "theory": room(0, "torch"),
-    "trajectory": room(0, "torch"),
+    "trajectory": room(0, "torch", "numpy"),
     "optim": room(0, "torch"),
     "transport": room(0, "torch", "numpy", "geomloss", "scipy", "ot"),
     "ensemble": room(1, "torch", "numpy", "scipy"),

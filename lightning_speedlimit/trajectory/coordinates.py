@@ -72,6 +72,9 @@ class Coordinates:
         size = _CACHED if self.on_host else self.count * self.width
         self.stretch = max(1, size // self.width)  # rows that are worked on at a time
         self.all_stretches = self.stretches(slice(0, self.count))
+        self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
+        self._starts = [self.rows[i].start for i in self._filled]
+        self._even = self.exact and set(self.shares) <= {1.0}  # all weights are 1
         layout = Layout(self.rows, self.shapes, self.drawn, self.width, self.count)
         plain = self.local and not any(p.is_complex() for p in parameters)
         self._gathering = Gathering(layout, self.all_stretches, self.dtype, on_host=self.on_host, plain=plain)
@@ -200,17 +203,17 @@ class Coordinates:
 
     def totals(self, row: Tensor, places: Sequence[int], number: int) -> Tensor:
         """(number,): Σ weight x over a number x of each row, of the parameters at each place; places: of each one."""
+        if self.on_host:
+            own = row.numpy() if self._even else row.numpy() * self._array(self.weights)
+            sums = np.add.reduceat(own, self._starts, dtype=np.float64)
+            return torch.from_numpy(np.bincount([places[i] for i in self._filled], sums, number))
         weighted = row * self.weights
         found = weighted.new_zeros(number)
         if number == 1:
             return found.add_(weighted.sum())
-        if not self.on_host:
-            if self._spread is None or self._spread[0] is not places:
-                self._spread = places, self.of_each(places)
-            return found.index_add_(0, self._spread[1], weighted)
-        filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
-        sums = np.add.reduceat(weighted.numpy(), [self.rows[i].start for i in filled])
-        return torch.from_numpy(np.bincount([places[i] for i in filled], sums, number))
+        if self._spread is None or self._spread[0] is not places:
+            self._spread = places, self.of_each(places)
+        return found.index_add_(0, self._spread[1], weighted)
 
     def norm_squared(self, vector: Tensor) -> Tensor:
         """Σ weight x² over all rows of a vector."""

@@ -121,15 +121,14 @@ class Gathering:
         """On the host: gathered now, they would be what the vector holds. On a device False: it is not known."""
         if not self._on_host:
             return False
-        if self._exact and self._plain and all(t is not None and _is_as(t, self._dtype) for t in tensors):
-            pieces = self._stretch(vector, slice(0, self._layout.length)).pieces
-            pairs = ((tensors[piece.member], piece.view) for piece in pieces)
-            return all(_same(t, view) for t, view in pairs if t is not None)
+        if self._exact and self._plain:
+            known = _as_they_are(self._stretch(vector, slice(0, self._layout.length)).pieces, tensors, self._dtype)
+            if known is not None:
+                return known
         self._room = self._room or Vector(torch.zeros_like(vector.rows[self._stretches[0]]), room=True)
         tensors, room = self.prepared(tensors), self._room
-        return all(
-            np.array_equal(self.gather(tensors, room, h).numpy(), vector.rows[h].numpy()) for h in self._stretches
-        )
+        pairs = ((self.gather(tensors, room, rows), vector.rows[rows]) for rows in self._stretches)
+        return all(np.array_equal(now.numpy(), known.numpy()) for now, known in pairs)
 
     def _stretch(self, into: Vector, rows: slice) -> _Stretch:
         key = rows.start, rows.stop
@@ -209,11 +208,17 @@ class Gathering:
             piece.tail.copy_(values.index_select(0, offsets[len(drawn) * UNIT :]))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Bit by bit, where the system's C library compares memory: half the time of numpy's comparison."""
-    if _memcmp is None or not a.is_contiguous():
-        return np.array_equal(a.detach().numpy(), b.numpy())
-    return not _memcmp(a.data_ptr(), b.data_ptr(), a.nbytes)
+def _as_they_are(pieces: list[_Piece], tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool | None:
+    """Whether whole parameters are there bit by bit; None: not all of the tensors can be compared so."""
+    for piece in pieces:
+        tensor = tensors[piece.member]
+        if _memcmp is None or tensor is None or tensor.dtype is not dtype or tensor.layout is not torch.strided:
+            return None
+        if not tensor.is_contiguous():
+            return None
+        if _memcmp(tensor.data_ptr(), piece.view.data_ptr(), tensor.nbytes):
+            return False
+    return True
 
 
 def _found_memcmp() -> Callable[[int, int, int], int] | None:
@@ -225,8 +230,4 @@ def _found_memcmp() -> Callable[[int, int, int], int] | None:
     return found
 
 
-_memcmp = _found_memcmp()
-
-
-def _is_as(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.dtype is dtype and tensor.layout is torch.strided
+_memcmp = _found_memcmp()  # a fourth of the time of gathering and comparing

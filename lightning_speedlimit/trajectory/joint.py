@@ -107,9 +107,8 @@ class JointSteps:
         """motions: that moved; known: all; skipped: see `_leave_out`."""
         squares = total([motion.layer_squares(len(self.layers)) for motion in motions])
         squared = squares.sum()
-        norm = squared.sqrt()
         for motion in motions:
-            motion.share_path(norm.to(motion.coordinates.device, non_blocking=True))
+            motion.share_path(squared.to(motion.coordinates.device, non_blocking=True))
         if any(self.layers) and self.rows is None:  # of shards, no process knows a layer's path
             self._add_paths(squares)
         if self.rows is not None:

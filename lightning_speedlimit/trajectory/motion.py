@@ -12,6 +12,7 @@ its overlap counts, two for m, two for decoupled decay, and one where moves went
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -286,10 +287,13 @@ class Motion:
                 rate = rates[index] if index < len(rates) else 0.0  # of a group that is gone, which does not move
                 self.sums.add("action", over(own, rate), rows=rows)
 
-    def share_path(self, norm: Tensor) -> None:
-        """‖u‖²/‖u of all‖ of each row, now that all of the joint step is known."""
-        share = norm.clamp_min(self._little).reciprocal()
-        self.sums.add("path_length", self.squares, float(share) if self.coordinates.on_host else share)
+    def share_path(self, squared: Tensor) -> None:
+        """‖u‖²/‖u of all‖ of each row, now that ‖u of all‖² of the joint step is known."""
+        if self.coordinates.on_host:
+            share: Scalar = 1.0 / max(math.sqrt(squared), self._little)
+        else:
+            share = squared.sqrt().clamp_min(self._little).reciprocal()
+        self.sums.add("path_length", self.squares, share)
 
     def layer_squares(self, number: int) -> Tensor:
         """‖u‖² of the last step in each of so many layers."""
