@@ -173,7 +173,7 @@ def test_imports_go_down_only() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("trajectory.meter", "import numpy as np"),
+        ("trajectory.meter", "import scipy"),
         ("trajectory.meter", "import lightning.pytorch as pl"),
         ("trajectory.meter", "from lightning_speedlimit.record import RunRecord"),
         ("trajectory.meter", "from ..theory import gradient_flow"),
