@@ -79,7 +79,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
     coordinates = motion.coordinates
     places = {id(p): i for group in motion.optimizer.param_groups for i, p in enumerate(group["params"])}
     members = list(zip(motion.members, coordinates.parameters, strict=True))
-    pairs = {"m": motion.mobility.m, "travelled": motion.travelled}
+    pairs = {"m": motion.mobility.m, "travelled": motion.decay.travelled}
     return {
         "members": [{**asdict(m), "options": _plain(m.options)} for m, _ in members],
         "places": [_GONE if m.gone else places[id(p)] for m, p in members],
@@ -150,7 +150,7 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
         for saved in (entry["origin"], entry["averages"])
     )
     motion.moves.origin, motion.mobility.averages = origin, averages
-    motion.mobility.m, motion.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))
+    motion.mobility.m, motion.decay.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))
     for name, value in entry["sums"].items():
         if name in SUMS:  # a former version had one more
             motion.sums.load(name, value)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.gathering import UNIT, Gathering, Layout, Vector, dense
+from lightning_speedlimit.trajectory.gathering import UNIT, Gathering, Layout, Vector, dense, remember
 from lightning_speedlimit.trajectory.shards import is_distributed, is_flat
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
@@ -150,7 +150,7 @@ class Coordinates:
         found = self._cuts.get(key)
         if found is None:
             whole = rows.start == 0 and rows.stop >= len(kept)
-            found = self._cuts[key] = kept, kept if whole else kept[rows]
+            found = remember(self._cuts, key, (kept, kept if whole else kept[rows]))
         return found[1]
 
     def dot(self, a: Tensor, b: Tensor, scratch: Tensor, out: Tensor) -> None:
@@ -176,7 +176,7 @@ class Coordinates:
     def _array(self, kept: Tensor) -> Any:
         found = self._arrays.get(id(kept))
         if found is None:
-            found = self._arrays[id(kept)] = kept, kept.numpy()
+            found = remember(self._arrays, id(kept), (kept, kept.numpy()))
         return found[1]
 
     def judge(self, sums: Sequence[Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,18 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.shards import local
 
+_Key = TypeVar("_Key")
+_View = TypeVar("_View")
 UNIT = 8  # contiguous coordinates that are drawn together
+_MOST = 1 << 14  # views that are kept: other parameters may be without a gradient at each step
+
+
+def remember(views: dict[_Key, _View], key: _Key, view: _View) -> _View:
+    """Keeps a view that was made, among not too many."""
+    if len(views) >= _MOST:
+        views.clear()
+    views[key] = view
+    return view
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -66,6 +77,7 @@ class Vector:
     def __init__(self, rows: Tensor, *, room: bool = False) -> None:
         self.rows, self.room = rows, room
         self.stretches: dict[tuple[int, int], _Stretch] = {}
+        self.pieces = 0  # of these
         self.last: _Stretch | None = None
 
 
@@ -134,7 +146,12 @@ class Gathering:
         key = rows.start, rows.stop
         found = into.stretches.get(key)
         if found is None:
-            found = into.stretches[key] = self._made(into, rows)
+            found = self._made(into, rows)
+            into.pieces += len(found.pieces)
+            if into.pieces > _MOST:
+                into.stretches.clear()
+                into.pieces = len(found.pieces)
+            into.stretches[key] = found
         return found
 
     def _made(self, into: Vector, rows: slice) -> _Stretch:

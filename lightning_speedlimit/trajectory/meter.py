@@ -76,10 +76,9 @@ class TrajectoryMeter:
             `compute_layers`), in the same order: each call is one all_reduce. None: this process alone.
         seed: of the generators that draw the measured coordinates and steps.
 
-    Memory, in vectors of the measured coordinates: 5 (θ before and after the step, θ_0, u, g), + 1 for the gradient
-    before (not for SGD without momentum), + 2 for the accumulated mobility, + 2 for decoupled weight decay, + 1 for
-    Adadelta, for response mobility and for a second state entry each, + 1 for θ_0 as it was, from the first move
-    outside of `step` on.
+    Memory, in vectors of the measured coordinates: 4 (θ, θ_0, u, g), + 1 for the gradient before (not for SGD without
+    momentum), + 2 for the accumulated mobility, + 2 for decoupled weight decay, + 1 for Adadelta and for response
+    mobility each, + 1 for θ_0 as it was, from the first move outside of `step` on; and room for three stretches.
 
     Raises:
         TypeError: an argument that is no optimizer, or none whose step hooks fire; a process_group that is none.

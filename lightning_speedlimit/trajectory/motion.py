@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility, Answer
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.decay import remove_decay
-from lightning_speedlimit.trajectory.gathering import Vector
+from lightning_speedlimit.trajectory.decay import Decay
+from lightning_speedlimit.trajectory.gathering import Vector, remember
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.moves import Moves
 from lightning_speedlimit.trajectory.overlap import Overlap
@@ -32,7 +31,7 @@ from lightning_speedlimit.trajectory.rates import over, rows_of_groups
 from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
-from lightning_speedlimit.trajectory.sums import Pair, sum_dtype
+from lightning_speedlimit.trajectory.sums import sum_dtype
 from lightning_speedlimit.trajectory.valid import masked
 
 
@@ -43,10 +42,8 @@ class _Stretch(NamedTuple):
     update: Tensor
     gradient: Tensor
     squares: Tensor
-    free: Tensor
     work: Tensor
     anti: Tensor
-    decayed: Tensor
     room: Tensor
     other: Tensor
 
@@ -68,18 +65,16 @@ class Motion:
         self.per_rate = per_rate
         self.theta, self.gradient = coordinates.vector(), coordinates.vector()  # θ_k; from `close` on θ_{k+1}
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
-        # Σ u without decoupled decay, where there is one; of sampled steps Σ lr w θ_k.
-        self.travelled: Pair | None = None
         self.room = Vector(coordinates.room(), room=True)
         self.scratch = coordinates.room(), coordinates.room()
         self.mobility = AccumulatedMobility(optimizer, coordinates, self.scratch, self.start)
+        self.decay = Decay(coordinates, self.start, sampled=snapshots)
         self.overlap = Overlap(coordinates) if overlaps else None
         self.closed = False  # the gradient is the last step's
         self.total = sum_dtype(coordinates.device)
         self.sums = RowSums(coordinates)
         # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
-        self.squares, self.free, self.work, self.anti, self.last = (coordinates.row() for _ in range(5))
-        self.decayed = coordinates.row()  # −f·θ_k
+        self.squares, self.work, self.anti, self.last = (coordinates.row() for _ in range(4))
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
         self.waiting = False  # `update` has met no gradient yet
         self.missing: list[int] = []
@@ -169,8 +164,7 @@ class Motion:
         self.snapshot = self.sums.totals() if self.snapshots else None
         runs = self.runs.current(self.missing)
         waited = None if valid is None or not self.waiting else self.update.clone()
-        if self.travelled is None and any(run.decoupled for run in runs):
-            self._begin_to_travel()
+        self.decay.begin(runs, self.theta.rows)
         for run in runs:
             for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
                 member.count(run.group)
@@ -180,21 +174,17 @@ class Motion:
                 self._move(run, rows, parameters, valid)
                 if answer is not None:
                     answer.add(rows, self._at(rows).update, told=bool(run.decoupled))
-            self._add_answer(run, answer, valid)
-        for pair in (self.mobility.m, self.travelled):
-            if pair is not None:
-                pair.added()
-        self._add_update(rates, valid)
+            free = self.decay.squares(run, self.squares)
+            if answer is not None:
+                work, factor = answer.work(free)
+                self.sums.add("work_action", masked(work, valid), factor, run.rows)
+        if self.mobility.m is not None:
+            self.mobility.m.added()
+        self._add_update(runs, rates, valid)
         self.coordinates.judge([total.value for total in self.sums.known.values()])
         if waited is not None and valid is not None:
             torch.where(valid, self.update, waited, out=self.update)
         self.waiting = True
-
-    def _begin_to_travel(self) -> None:
-        """There is decoupled decay for the first time."""
-        self.travelled = Pair(self.start)
-        if not self.snapshots:
-            torch.sub(self.theta.rows, self.start, out=self.travelled.high)
 
     def _add_met(self, valid: Tensor | None, *, measured: bool) -> None:
         """f_k·u_k and f_{k+1}·u_k of the update that waited."""
@@ -225,29 +215,13 @@ class Motion:
         here, after = self._at(rows), self.coordinates.gather(parameters, self.room, rows)
         update = torch.sub(after, here.theta, out=here.update)
         self.coordinates.step_dot(update, update, here.room, here.squares)
-        if run.decoupled:
-            self._remove_decay(run, rows, valid)
-        elif self.travelled is not None and not self.snapshots:
-            self.coordinates.cut(self.travelled.low, rows).add_(update)
+        self.decay.take_out(run, rows, update, here.theta, here.gradient, (here.room, here.other), valid)
         self.coordinates.step_dot(here.gradient, update, here.other, here.work)
         if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
             drop, middle = torch.empty_like(here.work), torch.add(here.theta, after, out=here.other)
             self.coordinates.dot(middle, update, here.room, drop)
             self.sums.add("l2_drop", masked(drop, valid), 0.5 * run.coupled, rows)
         here.theta.copy_(after)
-
-    def _remove_decay(self, run: Run, rows: slice, valid: Tensor | None) -> None:
-        assert self.travelled is not None
-        decay = mobility.number(run.group["lr"]) * run.decoupled
-        decay = decay if valid is None else decay * valid.to(self.total)
-        here, low = self._at(rows), self.coordinates.cut(self.travelled.low, rows)
-        parameters = self.coordinates.parameters[run.members.start : run.members.stop]
-        coarsest = max(torch.finfo(p.dtype).eps for p in parameters)
-        remove_decay(here.update, here.theta, decay, coarsest, here.room, low if self.snapshots else None)
-        if not self.snapshots:
-            low.add_(here.update)
-        self.coordinates.step_dot(here.update, here.update, here.other, here.free)
-        self.coordinates.step_dot(here.gradient, here.theta, here.other, here.decayed)
 
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> Answer | None:
         """m and Σ u²/μ, where there is a formula."""
@@ -256,20 +230,7 @@ class Motion:
         response = self.members[run.members.start].response
         return self.mobility.answer(run, clip, valid, response)
 
-    def _add_answer(self, run: Run, answer: Answer | None, valid: Tensor | None) -> None:
-        """Where there is no decoupled decay, u is free of it."""
-        free = self.coordinates.cut(self.free if run.decoupled else self.squares, run.rows)
-        if self.travelled is not None and not run.decoupled:
-            self.free[run.rows].copy_(free)
-        whole = None if free is self.free or free is self.squares else run.rows
-        if run.decoupled:
-            decay = mobility.number(run.group["lr"]) * run.decoupled
-            self.sums.add("work_decay", masked(self.coordinates.cut(self.decayed, run.rows), valid), decay, whole)
-        if answer is not None:
-            work, factor = answer.work(free)
-            self.sums.add("work_action", masked(work, valid), factor, whole)
-
-    def _add_update(self, rates: list[Scalar], valid: Tensor | None) -> None:
+    def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
         if valid is None:
             self.last.copy_(self.work)
@@ -277,9 +238,7 @@ class Motion:
             self.squares.copy_(masked(self.squares, valid))
             kept = self.last if self.waiting else torch.zeros_like(self.last)
             self.last.copy_(torch.where(valid, self.work, kept))
-        if self.travelled is not None:
-            self.sums.begin("free_squares", "squares")  # what went before had no decay
-            self.sums.add("free_squares", masked(self.free, valid))
+        self.decay.add(self.sums, runs, valid)
         self.sums.add("squares", self.squares)
         if self.per_rate:
             for index, rows in rows_of_groups(self.members, self.coordinates):
@@ -309,7 +268,7 @@ class Motion:
         found = self._stretches.get(key)
         if found is None:
             vectors = (self.theta.rows, self.update, self.gradient.rows)
-            each = (self.squares, self.free, self.work, self.anti, self.decayed)
+            each = (self.squares, self.work, self.anti)
             rooms = (room[: rows.stop - rows.start] for room in self.scratch)
-            found = self._stretches[key] = _Stretch(*(t[rows] for t in (*vectors, *each)), *rooms)
+            found = remember(self._stretches, key, _Stretch(*(t[rows] for t in (*vectors, *each)), *rooms))
         return found

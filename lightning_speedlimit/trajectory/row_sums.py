@@ -35,7 +35,8 @@ class RowSums:
 
     def add(self, name: str, row: Tensor, factor: Scalar = 1.0, rows: slice | None = None) -> None:
         """S[rows] ← S[rows] + factor · row, where the row is as `Coordinates.dot` makes it, scaled."""
-        self._sum(name).add_(row, factor * self._coordinates.unscaled, rows)
+        whole = rows is None or (rows.start == 0 and rows.stop == self._coordinates.count)
+        self._sum(name).add_(row, factor * self._coordinates.unscaled, None if whole else rows)
 
     def begin(self, name: str, like: str) -> None:
         """A sum that was the same as another one up to now."""

@@ -76,7 +76,7 @@ class Table:
         """
         motion, coordinates = self.motion, self.motion.coordinates
         displacement, weighted = coordinates.row(motion.total), coordinates.row()
-        free = displacement if motion.travelled is None else coordinates.row(motion.total)
+        free = displacement if motion.decay.travelled is None else coordinates.row(motion.total)
         net = displacement if motion.moves.origin is None else coordinates.row(motion.total)
         rooms = *motion.scratch, coordinates.room()
         for rows in coordinates.all_stretches:
@@ -87,8 +87,8 @@ class Table:
                 coordinates.squares(torch.sub(motion.theta.rows[rows], motion.moves.origin[rows], out=room), net[rows])
             if sketch is not None and self.sketch is not None:
                 sketch.add(moved, rows, self.sketch)
-            if motion.travelled is not None:
-                own = torch.add(motion.travelled.high[rows], motion.travelled.low[rows], out=room)
+            if motion.decay.travelled is not None:
+                own = torch.add(motion.decay.travelled.high[rows], motion.decay.travelled.low[rows], out=room)
                 moved = moved.add_(own, alpha=self._factor) if motion.snapshots else own
                 coordinates.squares(moved, free[rows])
             m = motion.mobility.m
