@@ -571,7 +571,7 @@ FAULTS = {
     "a row": (RunRecord, "append"),
     "a sketch": (RunRecord, "add_sketch"),
     "the loss": (TrajectoryMeter, "record_loss"),
-    "the gradients": (TrajectoryMeter, "observe_gradients"),
+    "the gradients": (Follower, "observe"),
     "the summary": (RunRecord, "summary"),
     "the file": (RunRecord, "save"),
 }

@@ -55,7 +55,7 @@ def attach(callback: Settings, trainer: Any, module: Any, names: LayerNames, say
     )
     writes = lightning.writes_of_clipping(trainer, module)
     if writes is not None:
-        meter.expect_writes(writes)
+        meter.recorder.expect_writes(writes)
     if meter.sharded:
         said = f"SpeedLimit under {type(trainer.strategy).__name__}: each process holds a part of the parameters"
         left_out = "probe_batches and clouds are left out"

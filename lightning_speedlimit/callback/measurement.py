@@ -16,6 +16,7 @@ from lightning_speedlimit.callback.unseen_steps import UnseenSteps
 from lightning_speedlimit.checks import guard
 from lightning_speedlimit.checks.guard import Say, look
 from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.reading import NO_SKETCH
 
 SECONDS = "seconds"  # the column of the record that no logger gets: wall-clock time since the fit began
 _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
@@ -65,7 +66,7 @@ class Measurement:
     @property
     def in_step(self) -> bool:
         """An optimizer's `step` is under way."""
-        return self.meter is not None and self.meter.in_step
+        return self.meter is not None and self.meter.recorder.in_step
 
     def detach(self) -> None:
         if self.meter is not None:
@@ -129,8 +130,8 @@ class Measurement:
         self._use_probe(meter, trainer, module)
         values, found = meter.measure(sketch=True)
         self._agree_on_probe(values["loss_drop"])
-        if meter.no_sketch is not None:
-            self.say(f"SpeedLimit keeps {meter.no_sketch}", "sketch")
+        if meter.reader.scattered:
+            self.say(f"SpeedLimit keeps {NO_SKETCH}", "sketch")
         record.run["measured_coordinates"] = meter.measured_coordinates
         record.run["optimized_coordinates"] = meter.optimized_coordinates
         record.run.update(self.samples.per_step(meter.steps))

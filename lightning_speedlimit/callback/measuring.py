@@ -84,7 +84,7 @@ class Measuring(Settings, OneFitAtATime):
         measured = self._measured
         if measured is None or measured.meter is None:
             self._say(f"SpeedLimit measures nothing: {guard.told(error)}. The training goes on", key="failed")
-        elif measured.meter.stop(error):
+        elif measured.meter.recorder.stop(error):
             measured.measured_at = -1  # the row of this step is written anew, with the reason
 
     # -- state -----------------------------------------------------------------------------------------------

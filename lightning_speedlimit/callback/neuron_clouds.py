@@ -137,7 +137,7 @@ def measure(module: nn.Module, meter: TrajectoryMeter, optimizers: Iterable[Any]
     values = meter.compute()
 
     def measured_start(parameter: Tensor) -> Tensor | None:
-        return start_of(parameter) if meter.has_moved(parameter) else None
+        return start_of(parameter) if meter.recorder.has_moved(parameter) else None
 
     rest = {id(p): p for p in _parameters(module, meter)}
     if not math.isfinite(values["displacement"]) and all(_finite(p) for p in rest.values()):
@@ -152,7 +152,7 @@ def measure(module: nn.Module, meter: TrajectoryMeter, optimizers: Iterable[Any]
     said = _remarks(half, {name: c.failure for name, c in found.items() if c.failure is not None})
     others = math.fsum(_displacement_squared(p, measured_start(p)) for p in rest.values())
     measured, name = _total(found, others, values, meter.reasons, said), "kinematic_efficiency_wasserstein2"
-    moved = values["moved_outside"] > NOTICED * values["path_length"] or meter.moved_since()
+    moved = values["moved_outside"] > NOTICED * values["path_length"] or meter.recorder.moved_since()
     if moved and math.isfinite(measured.totals[name]):
         measured.totals[name], measured.reasons[name] = math.nan, _MOVED
     return measured

@@ -219,8 +219,9 @@ class SpeedLimit(Measuring):
         if meter is None or not any(o is plain for o in meter.optimizers):
             return
         scale = lightning.loss_scale(trainer, plain)
-        if not pl_module.automatic_optimization and scale is None and meter.has_observed(plain):
-            return  # seen after backward: what is here now may be clipped by the user
+        manual, recorder = not pl_module.automatic_optimization, meter.recorder
+        if scale is None and (recorder.has_observed(plain) if manual else recorder.takes_what_is_given(plain)):
+            return  # seen after backward: what is here now may be clipped by the user; or seen by the step itself
         meter.observe_gradients(plain, scale=scale)
 
     @never_raising
@@ -229,7 +230,7 @@ class SpeedLimit(Measuring):
         if pl_module.automatic_optimization or meter is None:
             return
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            meter.observe_changed_gradients()
+            meter.recorder.observe_changed()
 
     @never_raising
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

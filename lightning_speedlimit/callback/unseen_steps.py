@@ -43,7 +43,7 @@ class UnseenSteps:
         if self._looked and not at_the_end:
             return None
         self._looked = True
-        stepped = [o for o in self._optimizers if meter.has_stepped(o)]
+        stepped = [o for o in self._optimizers if meter.recorder.has_stepped(o)]
         seen = {id(p) for o in stepped for p in _held(o)}
         for optimizer in self._optimizers:
             own = [p for p in _held(optimizer) if id(p) not in seen]  # none, if it has stepped

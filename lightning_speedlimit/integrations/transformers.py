@@ -140,7 +140,7 @@ class SpeedLimitCallback(TrainerCallback):
     def _stop_measuring(self, error: Exception) -> None:
         """For `never_raising`."""
         if self._run is not None:
-            self._run.meter.stop(error)  # which warns
+            self._run.meter.recorder.stop(error)  # which warns
 
 
 class _Run:

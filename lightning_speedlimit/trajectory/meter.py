@@ -29,7 +29,7 @@ from lightning_speedlimit.trajectory.optimizers import (
 )
 from lightning_speedlimit.trajectory.places import Places, count
 from lightning_speedlimit.trajectory.ranks import Ranks
-from lightning_speedlimit.trajectory.reading import NO_SKETCH, Reader
+from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
 from lightning_speedlimit.trajectory.run_totals import RunTotals
 from lightning_speedlimit.trajectory.settings import Clock, Settings
@@ -132,8 +132,8 @@ class TrajectoryMeter:
         )
         self._followers = [Follower(o, settings, others[id(o)], self._has_gradient) for o in self.optimizers]
         self._losses = LossWindows(loss_window)
-        self._recorder = Recorder(self._followers, self._joint, self._losses, shared=ranks is not None)
-        self._reader = Reader(self._recorder, ranks, sharded=self.sharded, per_rate=clock == "lr")
+        self.recorder = Recorder(self._followers, self._joint, self._losses, shared=ranks is not None)
+        self.reader = Reader(self.recorder, ranks, sharded=self.sharded, per_rate=clock == "lr")
         self._saved_settings = settings.saved()
 
     # -- what a training loop calls --------------------------------------------------------------------------
@@ -157,11 +157,11 @@ class TrajectoryMeter:
             loss: a scalar. step: the step it belongs to, where it is recorded later; None: the coming one. A
                 loss recorded after the last step belongs to θ_K.
         """
-        self._recorder.record_loss(loss, step)
+        self.recorder.record_loss(loss, step)
 
     def record_probe(self, first: Tensor, last: Tensor) -> None:
         """Losses of the same batches at θ_0 and now, (n,) each: from here on loss_drop is their mean difference."""
-        self._reader.probe = first.detach(), last.detach()
+        self.reader.probe = first.detach(), last.detach()
 
     def observe_gradients(self, optimizer: Optimizer | None = None, *, scale: Scalar | None = None) -> None:
         """The gradients are raw now: call it after backward and before clipping.
@@ -170,52 +170,15 @@ class TrajectoryMeter:
             optimizer: None: all of them.
             scale: what the gradients are multiplied by (a loss scaler's scale; a tensor is not read).
         """
-        self._recorder.observe(self._followers if optimizer is None else [self._recorder.follower(optimizer)], scale)
-
-    def observe_changed_gradients(self) -> None:
-        """`observe_gradients` for the optimizers whose gradients have changed since they were last seen."""
-        self._recorder.observe_changed()
-
-    def expect_writes(self, writes: int) -> None:
-        """Clipping writes to each gradient so many times, in place: where it was more, others have changed it too."""
-        for follower in self._followers:
-            follower.changes.writes = writes
-
-    def has_observed(self, optimizer: Optimizer) -> bool:
-        """The coming step's raw gradients have been seen."""
-        return self._recorder.follower(optimizer).observed
-
-    def has_stepped(self, optimizer: Optimizer) -> bool:
-        """A `step` of it has been seen by this meter."""
-        return id(self._recorder.follower(optimizer).optimizer) in self._recorder.stepped
+        self.recorder.observe(self._followers if optimizer is None else [self.recorder.follower(optimizer)], scale)
 
     def end_step(self) -> None:
         """The joint step is over: K and τ advance. Needed only where several optimizers step in turn."""
-        self._recorder.end_step()
-
-    @property
-    def in_step(self) -> bool:
-        """An optimizer's step has begun to move weights and not ended, or Ctrl-C came while it was being added."""
-        return self._recorder.in_step
-
-    def moved_since(self) -> bool:
-        """Whether weights have been moved since the last step. Syncs."""
-        return any(follower.membership.moved_since() for follower in self._followers)
-
-    def has_moved(self, parameter: Tensor) -> bool:
-        """A measured step has had a gradient of it."""
-        return any(follower.membership.has_moved(parameter) for follower in self._followers)
+        self.recorder.end_step()
 
     def close(self) -> None:
         """Remove the hooks; may be called twice. Numbers can still be computed."""
-        self._recorder.close()
-
-    def stop(self, error: Exception) -> bool:
-        """End the measurement for a fault outside of its hooks: every value is NaN with this reason from here on.
-
-        Returns whether it was going on.
-        """
-        return self._recorder.stop(error)
+        self.recorder.close()
 
     # -- what it says ----------------------------------------------------------------------------------------
 
@@ -235,10 +198,10 @@ class TrajectoryMeter:
         """`compute`, and with it the sketch (4093 float32 on the host) where it is asked for: one sync for both."""
         self.end_step()
         with np.errstate(all="ignore"):  # what is not finite is NaN, with its reason
-            found, totals = self._reader.read(sketch=sketch)
+            found, totals = self.reader.read(sketch=sketch)
         estimates = Estimates(totals, self.entropy_production)
         self.reasons, self._latest = estimates.reasons, totals
-        failure = self._recorder.failure
+        failure = self.recorder.failure
         if failure is not None:
             self.reasons = dict.fromkeys(estimates.values, failure)
             return dict.fromkeys(estimates.values, math.nan), None
@@ -251,7 +214,7 @@ class TrajectoryMeter:
 
     def layers(self) -> dict[str, dict[str, float]]:
         """`compute_layers` as of the last `compute` or `measure`: no sync of its own."""
-        if self._latest is None or self._recorder.failure is not None:
+        if self._latest is None or self.recorder.failure is not None:
             return {}
         return of_layers(self._latest, self.entropy_production)
 
@@ -259,11 +222,6 @@ class TrajectoryMeter:
         """Σ over buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
         found = self.measure(sketch=True)[1]
         return torch.zeros(BUCKETS) if found is None else found
-
-    @property
-    def no_sketch(self) -> str | None:
-        """Why there is no sketch; None where there is one."""
-        return NO_SKETCH if self._reader.scattered else None
 
     def accumulated_mobility(self, parameter: Tensor) -> Tensor:
         """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, in parameter²/loss, in the parameter's shape. Syncs.
@@ -295,19 +253,19 @@ class TrajectoryMeter:
     @property
     def measured_coordinates(self) -> int | None:
         """How many coordinates are measured; None before the first step (of shards: before the first reading)."""
-        return self._reader.numbers[0]
+        return self.reader.numbers[0]
 
     @property
     def optimized_coordinates(self) -> int | None:
         """How many coordinates the optimizers move: as many as are measured, unless some are drawn."""
-        return self._reader.numbers[1]
+        return self.reader.numbers[1]
 
     # -- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors (of shards, each process's own): some vectors of the measured coordinates."""
         self.end_step()
-        return {"settings": self._saved_settings} | checkpoint.state_of(self._recorder, self._reader)
+        return {"settings": self._saved_settings} | checkpoint.state_of(self.recorder, self.reader)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -323,7 +281,7 @@ class TrajectoryMeter:
                 f"the saved measurement was made with {state['settings']}, got {self._saved_settings}: resume with the "
                 "settings that it was made with; sums of different definitions do not add"
             )
-        checkpoint.load(self._recorder, self._reader, state)
+        checkpoint.load(self.recorder, self.reader, state)
         self._places.load([motion for follower in self._followers for motion in follower.motions])
 
     # -- within ----------------------------------------------------------------------------------------------

@@ -86,6 +86,31 @@ class Recorder:
         """An optimizer's step has begun to move weights and not ended, or Ctrl-C came while it was being added."""
         return self.interrupted or any(follower.has_moved for follower in self.followers)
 
+    def has_observed(self, optimizer: Optimizer) -> bool:
+        """The coming step's raw gradients have been seen."""
+        return self.follower(optimizer).observed
+
+    def takes_what_is_given(self, optimizer: Optimizer) -> bool:
+        """The force is what the optimizer is given: nothing is to be seen before its step."""
+        return self.follower(optimizer).changes.mode == "given"
+
+    def has_stepped(self, optimizer: Optimizer) -> bool:
+        """A `step` of it has been entered."""
+        return id(self.follower(optimizer).optimizer) in self.stepped
+
+    def moved_since(self) -> bool:
+        """Whether weights have been moved since the last step. Syncs."""
+        return any(follower.membership.moved_since() for follower in self.followers)
+
+    def has_moved(self, parameter: Tensor) -> bool:
+        """A measured step has had a gradient of it."""
+        return any(follower.membership.has_moved(parameter) for follower in self.followers)
+
+    def expect_writes(self, writes: int) -> None:
+        """Clipping writes to each gradient so many times, in place: where it was more, others have changed it too."""
+        for follower in self.followers:
+            follower.changes.writes = writes
+
     def close(self) -> None:
         """Remove the hooks."""
         while self._handles:

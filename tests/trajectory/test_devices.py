@@ -123,7 +123,7 @@ def reads(
             for _ in range(STEPS - 1):
                 step(parameters, optimizer, meter, clip, skips)
         assert meter.steps == STEPS
-        assert meter._recorder.failure is None, meter._recorder.failure
+        assert meter.recorder.failure is None, meter.recorder.failure
         for motion in meter._followers[0].motions:
             assert motion.coordinates.device.type == "cuda"
         meter.close()

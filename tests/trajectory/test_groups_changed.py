@@ -114,4 +114,4 @@ def test_moved_is_what_a_measured_step_has_moved() -> None:
     parameters[0].grad = None
     optimizer.step()
     meter.close()
-    assert [meter.has_moved(p) for p in parameters] == [False, True, True]
+    assert [meter.recorder.has_moved(p) for p in parameters] == [False, True, True]

@@ -208,10 +208,10 @@ def test_what_has_stepped() -> None:
     meter = TrajectoryMeter([first, second])
     parameters[0].grad = torch.ones_like(parameters[0])
     first.step()
-    assert meter.has_stepped(first)
-    assert not meter.has_stepped(second)
+    assert meter.recorder.has_stepped(first)
+    assert not meter.recorder.has_stepped(second)
     with pytest.raises(ValueError, match="Adam is not one of the optimizers"):
-        meter.has_stepped(Adam(weights()))
+        meter.recorder.has_stepped(Adam(weights()))
 
 
 @pytest.mark.parametrize(
