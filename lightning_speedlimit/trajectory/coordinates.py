@@ -22,7 +22,8 @@ from lightning_speedlimit.trajectory.sums import sum_dtype
 
 HOST = ("cpu",)  # devices whose memory can be read without waiting for them
 ROW = 256
-_CACHED = 1 << 19
+_CACHED = 1 << 16  # coordinates of a stretch, of which a step's vectors stay in the cache of a core
+_AT_ONCE = 1 << 19  # so few are worked on together: more calls would cost more than the cache saves
 _CERTAIN = 1.0 + 1e-12  # 1/π of a unit that can't be missed, with its rounding
 _LARGE = 2.0**-66  # beside it a row's products that float32 does not hold, below 256 · 2^−126, are nothing in float64
 _LOOKED_AT = 16  # steps
@@ -69,7 +70,9 @@ class Coordinates:
         self._spread: tuple[Sequence[int], Tensor] | None = None
         self._cuts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._place(weights, shares)
-        size = _CACHED if self.on_host else self.count * self.width
+        size = self.count * self.width
+        if self.on_host and not (self.exact and size <= _AT_ONCE):
+            size = _CACHED
         self.stretch = max(1, size // self.width)  # rows that are worked on at a time
         self.all_stretches = self.stretches(slice(0, self.count))
         self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
