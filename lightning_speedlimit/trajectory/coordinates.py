@@ -71,9 +71,9 @@ class Coordinates:
         self._cuts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._place(weights, shares)
         size = self.count * self.width
-        if self.on_host and not (self.exact and size <= _AT_ONCE):
-            size = _CACHED
-        self.stretch = max(1, size // self.width)  # rows that are worked on at a time
+        together = not self.on_host or (self.exact and size <= _AT_ONCE)
+        number = 1 if together else max(1, round(size / _CACHED))
+        self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time
         self.all_stretches = self.stretches(slice(0, self.count))
         self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
         self._starts = [self.rows[i].start for i in self._filled]
