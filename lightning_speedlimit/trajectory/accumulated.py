@@ -43,7 +43,7 @@ class AccumulatedMobility:
                 self._kept = self._kept or self.coordinates.vector()
                 entries = self.coordinates.prepared(self._state(run, run.formula.before))
                 for rows in run.stretches:
-                    self.coordinates.gather(entries, self._kept, rows)
+                    self.coordinates.gather(entries, self._kept, rows, run.members.start)
 
     def answer(self, run: Run, clip: Tensor | None, valid: Tensor | None, response: float | None) -> Answer:
         """The run's answer to the force of this step; m += μ where u ≠ 0, stretch by stretch.
@@ -63,7 +63,7 @@ class AccumulatedMobility:
         return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
 
     def entries(self, run: Run) -> dict[str, Sequence[Tensor | None]]:
-        """What the formula reads of each parameter's state, but for what was kept."""
+        """What the formula reads of the state of each of the run's parameters, but for what was kept."""
         found = {}
         for name in run.names:
             if self._kept is None or run.formula is None or name != run.formula.before:
@@ -73,10 +73,12 @@ class AccumulatedMobility:
 
     def at(self, run: Run, entries: dict[str, Sequence[Tensor | None]], rows: slice) -> dict[str, Tensor]:
         """The entries of one stretch."""
+        self._rooms[0].last = None  # others have written there
         while len(self._rooms) < len(entries):
             self._rooms.append(Vector(self.coordinates.room(), room=True))
         rooms = zip(entries.items(), self._rooms, strict=False)
-        found = {name: self.coordinates.gather(own, room, rows) for (name, own), room in rooms}
+        first = run.members.start
+        found = {name: self.coordinates.gather(own, room, rows, first) for (name, own), room in rooms}
         if self._kept is not None and run.formula is not None and run.formula.before is not None:
             found[run.formula.before] = self.coordinates.cut(self._kept.rows, rows)
         if self.averages is not None:
@@ -84,23 +86,21 @@ class AccumulatedMobility:
         return found
 
     def _state(self, run: Run, name: str) -> list[Tensor | None]:
-        found: list[Tensor | None] = [None] * len(self.coordinates.parameters)
-        for i in run.members:
-            entry = self.optimizer.state.get(self.coordinates.parameters[i], {}).get(name)
-            found[i] = entry if isinstance(entry, Tensor) else None
-        return found
+        parameters = self.coordinates.parameters[run.members.start : run.members.stop]
+        entries = (self.optimizer.state.get(p, {}).get(name) for p in parameters)
+        return [entry if isinstance(entry, Tensor) else None for entry in entries]
 
     def _custom(self, run: Run) -> list[Tensor | None]:
         """What a registered function says, spread over each parameter's shape."""
         function = mobility.registered(self.optimizer)
         assert function is not None
-        found: list[Tensor | None] = [None] * len(self.coordinates.parameters)
+        found: list[Tensor | None] = []
         for i in run.members:
             parameter, shape = self.coordinates.parameters[i], self.coordinates.shapes[i]
             value: Any = function(self.optimizer, run.group, parameter)
             if not isinstance(value, Tensor):
                 value = torch.full((), value, dtype=self._like.dtype, device=self._like.device)
-            found[i] = local(value).detach().to(self._like).expand(shape)
+            found.append(local(value).detach().to(self._like).expand(shape))
         return found
 
     def remember(self, run: Run) -> None:
@@ -128,7 +128,7 @@ class AccumulatedMobility:
 
 
 class _Shared:
-    """One μ for all coordinates of a run. told: the first scratch holds 1 where u ≠ 0, else 0."""
+    """One μ for all coordinates of a run. mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
 
     def __init__(
         self, coordinates: Coordinates, run: Run, m: Pair, scratch: Tensor, clip: Tensor | None,
@@ -142,9 +142,9 @@ class _Shared:
             mu = torch.where(valid, mu, torch.zeros_like(mu))
         self._mu, self._m, self._scratch, self._cut = mu, m, scratch, coordinates.cut
 
-    def add(self, rows: slice, update: Tensor, *, told: bool) -> None:
+    def add(self, rows: slice, update: Tensor, *, mask_ready: bool) -> None:
         moved = self._cut(self._scratch, slice(0, rows.stop - rows.start))
-        if not told:
+        if not mask_ready:
             torch.ne(update, 0.0, out=moved)
         low, mu = self._cut(self._m.low, rows), self._mu
         low.addcmul_(moved, mu.to(low.dtype)) if isinstance(mu, Tensor) else low.add_(moved, alpha=mu)
@@ -157,7 +157,7 @@ class _Shared:
 
 
 class _OfEach:
-    """A μ of each coordinate. told: the first scratch holds 1 where u ≠ 0, else 0."""
+    """A μ of each coordinate. mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
 
     def __init__(
         self, mobility: AccumulatedMobility, run: Run, m: Pair, work: Tensor, scratch: tuple[Tensor, Tensor],
@@ -167,7 +167,7 @@ class _OfEach:
         self._clip, self._valid, self._factor = clip, valid, 1.0
         self._entries, self._state = mobility.entries(run), mobility.optimizer.state.get(run.lead, {})
 
-    def add(self, rows: slice, update: Tensor, *, told: bool) -> None:
+    def add(self, rows: slice, update: Tensor, *, mask_ready: bool) -> None:
         run, coordinates = self._run, self._mobility.coordinates
         moved, out = (coordinates.cut(room, slice(0, rows.stop - rows.start)) for room in self._scratch)
         assert run.formula is not None
@@ -180,7 +180,7 @@ class _OfEach:
         if self._valid is not None:  # a skipped first step leaves a state of zeros: 0/0
             torch.where(self._valid, out, torch.ones_like(out), out=out)
         low = coordinates.cut(self._m.low, rows)
-        if not told:
+        if not mask_ready:
             torch.ne(update, 0.0, out=moved)
         low.addcdiv_(moved, out, value=numerator)
         coordinates.step_dot(out.mul_(update), update, moved, coordinates.cut(self._work, rows))

@@ -97,7 +97,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "sums": {name: total.host() for name, total in motion.sums.known.items()},
         "moves": motion.moves.sums.host(),
         "waiting": motion.waiting,
-        "held": (coordinates.held, coordinates.judged),
+        "held": (coordinates.held, coordinates.judged, coordinates.known),
     }
 
 
@@ -156,7 +156,8 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
             motion.sums.load(name, value)
     motion.moves.sums.load_(entry["moves"])
     motion.waiting = entry["waiting"]
-    coordinates.held, coordinates.judged = entry.get("held", (False, 0))
+    held, coordinates.judged, coordinates.known = entry.get("held", (False, 0, 0))
+    coordinates.held = held and coordinates.on_host and coordinates.exact
 
 
 def _pair(motion: Motion, saved: tuple[Tensor, Tensor, int] | None) -> Pair | None:

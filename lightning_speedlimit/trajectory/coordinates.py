@@ -66,8 +66,9 @@ class Coordinates:
         self._zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self._ones = torch.ones(UNIT, dtype=self.dtype, device=self.device)
         self.held, self.judged = False, 0  # float32 holds the products of a step; steps that were asked of
+        self.known = 0  # sums of a row, when they were last looked at
         self._arrays: dict[int, tuple[Tensor, Any]] = {}
-        self._spread: tuple[Sequence[int], Tensor] | None = None
+        self._spread: dict[int, tuple[Sequence[int], Any]] = {}
         self._cuts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._place(weights, shares)
         size = self.count * self.width
@@ -76,8 +77,8 @@ class Coordinates:
         self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time
         self.all_stretches = self.stretches(slice(0, self.count))
         self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
-        self._starts = [self.rows[i].start for i in self._filled]
-        self._even = self.exact and set(self.shares) <= {1.0}  # all weights are 1
+        self._starts = np.array([self.rows[i].start for i in self._filled], dtype=np.int64)
+        self._unweighted = self.exact and set(self.shares) <= {1.0}
         layout = Layout(self.rows, self.shapes, self.drawn, self.width, self.count)
         plain = self.local and not any(p.is_complex() for p in parameters)
         self._gathering = Gathering(layout, self.all_stretches, self.dtype, on_host=self.on_host, plain=plain)
@@ -126,18 +127,16 @@ class Coordinates:
         """Zeros, as many as a stretch may have."""
         return torch.zeros(min(self.stretch, self.count), self.width, dtype=self.dtype, device=self.device)
 
-    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice | None = None) -> Tensor:
-        """The measured coordinates of one tensor for each parameter; zeros for None.
-
-        Args:
-            rows: these alone, of tensors that are `prepared`. None: all.
-        """
-        if rows is not None:
-            return self._gathering.gather(tensors, into, rows)
+    def gather_all(self, tensors: Sequence[Tensor | None], into: Vector) -> Tensor:
+        """The measured coordinates of one tensor for each parameter; zeros for None."""
         tensors = self.prepared(tensors)
-        for here in self.all_stretches:
-            self._gathering.gather(tensors, into, here)
+        for rows in self.all_stretches:
+            self.gather(tensors, into, rows)
         return into.rows
+
+    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice, first: int = 0) -> Tensor:
+        """Those at some rows, of tensors that are `prepared`; first: the parameter that the first one belongs to."""
+        return self._gathering.gather(tensors, into, rows, first)
 
     def prepared(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Strided, real, local."""
@@ -165,7 +164,7 @@ class Coordinates:
         torch.sum(product, 1, out=out) if self.exact else torch.mv(product, self._ones, out=out)
 
     def step_dot(self, a: Tensor, b: Tensor, scratch: Tensor, out: Tensor) -> None:
-        """`dot` of what stays from step to step: by plain products, where `judge` has seen that float32 holds them."""
+        """`dot` of views that are kept: by plain products, where `judge` has seen that float32 holds them."""
         if self.held:
             sums = self._array(out)
             _row_dots(self._array(a), self._array(b), out=sums)
@@ -185,14 +184,15 @@ class Coordinates:
     def judge(self, sums: Sequence[Tensor]) -> None:
         """From the run's sums of each row: whether the products of the next steps may be summed up plainly.
 
-        They may where all sums are 0 or so large that what is lost of a step's is nothing beside them. Where they are,
-        it is looked at again now and then: coordinates at rest may begin to move.
+        They may where each sum is 0 or so large that what float32 loses of a step's products is nothing beside it, and
+        no sum has just begun. It is looked at again every 16 steps: coordinates at rest may begin to move.
         """
         self.judged += 1
         if self.on_host and self.exact and not (self.held and self.judged % _LOOKED_AT):
             sizes = np.abs(np.concatenate([row.numpy() for row in sums]))
-            some = np.count_nonzero(sizes)
-            self.held = bool(some > 0 and np.count_nonzero(sizes >= _LARGE) == some)
+            some, known = np.count_nonzero(sizes), self.known == len(sums)
+            self.held = bool(known and some > 0 and np.count_nonzero(sizes >= _LARGE) == some)
+            self.known = len(sums)
 
     def squares(self, a: Tensor, out: Tensor) -> None:
         """out ← Σ a² of each row, in float64 where there is one: whatever its size, it is not lost."""
@@ -205,16 +205,24 @@ class Coordinates:
     def totals(self, row: Tensor, places: Sequence[int], number: int) -> Tensor:
         """(number,): Σ weight x over a number x of each row, of the parameters at each place; places: of each one."""
         if self.on_host:
-            own = row.numpy() if self._even else row.numpy() * self._array(self.weights)
+            own = row.numpy() if self._unweighted else row.numpy() * self._array(self.weights)
             sums = np.add.reduceat(own, self._starts, dtype=np.float64)
-            return torch.from_numpy(np.bincount([places[i] for i in self._filled], sums, number))
+            return torch.from_numpy(np.bincount(self._spread_of(places)[1], sums, number))
         weighted = row * self.weights
         found = weighted.new_zeros(number)
         if number == 1:
             return found.add_(weighted.sum())
-        if self._spread is None or self._spread[0] is not places:
-            self._spread = places, self.of_each(places)
-        return found.index_add_(0, self._spread[1], weighted)
+        return found.index_add_(0, self._spread_of(places)[1], weighted)
+
+    def _spread_of(self, places: Sequence[int]) -> tuple[Sequence[int], Any]:
+        """Places of the parameters that have rows, for numpy; on a device those of all rows."""
+        found = self._spread.get(id(places))
+        if found is None:
+            spread = (
+                np.array([places[i] for i in self._filled], dtype=np.int64) if self.on_host else self.of_each(places)
+            )
+            found = remember(self._spread, id(places), (places, spread))
+        return found
 
     def norm_squared(self, vector: Tensor) -> Tensor:
         """Σ weight x² over all rows of a vector."""

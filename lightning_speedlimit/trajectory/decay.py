@@ -29,7 +29,7 @@ class Decay:
         self._squares, self._work = coordinates.row(), coordinates.row()
 
     def begin(self, runs: list[Run], theta: Tensor) -> None:
-        """A step: up to here there may have been no decay."""
+        """Before a step's updates are seen: it may be the first one with decay."""
         if self.travelled is None and any(run.decoupled for run in runs):
             self.travelled = Pair(self._start)
             if not self._sampled:
@@ -46,9 +46,7 @@ class Decay:
         if run.decoupled:
             decay = _share(run)
             decay = decay if valid is None else decay * valid.to(sum_dtype(update.device))
-            parameters = coordinates.parameters[run.members.start : run.members.stop]
-            coarsest = max(torch.finfo(p.dtype).eps for p in parameters)
-            remove_decay(update, theta, decay, coarsest, rooms[0], low if self._sampled else None)
+            remove_decay(update, theta, decay, run.coarsest, rooms[0], low if self._sampled else None)
             coordinates.step_dot(update, update, rooms[1], coordinates.cut(self._squares, rows))
             coordinates.step_dot(gradient, theta, rooms[1], coordinates.cut(self._work, rows))
         if not self._sampled:

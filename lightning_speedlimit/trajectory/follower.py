@@ -141,7 +141,7 @@ class Follower:
         for motion in self.motions[len(self._given) :]:
             self._given.append(motion.coordinates.vector())
         for motion, vector in zip(self.motions, self._given, strict=True):
-            motion.coordinates.gather(motion.gradients(), vector)
+            motion.coordinates.gather_all(motion.gradients(), vector)
             if self._scale is not None:
                 vector.rows.div_(self._scale)
         given = [vector.rows for vector in self._given]
@@ -177,7 +177,7 @@ class Follower:
             return
         for motion in self.motions:
             vector = motion.coordinates.vector()
-            motion.coordinates.gather(motion.gradients(), vector)
+            motion.coordinates.gather_all(motion.gradients(), vector)
             self._entered.append(vector.rows if scale is None else vector.rows.div_(scale))
 
     def _fresh(self) -> bool:
@@ -206,7 +206,7 @@ class Follower:
             there = (rows != 0).any()
             if not moved_already:
                 now = motion.coordinates.vector()
-                motion.coordinates.gather(motion.coordinates.parameters, now)
+                motion.coordinates.gather_all(motion.coordinates.parameters, now)
                 there &= (now.rows != motion.theta.rows).any()
             torch.where(there, rows, motion.gradient.rows, out=motion.gradient.rows)
 

@@ -14,6 +14,7 @@ from lightning_speedlimit.trajectory.shards import local
 
 _Key = TypeVar("_Key")
 _View = TypeVar("_View")
+_PLAIN = (Tensor, torch.nn.Parameter)
 UNIT = 8  # contiguous coordinates that are drawn together
 _MOST = 1 << 14  # views that are kept: other parameters may be without a gradient at each step
 
@@ -99,23 +100,30 @@ class Gathering:
         self._offsets: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     def prepared(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        """Strided, real, local."""
-        if self._plain and all(t is None or t.layout is torch.strided for t in tensors):
-            return tensors
-        return [None if t is None else dense(t) for t in tensors]
+        """Strided, real, local; contiguous where they may lie in several stretches."""
+        found = tensors
+        if not self._plain or not all(t is None or t.layout is torch.strided for t in tensors):
+            found = [None if t is None else dense(t) for t in tensors]
+        if self._exact and len(self._stretches) > 1 and not all(t is None or t.is_contiguous() for t in found):
+            found = [None if t is None else t.contiguous() for t in found]
+        return found
 
-    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice) -> Tensor:
-        """The measured coordinates at some rows, of one prepared tensor for each parameter; zeros for None."""
+    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice, first: int = 0) -> Tensor:
+        """The measured coordinates at some rows, of one prepared tensor for each parameter; zeros for None.
+
+        Args:
+            first: the parameter that the first tensor belongs to.
+        """
         stretch = self._stretch(into, rows)
         if stretch.pads and into.last is not stretch:
             torch._foreach_zero_(stretch.pads)
         into.last = stretch
-        if stretch.whole is not None and all(t is not None for t in tensors):
+        if stretch.whole is not None and all(t is not None for t in tensors):  # of all parameters
             torch._foreach_copy_(stretch.whole, tensors)  # type: ignore[arg-type]
             return stretch.found
         views, sources = list[Tensor](), list[Tensor]()
         for piece in stretch.pieces:
-            tensor = tensors[piece.member]
+            tensor = tensors[piece.member - first]
             if tensor is None:
                 piece.view.zero_()
                 if piece.tail is not None:
@@ -131,8 +139,8 @@ class Gathering:
 
     def holds(self, vector: Vector, tensors: Sequence[Tensor | None]) -> bool:
         """On the host: gathered now, they would be what the vector holds. On a device False: it is not known."""
-        if not self._on_host:
-            return False
+        if not self._on_host or not self._stretches:
+            return self._on_host
         if self._exact and self._plain:
             known = _as_they_are(self._stretch(vector, slice(0, self._layout.length)).pieces, tensors, self._dtype)
             if known is not None:
@@ -148,7 +156,7 @@ class Gathering:
         if found is None:
             found = self._made(into, rows)
             into.pieces += len(found.pieces)
-            if into.pieces > _MOST:
+            if into.pieces > max(_MOST, 4 * len(self._layout.rows)):
                 into.stretches.clear()
                 into.pieces = len(found.pieces)
             into.stretches[key] = found
@@ -234,9 +242,9 @@ def _as_they_are(pieces: list[_Piece], tensors: Sequence[Tensor | None], dtype: 
     """Whether whole parameters are there bit by bit; None: not all of the tensors can be compared so."""
     for piece in pieces:
         tensor = tensors[piece.member]
-        if _memcmp is None or tensor is None or tensor.dtype is not dtype or tensor.layout is not torch.strided:
-            return None
-        if not tensor.is_contiguous():
+        if _memcmp is None or type(tensor) not in _PLAIN or tensor is None or tensor.dtype is not dtype:
+            return None  # a tensor of another class may have no memory of its own
+        if not (tensor.is_cpu and tensor.is_contiguous() and tensor.shape == piece.view.shape and tensor.data_ptr()):
             return None
         if _memcmp(tensor.data_ptr(), piece.view.data_ptr(), tensor.nbytes):
             return False

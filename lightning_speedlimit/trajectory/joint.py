@@ -108,7 +108,7 @@ class JointSteps:
         squares = total([motion.layer_squares(len(self.layers)) for motion in motions])
         squared = squares.sum()
         for motion in motions:
-            motion.share_path(squared.to(motion.coordinates.device, non_blocking=True))
+            motion.share_path(squared.to(motion.coordinates.device))
         if any(self.layers) and self.rows is None:  # of shards, no process knows a layer's path
             self._add_paths(squares)
         if self.rows is not None:

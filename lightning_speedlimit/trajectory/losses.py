@@ -100,12 +100,10 @@ def _compared(line: Extrapolation, shorter: list[Extrapolation], errors: float) 
         errors: standard errors between two lines, above which the longer one is bent.
     """
     own = line.error_squared - line.bias_squared
-    apart = [
-        (line.value - other.value) ** 2
-        for other in shorter
-        if (line.value - other.value) ** 2 > errors**2 * max(0.0, other.error_squared - other.bias_squared - own)
-    ]
-    hidden = max(((line.value - other.value) ** 2 for other in shorter), default=0.0)
+    squares = [(line.value - other.value) * (line.value - other.value) for other in shorter]  # `**` may raise
+    noise = [max(0.0, other.error_squared - other.bias_squared - own) for other in shorter]
+    apart = [squared for squared, own in zip(squares, noise, strict=True) if squared > errors**2 * own]
+    hidden = max(squares, default=0.0)
     return replace(line, bias_squared=max([line.bias_squared, *apart]), hidden_squared=hidden)
 
 
@@ -143,7 +141,7 @@ def _bias_squared(mean: float, first: _Numbers, squares: float, residual: _Numbe
         return 0.0  # the points carry no parabola
     coefficient = float(second @ residual) / height
     at_target = mean**2 - squares / len(first) + mean * skew
-    return at_target**2 * max(0.0, coefficient**2 - variance / height)
+    return at_target * at_target * max(0.0, coefficient * coefficient - variance / height)
 
 
 def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float]], step: int) -> LossDrop:

@@ -192,7 +192,7 @@ def _custom(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tens
     """A registered function's μ: out = 1/μ, kept finite so that an idle coordinate with μ = 0 counts 0."""
     assert out is not None
     torch.reciprocal(stretch[CUSTOM], out=out)
-    out.clamp_(max=torch.finfo(out.dtype).max)
+    out.clamp_(max=torch.finfo(out.dtype).max ** 0.5)  # clipping divides it by its factor
     return 1.0
 
 

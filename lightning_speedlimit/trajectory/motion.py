@@ -35,7 +35,7 @@ from lightning_speedlimit.trajectory.sums import sum_dtype
 from lightning_speedlimit.trajectory.valid import masked
 
 
-class _Stretch(NamedTuple):
+class _Views(NamedTuple):
     """Of some rows; room, other: scratch."""
 
     theta: Tensor
@@ -79,13 +79,13 @@ class Motion:
         self.waiting = False  # `update` has met no gradient yet
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
-        self._stretches: dict[tuple[int, int, int], _Stretch] = {}
+        self._stretches: dict[tuple[int, int, int], _Views] = {}
         self._met = False
         self.snapshots = snapshots
         self.snapshot: Tensor | None = None
         layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
         self._layer = [layers.index(m.layer) for m in members]
-        coordinates.gather(coordinates.parameters, self.theta)
+        coordinates.gather_all(coordinates.parameters, self.theta)
         self.start.copy_(self.theta.rows)
         self.moves = Moves(coordinates, self.start)
 
@@ -105,7 +105,7 @@ class Motion:
         self.closed = False
         gradients = self.gradients()
         self.missing = [i for i, g in enumerate(gradients) if g is None]
-        self.coordinates.gather(gradients, self.gradient)
+        self.coordinates.gather_all(gradients, self.gradient)
         if scale is not None:
             self.gradient.rows.div_(scale)
 
@@ -158,7 +158,7 @@ class Motion:
             self.overlap.keep(self.gradient, valid, measured=measured)
         parameters = self.coordinates.prepared(self.coordinates.parameters)
         if not measured:
-            self.coordinates.gather(parameters, self.theta)
+            self.coordinates.gather_all(parameters, self.theta)
             self._count_unmeasured()
             return
         self.snapshot = self.sums.totals() if self.snapshots else None
@@ -173,7 +173,7 @@ class Motion:
             for rows in run.stretches:
                 self._move(run, rows, parameters, valid)
                 if answer is not None:
-                    answer.add(rows, self._at(rows).update, told=bool(run.decoupled))
+                    answer.add(rows, self._at(rows).update, mask_ready=bool(run.decoupled))
             free = self.decay.squares(run, self.squares)
             if answer is not None:
                 work, factor = answer.work(free)
@@ -211,7 +211,10 @@ class Motion:
                 self.mobility.remember(run)
 
     def _move(self, run: Run, rows: slice, parameters: Sequence[Tensor | None], valid: Tensor | None) -> None:
-        """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}."""
+        """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}.
+
+        With decoupled decay `here.room` holds the mask of u ≠ 0 from `take_out` on.
+        """
         here, after = self._at(rows), self.coordinates.gather(parameters, self.room, rows)
         update = torch.sub(after, here.theta, out=here.update)
         self.coordinates.step_dot(update, update, here.room, here.squares)
@@ -260,9 +263,9 @@ class Motion:
 
     def now(self) -> Tensor:
         """θ as it is."""
-        return self.coordinates.gather(self.coordinates.parameters, self.coordinates.vector())
+        return self.coordinates.gather_all(self.coordinates.parameters, self.coordinates.vector())
 
-    def _at(self, rows: slice) -> _Stretch:
+    def _at(self, rows: slice) -> _Views:
         """The vectors at some rows, as views that are made once."""
         key = rows.start, rows.stop, id(self.gradient)
         found = self._stretches.get(key)
@@ -270,5 +273,5 @@ class Motion:
             vectors = (self.theta.rows, self.update, self.gradient.rows)
             each = (self.squares, self.work, self.anti)
             rooms = (room[: rows.stop - rows.start] for room in self.scratch)
-            found = remember(self._stretches, key, _Stretch(*(t[rows] for t in (*vectors, *each)), *rooms))
+            found = remember(self._stretches, key, _Views(*(t[rows] for t in (*vectors, *each)), *rooms))
         return found

@@ -33,6 +33,8 @@ class Moves:
         coordinates, dtype, found = self._coordinates, sum_dtype(self._coordinates.device), []
         for rows, after, now, room, row in parts:
             moved = torch.sub(now, after, out=room)
+            if coordinates.on_host and not any(torch.aminmax(moved)):
+                continue  # on a device, looking would wait for it
             if self.origin is None and (coordinates.on_host or self._written() != self._version):
                 self.origin = self._start.clone()
             self._start[rows].add_(moved)

@@ -35,8 +35,8 @@ def _never_raising(method: _Method) -> _Method:
         if recorder.failure is not None:
             return None
         enabled = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)
         try:
+            torch.set_grad_enabled(False)
             with np.errstate(all="ignore"):  # what is not finite is NaN when it is read
                 return method(recorder, *args, **kwargs)
         except Exception as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -42,7 +43,8 @@ class Member:
 class Run:
     """Neighbouring parameters of one group, all with a gradient or none of them, after equally many steps.
 
-    lead: the first that has coordinates here; the optimizer's numbers of it (its step) are those of all.
+    lead: the first that has coordinates here; the optimizer's numbers of it (its step) are those of all. coarsest: the
+    largest ε of their dtypes.
     """
 
     group: dict[str, Any]
@@ -53,6 +55,7 @@ class Run:
     formula: Formula | None
     missing: bool
     lead: Tensor
+    coarsest: float
     decays: Literal["coupled", "decoupled", "unknown"]
 
     @property
@@ -119,6 +122,7 @@ class Runs:
                     mobility.formula(self._optimizer, group) if first.known else None,
                     here[0] in missing,
                     next((p for p in parameters if p.numel()), parameters[0]),
+                    max(torch.finfo(p.dtype).eps for p in parameters),
                     mobility.decays(self._optimizer, group),
                 )
             )

@@ -91,14 +91,14 @@ def draws(draw: st.DrawFn) -> Drawn:
 def test_each_measured_coordinate_is_gathered_once(drawn: Drawn, layout: str, absent: bool) -> None:
     coordinates = drawn.coordinates
     vector = coordinates.vector()
-    found = coordinates.gather(drawn.parameters, vector).double().reshape(-1)
+    found = coordinates.gather_all(drawn.parameters, vector).double().reshape(-1)
     assert torch.equal(found, drawn.expected(drawn.parameters))
     others: list[Tensor | None] = [
         laid_out(tuple(p.shape), layout, p.dtype, 20 + i) for i, p in enumerate(drawn.parameters)
     ]
     if absent:
         others[0] = None
-    found = coordinates.gather(others, vector).double().reshape(-1)
+    found = coordinates.gather_all(others, vector).double().reshape(-1)
     assert torch.equal(found, drawn.expected(others))
     assert sum(coordinates.numbers) == sum(len(place) for place in drawn.places)
     assert coordinates.width == (ROW if coordinates.exact else UNIT)
@@ -109,7 +109,7 @@ def test_each_measured_coordinate_is_gathered_once(drawn: Drawn, layout: str, ab
 def test_rows_and_weights(drawn: Drawn) -> None:
     coordinates = drawn.coordinates
     vector = coordinates.vector()
-    coordinates.gather(drawn.parameters, vector)
+    coordinates.gather_all(drawn.parameters, vector)
     assert [r.start for r in coordinates.rows] == [0, *(r.stop for r in coordinates.rows[:-1])]
     assert coordinates.rows[-1].stop == coordinates.count == len(coordinates.weights)
     for i, (p, place, weight) in enumerate(zip(drawn.parameters, drawn.places, drawn.weights, strict=True)):
@@ -139,7 +139,7 @@ def test_sparse_gradients_count_duplicates_together(sampled: bool) -> None:
     sparse = torch.sparse_coo_tensor(
         torch.tensor([[1, 8, 1]]), torch.arange(15.0).view(3, 5), (9, 5), check_invariants=True
     )
-    found = drawn.coordinates.gather([sparse, torch.ones(3)], drawn.coordinates.vector())
+    found = drawn.coordinates.gather_all([sparse, torch.ones(3)], drawn.coordinates.vector())
     whole = torch.zeros(9, 5)
     whole[1], whole[8] = torch.arange(5.0) + torch.arange(10.0, 15.0), torch.arange(5.0, 10.0)
     assert torch.equal(found.double().reshape(-1), drawn.expected([whole, torch.ones(3)]))
@@ -149,7 +149,7 @@ def test_some_rows_alone_leave_the_others_as_they_are() -> None:
     parameters = [torch.full((n,), float(n)) for n in (5, 300, 9)]
     drawn = Drawn(parameters, seed=0, sampled=False)
     vector = drawn.coordinates.vector()
-    drawn.coordinates.gather(parameters, vector)
+    drawn.coordinates.gather_all(parameters, vector)
     drawn.coordinates.gather([torch.zeros_like(p) for p in parameters], vector, drawn.coordinates.rows[1])
     assert torch.equal(vector.rows.double().reshape(-1), drawn.expected([parameters[0], None, parameters[2]]))
 
@@ -172,7 +172,7 @@ def test_a_room_holds_one_stretch_after_the_other(drawn: Drawn, size: int) -> No
 @given(draws(), layouts)
 def test_whether_a_vector_holds_what_is_there(drawn: Drawn, layout: str) -> None:
     coordinates, vector = drawn.coordinates, drawn.coordinates.vector()
-    coordinates.gather(drawn.parameters, vector)
+    coordinates.gather_all(drawn.parameters, vector)
     assert coordinates.holds(vector, drawn.parameters)
     again = [laid_out(tuple(p.shape), layout, p.dtype, 40) for p in drawn.parameters]
     for i, place in enumerate(drawn.places):
@@ -271,15 +271,28 @@ def test_only_sums_that_lose_nothing_are_held() -> None:
     """Where all of a run's sums are 0 or large beside 256 products below the range of float32; looked at again."""
     coordinates = Coordinates([torch.zeros(512)], [None], [None], [1.0])
     rows = torch.zeros(2, dtype=torch.float64)
+    ones = torch.ones(2, dtype=torch.float64)
+    coordinates.judge([rows])
     coordinates.judge([rows])
     assert not coordinates.held, "nothing is known yet"
     rows[0] = 1e-30
-    coordinates.judge([rows, torch.ones(2, dtype=torch.float64)])
+    for _ in range(2):
+        coordinates.judge([rows, ones])
     assert not coordinates.held
     rows[0] = -1e-15
-    coordinates.judge([rows])
+    coordinates.judge([rows, ones, ones])
+    assert not coordinates.held, "a sum has begun, and may be 0 for what it lost"
+    coordinates.judge([rows, ones, ones])
     assert coordinates.held
     rows[1] = 1e-30
     for _ in range(16):
-        coordinates.judge([rows])
+        coordinates.judge([rows, ones, ones])
     assert not coordinates.held
+
+
+def test_of_no_coordinates_nothing_has_moved() -> None:
+    """A process may hold none of a flat parameter."""
+    empty = torch.zeros(0)
+    coordinates = Coordinates([empty], [None], [None], [1.0])
+    assert coordinates.holds(coordinates.vector(), [empty])
+    assert coordinates.totals(coordinates.row(), [0], 1).tolist() == [0.0]
