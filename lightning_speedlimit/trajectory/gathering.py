@@ -128,9 +128,14 @@ class Gathering:
                 piece.view.zero_()
                 if piece.tail is not None:
                     piece.tail.zero_()
+            elif piece.low is None and piece.units is None:
+                views.append(piece.view)
+                sources.append(tensor)
+            elif tensor.numel() != (size := self._layout.shapes[piece.member].numel()):
+                raise ValueError(f"a parameter of {size} coordinates has {tensor.numel()} now: measure anew from there")
             elif piece.units is None:
                 views.append(piece.view)
-                sources.append(tensor if piece.low is None else tensor.reshape(-1)[piece.low : piece.high])
+                sources.append(tensor.reshape(-1)[piece.low : piece.high])
             else:
                 self._take(piece, tensor.detach())
         if views:

@@ -59,14 +59,15 @@ def test_gradients_without_memory_of_their_own() -> None:
     assert found[0] == pytest.approx(found[1], nan_ok=True, rel=1e-6)
 
 
-def test_weights_that_were_given_more_memory() -> None:
-    """The measurement ends, and says so; nothing beyond the vector is read."""
-    p = nn.Parameter(torch.randn(300))
+@pytest.mark.parametrize(("size", "coordinates"), [(300, "all"), (600_000, "all"), (3000, 64)])
+def test_weights_that_were_given_more_memory(size: int, coordinates: Any) -> None:
+    """The measurement ends, and says so; nothing beyond the vector is read. In one stretch, in several, and drawn."""
+    p = nn.Parameter(torch.randn(size))
     optimizer = SGD([p], lr=0.1)
-    meter = TrajectoryMeter(optimizer)
-    p.grad = torch.ones(300)
+    meter = TrajectoryMeter(optimizer, coordinates=coordinates)
+    p.grad = torch.ones(size)
     optimizer.step()
-    p.data, p.grad = torch.randn(3_000_000), torch.ones(3_000_000)
+    p.data, p.grad = torch.randn(2 * size), torch.ones(2 * size)
     with pytest.warns(UserWarning, match="the measurement stopped at step 1"):
         optimizer.step()
     assert math.isnan(meter.compute()["action"])
