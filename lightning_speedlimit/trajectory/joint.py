@@ -108,8 +108,8 @@ class JointSteps:
         squares = total([motion.layer_squares(len(self.layers)) for motion in motions])
         squared = squares.sum()
         for motion in motions:
-            here = motion.coordinates
-            motion.share_path(squared.to(here.device, non_blocking=not here.on_host))  # the host reads it at once
+            own = motion.coordinates
+            motion.share_path(squared.to(own.device, non_blocking=not own.on_host))  # the host reads it at once
         if any(self.layers) and self.rows is None:  # of shards, no process knows a layer's path
             self._add_paths(squares)
         if self.rows is not None:
