@@ -27,6 +27,7 @@ _AT_ONCE = 1 << 19  # so few are worked on together: more calls would cost more 
 _CERTAIN = 1.0 + 1e-12  # 1/π of a unit that can't be missed, with its rounding
 _LARGE = 2.0**-66  # beside it a row's products that float32 does not hold, below 256 · 2^−126, are nothing in float64
 _LOOKED_AT = 16  # steps
+_FEW = 4  # ways to divide the parameters, of layers and of groups, that are kept
 # numpy's scalar products of rows go through the numbers once, torch's product and sum twice.
 _row_dots: Callable[..., Any] = getattr(np, "vecdot", None) or functools.partial(np.einsum, "ij,ij->i")
 
@@ -68,7 +69,7 @@ class Coordinates:
         self.held, self.judged = False, 0  # float32 holds the products of a step; steps that were asked of
         self.known = 0  # sums of a row, when they were last looked at
         self._arrays: dict[int, tuple[Tensor, Any]] = {}
-        self._spread: dict[int, tuple[Sequence[int], Any]] = {}
+        self._spread: dict[tuple[int, ...], Any] = {}
         self._cuts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._place(weights, shares)
         size = self.count * self.width
@@ -207,21 +208,21 @@ class Coordinates:
         if self.on_host:
             own = row.numpy() if self._unweighted else row.numpy() * self._array(self.weights)
             sums = np.add.reduceat(own, self._starts, dtype=np.float64)
-            return torch.from_numpy(np.bincount(self._spread_of(places)[1], sums, number))
+            return torch.from_numpy(np.bincount(self._spread_of(places), sums, number))
         weighted = row * self.weights
         found = weighted.new_zeros(number)
         if number == 1:
             return found.add_(weighted.sum())
-        return found.index_add_(0, self._spread_of(places)[1], weighted)
+        return found.index_add_(0, self._spread_of(places), weighted)
 
-    def _spread_of(self, places: Sequence[int]) -> tuple[Sequence[int], Any]:
+    def _spread_of(self, places: Sequence[int]) -> Any:
         """Places of the parameters that have rows, for numpy; on a device those of all rows."""
-        found = self._spread.get(id(places))
+        key = tuple(places)
+        found = self._spread.get(key)
         if found is None:
-            spread = (
-                np.array([places[i] for i in self._filled], dtype=np.int64) if self.on_host else self.of_each(places)
-            )
-            found = remember(self._spread, id(places), (places, spread))
+            own = [places[i] for i in self._filled]
+            found = np.array(own, dtype=np.int64) if self.on_host else self.of_each(places)
+            self._spread = {**self._spread, key: found} if len(self._spread) < _FEW else {key: found}
         return found
 
     def norm_squared(self, vector: Tensor) -> Tensor:

@@ -178,3 +178,20 @@ def test_views_are_not_kept_for_ever(drawn: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates._CACHED", 512)
     few, many = (tensors_kept(drawn, most, monkeypatch) for most in (40, 10**9))
     assert few < 0.6 * many
+
+
+@pytest.mark.parametrize("hosts", [("cpu",), ()], ids=["host", "device"])
+def test_a_reading_keeps_nothing(hosts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates.HOST", hosts)
+    parameters = [nn.Parameter(torch.randn(300)) for _ in range(4)]
+    optimizer = AdamW([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=0.01)
+    meter, counts = TrajectoryMeter(optimizer, layer_of=lambda p: str(parameters[0] is p)), []
+    for _ in range(12):
+        for p in parameters:
+            p.grad = torch.randn(300)
+        optimizer.step()
+        meter.compute()
+        spread = meter.recorder.followers[0].motions[0].coordinates._spread
+        counts.append((sum(1 for _ in tensors_under(meter, set())), len(spread)))
+    assert counts[3:] == [counts[2]] * 9
+    meter.close()
