@@ -109,6 +109,21 @@ def test_a_batch_that_can_not_be_looked_into_ends_nothing(kind: Any) -> None:
     assert kind.__name__ in count.reasons["samples"]
 
 
+@pytest.mark.parametrize(("rows", "said"), [(12, 8), (8, 4)], ids=["other rows", "another loader"])
+def test_batches_that_are_no_longer_as_the_loader_says(rows: int, said: int) -> None:
+    fake = SimpleNamespace(
+        world_size=1, num_training_batches=4, is_last_batch=False, train_dataloader=SimpleNamespace(batch_size=8)
+    )
+    count = SampleCount(None, fake)
+    for _ in range(2):
+        count.begin(fake, torch.zeros(8, 3))
+    assert not count.reasons
+    if said != 8:
+        fake.train_dataloader = SimpleNamespace(batch_size=said)
+    count.begin(fake, torch.zeros(rows, 3))
+    assert f"{rows} rows, where the DataLoader says {said} samples" in count.reasons["samples"]
+
+
 # --- trainings
 
 

@@ -12,7 +12,10 @@ class Marks:
     """Of tensors, some of which may be None; keeps none of them alive (an address alone is soon another's)."""
 
     def __init__(self, tensors: Sequence[Tensor | None] = ()) -> None:
-        self._marks = [None if t is None else (weakref.ref(t), t._version, _address(t)) for t in tensors]
+        try:
+            self._marks = [None if t is None else (weakref.ref(t), t._version, t.data_ptr()) for t in tensors]
+        except (RuntimeError, NotImplementedError):
+            self._marks = [None if t is None else (weakref.ref(t), t._version, _address(t)) for t in tensors]
 
     def hold(self, tensors: Sequence[Tensor | None]) -> bool:
         """They are the same, and nothing has been written to them (through .data it would leave no trace)."""
@@ -22,7 +25,7 @@ class Marks:
             if mark is None or tensor is None:
                 if not (mark is None and tensor is None):
                     return False
-            elif mark[0]() is not tensor or mark[1:] != (tensor._version, _address(tensor)):
+            elif mark[0]() is not tensor or mark[1] != tensor._version or mark[2] != _address(tensor):
                 return False
         return True
 

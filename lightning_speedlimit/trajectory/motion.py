@@ -65,7 +65,9 @@ class Motion:
         self.per_rate = per_rate
         self.theta, self.gradient = coordinates.vector(), coordinates.vector()  # θ_k; from `close` on θ_{k+1}
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
-        self.room = Vector(coordinates.room(), room=True)
+        # Where one stretch is all, θ_{k+1} is gathered beside θ_k, and they change places.
+        self._turns = len(coordinates.all_stretches) == 1
+        self.room = coordinates.vector() if self._turns else Vector(coordinates.room(), room=True)
         self.scratch = coordinates.room(), coordinates.room()
         self.mobility = AccumulatedMobility(optimizer, coordinates, self.scratch, self.start)
         self.decay = Decay(coordinates, self.start, sampled=snapshots)
@@ -79,7 +81,7 @@ class Motion:
         self.waiting = False  # `update` has met no gradient yet
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
-        self._stretches: dict[tuple[int, int, int], _Views] = {}
+        self._stretches: dict[tuple[int, int, int, int], _Views] = {}
         self._met = False
         self.snapshots = snapshots
         self.snapshot: Tensor | None = None
@@ -178,6 +180,8 @@ class Motion:
             if answer is not None:
                 work, factor = answer.work(free)
                 self.sums.add("work_action", masked(work, valid), factor, run.rows)
+        if self._turns:
+            self.theta, self.room = self.room, self.theta
         if self.mobility.m is not None:
             self.mobility.m.added()
         self._add_update(runs, rates, valid)
@@ -224,7 +228,8 @@ class Motion:
             drop, middle = torch.empty_like(here.work), torch.add(here.theta, after, out=here.other)
             self.coordinates.dot(middle, update, here.room, drop)
             self.sums.add("l2_drop", masked(drop, valid), 0.5 * run.coupled, rows)
-        here.theta.copy_(after)
+        if not self._turns:
+            here.theta.copy_(after)
 
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> Answer | None:
         """m and Σ u²/μ, where there is a formula."""
@@ -267,7 +272,7 @@ class Motion:
 
     def _at(self, rows: slice) -> _Views:
         """The vectors at some rows, as views that are made once."""
-        key = rows.start, rows.stop, id(self.gradient)
+        key = rows.start, rows.stop, id(self.gradient), id(self.theta)
         found = self._stretches.get(key)
         if found is None:
             vectors = (self.theta.rows, self.update, self.gradient.rows)
