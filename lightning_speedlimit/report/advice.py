@@ -20,7 +20,7 @@ import numpy as np
 
 from lightning_speedlimit.checks.guard import look, shown
 from lightning_speedlimit.record import RunRecord
-from lightning_speedlimit.record.tuning import Tuned, Tuning, is_plain_sgd
+from lightning_speedlimit.record.tuning import Tuned, Tuning
 from lightning_speedlimit.report.course import Plateau, clipped, divergence, plateau
 from lightning_speedlimit.report.findings_of_course import MOSTLY
 from lightning_speedlimit.report.interpolation import Interval
@@ -195,7 +195,7 @@ def _cautions(record: RunRecord, stopped: Plateau | None) -> list[str]:
         if (run.get("accumulate_grad_batches") or 1) > 1:
             size = run.get("batch_size")
             said.append(f"BatchNorm normalises by the {size} samples of one batch, however many are accumulated")
-    if not is_plain_sgd(run):
+    if any("Adam" in str(o.get("class")) for o in run.get("optimizers") or ()):
         said.append(
             "where it was tried, Adam's larger batches took fewer steps than this says, up to three times fewer"
         )
