@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,7 @@ class Tuning:
             raise ValueError(f"a stretch got rows {start} to {stop}, wanted one that ends after it begins")
         first = max(begun - 1, min(self._start, self._stop - _BLOCKS))
         self._blocks = range(first + 1, self._stop + 1)
+        self._found: dict[str, npt.NDArray[np.float64]] = {}
 
     def only(self, names: Iterable[str]) -> dict[str, Tuned]:
         with np.errstate(all="ignore"):  # of a run that diverged: what is not finite comes out as NaN
@@ -176,17 +178,17 @@ class Tuning:
             )
         return self._ratio(self._noise.times(1 / (1 - self._drawn)), self._slope, "the slope along the updates")
 
-    @property
+    @cached_property
     def _noise(self) -> _Sum:
         """N: of the updates, the work on the noise of their own batches."""
         return _NOISE.times(parts_of_balance(self._run).own)
 
-    @property
+    @cached_property
     def _slope(self) -> _Sum:
         """S = W − N."""
         return _WORK.plus(-1.0, self._noise) if self._drawn else _SLOPE
 
-    @property
+    @cached_property
     def _drawn(self) -> float:
         return share_of_epoch(self._run)
 
@@ -196,7 +198,7 @@ class Tuning:
         steps, name = self._total("step"), self._counted
         return self._total(name) / steps if name and steps > 0 else _NAN
 
-    @property
+    @cached_property
     def _counted(self) -> str:
         known = [n for n in ("tokens", "samples") if n in self._columns and math.isfinite(self._total(n))]
         return known[0] if known else ""
@@ -213,7 +215,7 @@ class Tuning:
         ]
         return bool(abs(sizes[0] - sizes[1]) > _SAME_BATCH * max(sizes))
 
-    @property
+    @cached_property
     def _by_gradients(self) -> bool:
         return "gradient_signal" in self._columns and math.isfinite(self._total("gradient_signal"))
 
@@ -245,7 +247,7 @@ class Tuning:
         total = sum(share * self._total(name) for name, share in what.parts.items())
         return total + what.drops * self._drop if what.drops else total
 
-    @property
+    @cached_property
     def _drop(self) -> float:
         """d of the updates alone, without what decoupled decay did to the loss."""
         decayed = self._total("work_decay")
@@ -266,6 +268,11 @@ class Tuning:
 
     def _each(self, name: str) -> npt.NDArray[np.float64]:
         """What each row of the blocks added."""
+        if name not in self._found:
+            self._found[name] = self._added_by_each(name)
+        return self._found[name]
+
+    def _added_by_each(self, name: str) -> npt.NDArray[np.float64]:
         column = np.asarray(self._columns.get(name, ()), dtype=np.float64)
         if not len(column):
             return np.full(len(self._blocks), _NAN)
@@ -288,13 +295,13 @@ class Tuning:
             return _NAN
         return float(column[self._stop]) - (float(column[self._start]) if self._start >= 0 else 0.0)
 
-    @property
+    @cached_property
     def _completing(self) -> float:
         """W over the work of the steps that have met their next gradient: a is of these alone."""
         met = 2.0 * self._added("work_stratonovich") - self._added("work_anti_ito")
         return self._added("work_ito") / met if met > 0.0 else 1.0
 
-    @property
+    @cached_property
     def _error_of_drop(self) -> float:
         """Of the loss drop between two rows: both ends are estimated. NaN where the losses have no known error.
 
