@@ -162,9 +162,9 @@ def test_a_group_for_each_parameter() -> None:
     [few] = describe_optimizers([adam(400)])
     assert [group["lr"] for group in few["groups"]] == [0.1 * n for n in range(400)]
     assert "groups_left_out" not in few
-    found = describe_optimizers([adam(1000), adam(3)])
+    found = describe_optimizers([adam(2000), adam(3)])
     assert len(json.dumps(found)) < 1.1 * MAX_OPTIMIZERS
-    assert len(found[0]["groups"]) + found[0]["groups_left_out"] == 1000
+    assert len(found[0]["groups"]) + found[0]["groups_left_out"] == 2000
     assert [len(found[1]["groups"]), found[1]["groups_left_out"]] == [0, 3]
     assert found[1]["class"] == "AdamW"
 
