@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates, compute_dtype
 from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.settings import Settings
 from lightning_speedlimit.trajectory.shards import first_coordinate, gradient_of, is_flat, replication
@@ -121,9 +122,9 @@ class Membership:
         """It took part in a measured step."""
         return any(motion.members[i].moved for motion, i in self.places(parameter))
 
-    def moved_since(self) -> bool:
-        """Weights have been moved since the last step. Syncs."""
-        return any(bool((motion.now() != motion.theta.rows).any()) for motion in self.motions)
+    def moved(self) -> Tensor:
+        """Whether weights have been moved since they were gathered, on the device."""
+        return total([(motion.now() != motion.theta.rows).any() for motion in self.motions])
 
     def accumulated_mobility(self, parameter: Tensor) -> Tensor | None:
         """m of the measured steps, in the parameter's shape; NaN where no coordinate is measured. None: not here."""

@@ -62,7 +62,6 @@ class Recorder:
         self.followers, self.joint, self.losses, self._shared = followers, joint, losses, shared
         self.failure: str | None = None  # why the measurement has ended
         self.interrupted = False
-        self.stepped: set[int] = set()  # optimizers whose `step` has been entered
         self._by_optimizer = {id(f.optimizer): f for f in followers}
         self._loss_step: int | None = None  # of the last loss, until an optimizer steps
         self._handles: list[Any] = []
@@ -96,11 +95,11 @@ class Recorder:
 
     def has_stepped(self, optimizer: Optimizer) -> bool:
         """A `step` of it has been entered."""
-        return id(self.follower(optimizer).optimizer) in self.stepped
+        return self.follower(optimizer).stepped
 
     def moved_since(self) -> bool:
         """Whether weights have been moved since the last step. Syncs."""
-        return any(follower.membership.moved_since() for follower in self.followers)
+        return any(bool(follower.membership.moved()) for follower in self.followers if follower.motions)
 
     def has_moved(self, parameter: Tensor) -> bool:
         """A measured step has had a gradient of it."""
@@ -134,8 +133,8 @@ class Recorder:
 
     @_never_raising
     def _observe(self, followers: list[Follower], scale: Scalar | None) -> None:
-        if any(not follower.in_step and id(follower.optimizer) in self.joint.moved for follower in followers):
-            self.end_step()
+        if any(not follower.in_step and follower in self.joint.moved for follower in followers):
+            self._end_step()
         for follower in followers:
             follower.observe(scale, measure=self.joint.measuring())
 
@@ -154,13 +153,12 @@ class Recorder:
 
     @_never_raising
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.stepped.add(id(optimizer))
         follower = self.follower(optimizer)
         if follower.in_step and within_another_step(optimizer):
             follower.nested = True
             return None
-        if id(optimizer) in self.joint.moved:
-            self.end_step()
+        if follower in self.joint.moved:
+            self._end_step()
         if follower.in_step:  # the last step ended in an exception
             follower.observed = False
         closure = kwargs.get("closure") if len(args) < 2 else args[1]
@@ -201,13 +199,14 @@ class Recorder:
         if self.failure is None or not self._shared:
             return
         self._loss_step = None  # a process that can't measure goes on counting
+        follower = self.follower(optimizer)
         if len(self.followers) == 1:
             if self.joint.steps == step:
-                self.joint.drop()
+                self.joint.advance()
             return
-        if id(optimizer) in self.joint.moved and step == self.joint.steps:
-            self.end_step()
-        self.joint.moved.add(id(optimizer))
+        if follower in self.joint.moved and step == self.joint.steps:
+            self.joint.advance()
+        self.joint.moved[follower] = []
 
     @_never_raising
     def _finish(self, optimizer: Optimizer) -> None:
@@ -220,19 +219,20 @@ class Recorder:
         self._loss_step = None
         self.joint.add(follower, rates, valid, measured=measure and bool(follower.motions))
         if len(self.followers) == 1:
-            self.end_step()
+            self._end_step()
 
     def end_step(self) -> None:
         """The joint step is over."""
-        if not self.joint.moved:
-            return
-        if self.failure is not None:
-            self.joint.drop()
-            return
-        with self.changing(), torch.no_grad():
-            self.joint.end(self.followers)
-            if self.joint.left_out is not None and self.joint.left_out[0] == self.joint.steps - 1:
-                self.losses.leave_out(*self.joint.left_out)
+        if self.joint.moved and self.failure is not None:
+            self.joint.advance()
+        elif self.joint.moved:
+            with self.changing(), torch.no_grad():
+                self._end_step()
+
+    def _end_step(self) -> None:
+        self.joint.end(self.followers)
+        if self.joint.left_out is not None and self.joint.left_out[0] == self.joint.steps - 1:
+            self.losses.leave_out(*self.joint.left_out)
 
     # -- faults ----------------------------------------------------------------------------------------------------
 
@@ -241,10 +241,8 @@ class Recorder:
         """Sums are changing: what is no `Exception` (Ctrl-C) may leave them with half of a step."""
         try:
             yield
-        except Exception:
-            raise
-        except BaseException:
-            self.interrupted = True
+        except BaseException as error:
+            self.interrupted |= not isinstance(error, Exception)
             raise
 
     def fail(self, error: Exception) -> None:
@@ -253,7 +251,7 @@ class Recorder:
         warn(f"{self.failure}. The training goes on", stacklevel=3)
         if self._shared:
             return  # the other processes read on, and wait for this one at every reading: it goes on counting
-        self.joint.drop()  # the one that failed: who looks for new steps finds it, and the reason
+        self.joint.advance()  # the one that failed: who looks for new steps finds it, and the reason
         self.close()
 
     def stop(self, error: Exception) -> bool:
