@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,22 +12,15 @@ from lightning_speedlimit.trajectory.marks import Marks
 from lightning_speedlimit.trajectory.membership import Membership
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.norms import norms_as_used, norms_observed, total
-from lightning_speedlimit.trajectory.settings import Settings
+from lightning_speedlimit.trajectory.settings import Settings, parameters_of
 
 
 class Follower:
-    """`observe` (gradients) → `open` (θ_k) → `force` → (the update) → `close`.
+    """`observe` (gradients) → `open` (θ_k) → `force` → (the update) → `close`."""
 
-    Args:
-        settings: of the meter. others: parameters that other optimizers measure.
-        gradient_elsewhere: whether any optimizer of the meter has a gradient now.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, settings: Settings, others: set[int], gradient_elsewhere: Callable[[], bool]
-    ) -> None:
-        self.optimizer = optimizer
-        self.membership = Membership(optimizer, settings, others)
+    def __init__(self, optimizer: Optimizer, settings: Settings) -> None:
+        self.optimizer, self._settings = optimizer, settings
+        self.membership = Membership(optimizer, settings)
         self.motions = self.membership.motions
         self.changes = Changes(settings.changes)
         self._given: list[Vector] = []
@@ -37,7 +28,6 @@ class Follower:
         self.unforced: Tensor | None = None  # steps that moved weights without any gradient
         self.took_part = False  # in the last measured joint step
         self.nested = False  # its `step` calls another that torch hooks too
-        self._settings, self._gradient_elsewhere = settings, gradient_elsewhere
         self._opened = self._arrived = self._empty = self._wanted = False
         self._marks, self._left = Marks(), Marks()  # of the gradients: when observed, when the last step ended
         self._weights = Marks()  # when `step` was entered
@@ -89,7 +79,7 @@ class Follower:
         """A gradient has appeared or changed since the last look, or the last step."""
         gradients = self._gradients()
         if not self.motions:
-            return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
+            return any(p.grad is not None for p in parameters_of([self.optimizer]))
         known = self._marks if self.observed else self._left
         return any(g is not None for g in gradients) and not known.hold(gradients)
 
@@ -133,8 +123,8 @@ class Follower:
         return not self._marks.hold(self._gradients(), expected)
 
     def _compare(self) -> None:
-        if self._scale is None and self._unchanged():
-            return
+        if self._scale is None and all(m.coordinates.holds(m.gradient, m.gradients()) for m in self.motions):
+            return  # on the host: they are what was observed
         for motion in self.motions[len(self._given) :]:
             self._given.append(motion.coordinates.vector())
         for motion, vector in zip(self.motions, self._given, strict=True):
@@ -149,10 +139,6 @@ class Follower:
         self._clip = torch.where(even, factor, 1.0)
         for motion, rows in zip(self.motions, given, strict=True):
             torch.where(even, motion.gradient.rows, rows, out=motion.gradient.rows)
-
-    def _unchanged(self) -> bool:
-        """On the host: the gradients are what was observed."""
-        return all(motion.coordinates.holds(motion.gradient, motion.gradients()) for motion in self.motions)
 
     # -- within the step -------------------------------------------------------------------------------------
 
@@ -207,8 +193,10 @@ class Follower:
         valid = (found == 0).reshape(()) if isinstance(found, Tensor) else None
         # A batch without a loss is no step to speak of: the update before waits on, unless weights moved all the same.
         # A batch that did not need these parameters, but others of the meter, is: the force on them was 0.
-        nothing = self._wanted and self._empty and self.motions and not self._gradient_elsewhere()
-        moved = self.membership.moved() if nothing else None
+        moved = None
+        if self._wanted and self._empty and self.motions:
+            elsewhere = any(p.grad is not None for p in parameters_of(self._settings.optimizers))
+            moved = None if elsewhere else self.membership.moved()
         # Later, the gradients are of another step.
         at_once = self._wanted and (valid is not None or self._settings.snapshots)
         known = norms_observed(self.motions, self._clip, closed=False) if at_once and self.motions else None

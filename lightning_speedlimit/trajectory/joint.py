@@ -42,9 +42,10 @@ class JointSteps:
         self.rows = Rows() if sharded else None
         self.samples = Rows() if every > 1 else None
         self.layers: list[str] = []  # names; "" of all where none has one
-        self._begin()
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Another step; nothing has moved in it."""
         self.moved: dict[Follower, list[Motion]] = {}  # in the step that goes on, and what was measured of it
         self._rates: list[Scalar] = []  # as the optimizers used them
         self._valid: list[Tensor] = []
@@ -73,7 +74,7 @@ class JointSteps:
     def advance(self) -> None:
         """The step counts, even where it could not be measured."""
         self.steps += 1
-        self._begin()
+        self.begin()
 
     def end(self, followers: list[Follower]) -> None:
         """The joint step is over; followers: of all optimizers."""
@@ -152,7 +153,7 @@ class JointSteps:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Layers are there: the motions' places among them."""
+        """All but the layers: the motions need those before."""
         for name in (*_PLAIN, "rate"):
             setattr(self, name, state[name])
         self.squared = on(device, state["squared"])

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.optimizers import unwrapped, within_another_step
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
-
-def _never_raising(method: _Method) -> _Method:
+def _never_raising(method: Callable[..., Any]) -> Callable[..., Any]:
     """For hooks within a training: a fault of the measurement ends the measurement, never the training.
 
     (Lightning would take a StopIteration for the end of the epoch, for one.)
@@ -40,7 +38,9 @@ def _never_raising(method: _Method) -> _Method:
             with np.errstate(all="ignore"):  # what is not finite is NaN when it is read
                 return method(recorder, *args, **kwargs)
         except Exception as error:
-            recorder.fail(error)
+            recorder.stop(error)
+            if not recorder._shared:  # the step that failed counts: who looks for new ones finds it, and the reason
+                recorder.joint.advance()
             return None
         except BaseException:  # Ctrl-C, perhaps with half of a step in the sums
             recorder.interrupted = True
@@ -48,7 +48,7 @@ def _never_raising(method: _Method) -> _Method:
         finally:
             torch.set_grad_enabled(enabled)
 
-    return cast(_Method, guarded)
+    return guarded
 
 
 class Recorder:
@@ -120,9 +120,8 @@ class Recorder:
     def record_loss(self, loss: Tensor | float, step: int | None) -> None:
         if step is None and self.in_step and self.failure is None:
             return
-        value = (
-            loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
-        )
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+        value = value.reshape(())
         at = self.joint.steps if step is None else step
         if self.joint.moved and step is None:
             at += 1  # the joint step has moved: the loss belongs to what follows it
@@ -245,22 +244,15 @@ class Recorder:
             self.interrupted |= not isinstance(error, Exception)
             raise
 
-    def fail(self, error: Exception) -> None:
-        """Stop measuring and say so; every value is NaN with this reason from here on."""
-        self.failure = f"the measurement stopped at step {self.joint.steps}: {told(error)}"
-        warn(f"{self.failure}. The training goes on", stacklevel=3)
-        if self._shared:
-            return  # the other processes read on, and wait for this one at every reading: it goes on counting
-        self.joint.advance()  # the one that failed: who looks for new steps finds it, and the reason
-        self.close()
-
     def stop(self, error: Exception) -> bool:
-        """`fail` for a fault outside of a step. Returns whether the measurement was going on."""
+        """Stop measuring and say so; every value is NaN with this reason from here on. Returns whether it went on."""
         if self.failure is not None:
             return False
-        steps = self.joint.steps
-        self.fail(error)
-        self.joint.steps = steps  # no step failed
+        self.failure = f"the measurement stopped at step {self.joint.steps}: {told(error)}"
+        warn(f"{self.failure}. The training goes on", stacklevel=3)
+        if not self._shared:  # else others read on, and wait for this one at every reading: it goes on counting
+            self.joint.begin()
+            self.close()
         return True
 
 
