@@ -280,7 +280,7 @@ def test_a_checkpoint_without_the_callback_is_labelled(tmp_path: Path) -> None:
 def test_another_model_starts_anew_and_says_so(tmp_path: Path) -> None:
     fit(tmp_path, quiet(), OPTIMIZERS["AdamW"], at=5)
     saved = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
-    saved["callbacks"]["SpeedLimit"]["meter"]["followers"][0]["motions"][0]["shapes"][0][0] += 1
+    saved["callbacks"]["SpeedLimit"]["meter"]["followers"][0]["motions"][0]["sizes"][0] += 1
     torch.save(saved, tmp_path / "other.ckpt")
     resumed = quiet(probe_batches=2)
     with pytest.warns(UserWarning, match="starts anew at step 5"):

@@ -18,7 +18,6 @@ from lightning_speedlimit.checks.guard import never_raising
 from lightning_speedlimit.record.keeper import FINISHED, RecordKeeper
 from lightning_speedlimit.trajectory.draw import DEFAULT
 from lightning_speedlimit.trajectory.estimates import Estimator
-from lightning_speedlimit.trajectory.optimizers import MOST_LOSSES, check_at_least, check_choice, check_coordinates
 from lightning_speedlimit.trajectory.settings import Clock
 
 Particles = Literal["neurons"]
@@ -95,15 +94,15 @@ class SpeedLimit(Measuring):
         alert_after: int | None = None,
     ) -> None:
         super().__init__()
-        check_choice("clock", clock, get_args(Clock))
-        check_choice("entropy_production", entropy_production, get_args(Estimator))
-        check_coordinates(coordinates)
-        check_at_least("loss_window", loss_window, 2, MOST_LOSSES)
-        check_at_least("probe_batches", probe_batches, 0)
-        check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
+        arguments.check_choice("clock", clock, get_args(Clock))
+        arguments.check_choice("entropy_production", entropy_production, get_args(Estimator))
+        arguments.check_coordinates(coordinates)
+        arguments.check_at_least("loss_window", loss_window, 2, arguments.MOST_LOSSES)
+        arguments.check_at_least("probe_batches", probe_batches, 0)
+        arguments.check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
         for name, count in {"samples_per_batch": samples_per_batch, "alert_after": alert_after}.items():
             if count is not None:
-                check_at_least(name, count, 1)
+                arguments.check_at_least(name, count, 1)
         if clouds is not None and not (isinstance(clouds, str) and clouds in get_args(Particles)):
             raise ValueError(
                 f"clouds got {guard.shown(clouds)}, wanted 'neurons' or None: neurons are the particles there are"

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from lightning_speedlimit.checks.guard import look, shown
 
 MOST_STEPS = 2**53  # exact in float64
+MOST_LOSSES = 1_000_000  # of a window at each end of the run: it is kept on the device
 _LONGEST_PATH = 4096  # what Linux takes
 
 
@@ -42,6 +43,26 @@ def check_text(name: str, got: object) -> str:
 def check_among(name: str, got: object, *among: str) -> None:
     if not isinstance(got, str) or got not in among:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, among))}, got {shown(got)}")
+
+
+def check_choice(name: str, got: object, wanted: tuple[str, ...]) -> None:
+    if not isinstance(got, str) or got not in wanted:
+        raise ValueError(f"{name} got {shown(got)}, wanted one of {', '.join(map(repr, wanted))}")
+
+
+def check_at_least(name: str, got: object, least: int, most: int = 2**63 - 1) -> None:
+    if isinstance(got, bool) or not isinstance(got, int) or got < least:
+        raise ValueError(f"{name} got {shown(got)}, wanted a whole number of at least {least}")
+    if got > most:
+        raise ValueError(f"{name} got {shown(got)}, wanted a whole number from {least} to {most:,}")
+
+
+def check_coordinates(got: object) -> None:
+    if isinstance(got, str) and got == "all":
+        return
+    if isinstance(got, bool) or not isinstance(got, int) or got < 1:
+        raise ValueError(f"coordinates got {shown(got)}, wanted a whole number of at least 1, or 'all'")
+    check_at_least("coordinates", got, 1)
 
 
 def check_kind(name: str, got: object, kind: type, wanted: str) -> None:

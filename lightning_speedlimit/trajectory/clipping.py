@@ -12,11 +12,14 @@ Whether a change was by one factor is known on the device alone; what it means i
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 GradientChanges = Literal["clipping", "given", "unknown"]
@@ -30,25 +33,6 @@ UNTOLD = (
 )
 
 
-class Change(NamedTuple):
-    """Of one step, on the device. even: one factor changed all. factor: ‖g given‖/‖g observed‖. squared: ‖g given‖²."""
-
-    even: Tensor
-    factor: Tensor
-    squared: Tensor
-
-
-def change(rr: Tensor, ss: Tensor, residual: Tensor, coarse: bool) -> Change:
-    """From Σ g², Σ g'² and Σ (g' − cg)², c = √(Σ g'²/Σ g²); coarse: gradients in half precision."""
-    allowed = (4 * torch.finfo(torch.bfloat16).eps if coarse else _SAME) ** 2
-    return Change(residual <= allowed * ss, factor_of(rr, ss), ss)
-
-
-def factor_of(rr: Tensor, ss: Tensor) -> Tensor:
-    """c; 1 where there is no gradient."""
-    return torch.where(rr > 0, (ss / rr).sqrt(), 1.0)
-
-
 class Changes:
     """Of all steps of one optimizer, on the device; see `_STATS`."""
 
@@ -59,25 +43,30 @@ class Changes:
         self.stats: Tensor | None = None
         self.steps = 0  # in which gradients were looked at
 
-    def add(self, found: Change) -> None:
+    def add(self, motions: Sequence[Motion], given: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of one step, between the gradients that were observed and those that the optimizer was given.
+
+        Returns whether one factor changed them all, Σ (g' − cg)² ≈ 0, and c = √(Σ g'²/Σ g²), 1 where there is no
+        gradient; on the device.
+        """
+        rr = total([m.coordinates.fast_norm_squared(m.gradient.rows) for m in motions])
+        ss = total([m.coordinates.fast_norm_squared(rows) for m, rows in zip(motions, given, strict=True)])
+        factor, rests = torch.where(rr > 0, (ss / rr).sqrt(), 1.0), []
+        for motion, rows in zip(motions, given, strict=True):
+            rest = torch.mul(motion.gradient.rows, factor.to(rows)).sub_(rows)
+            rests.append(motion.coordinates.fast_norm_squared(rest))
+        coarse = any(p.dtype.itemsize < 4 for m in motions for p in m.coordinates.parameters)
+        even = total(rests) <= (4 * torch.finfo(torch.bfloat16).eps if coarse else _SAME) ** 2 * ss
         if self.stats is None:
             none = [0.0, 0.0, -math.inf, -math.inf, -math.inf, -math.inf]
-            self.stats = torch.tensor(none, dtype=sum_dtype(found.squared.device), device=found.squared.device)
-        told = found.factor < math.inf  # gradients that are not finite, of a step that a scaler skips, tell nothing
-        scaled = found.even & told & ((found.factor - 1.0).abs() > _SAME) & (found.squared > 0)
-        norm = found.squared.sqrt()
-        extremes = torch.stack([-found.factor, found.factor, -norm, norm])
-        self.stats[:2] += torch.stack([~found.even & told, scaled])
+            self.stats = torch.tensor(none, dtype=sum_dtype(ss.device), device=ss.device)
+        told = factor < math.inf  # gradients that are not finite, of a step that a scaler skips, tell nothing
+        scaled = even & told & ((factor - 1.0).abs() > _SAME) & (ss > 0)
+        norm = ss.sqrt()
+        extremes = torch.stack([-factor, factor, -norm, norm])
+        self.stats[:2] += torch.stack([~even & told, scaled])
         self.stats[2:] = torch.where(scaled, torch.maximum(self.stats[2:], extremes), self.stats[2:])
-
-    def state_dict(self) -> dict[str, Any]:
-        stats = None if self.stats is None else self.stats.cpu().clone()
-        return {"stats": stats, "steps": self.steps, "by_others": self.by_others}
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        stats = state["stats"]
-        self.stats = None if stats is None else stats.to(device, copy=True)
-        self.steps, self.by_others = state["steps"], state["by_others"]
+        return even, factor
 
 
 class Verdict(NamedTuple):

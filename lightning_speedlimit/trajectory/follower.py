@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.trajectory.clipping import Change, Changes, change, factor_of
+from lightning_speedlimit.trajectory.clipping import Changes
 from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.marks import Marks
 from lightning_speedlimit.trajectory.membership import Membership
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import norms_as_used, norms_observed, total
-from lightning_speedlimit.trajectory.settings import Settings
+from lightning_speedlimit.trajectory.settings import Settings, parameters_of
 
 
 class Follower:
-    """`observe` (gradients) → `open` (θ_k) → `force` → (the update) → `close`.
+    """`observe` (gradients) → `open` (θ_k) → `force` → (the update) → `close`."""
 
-    Args:
-        settings: of the meter. others: parameters that other optimizers measure.
-        gradient_elsewhere: whether any optimizer of the meter has a gradient now.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, settings: Settings, others: set[int], gradient_elsewhere: Callable[[], bool]
-    ) -> None:
-        self.optimizer = optimizer
-        self.membership = Membership(optimizer, settings, others)
+    def __init__(self, optimizer: Optimizer, settings: Settings) -> None:
+        self.optimizer, self._settings = optimizer, settings
+        self.membership = Membership(optimizer, settings)
         self.motions = self.membership.motions
         self.changes = Changes(settings.changes)
         self._given: list[Vector] = []
-        self.in_step = self.observed = False
+        self.in_step = self.observed = self.stepped = False
         self.unforced: Tensor | None = None  # steps that moved weights without any gradient
         self.took_part = False  # in the last measured joint step
         self.nested = False  # its `step` calls another that torch hooks too
-        self._settings, self._gradient_elsewhere = settings, gradient_elsewhere
-        self._opened = self._arrived = self._empty = self._wanted = self._taken = False
+        self._opened = self._arrived = self._empty = self._wanted = False
         self._marks, self._left = Marks(), Marks()  # of the gradients: when observed, when the last step ended
         self._weights = Marks()  # when `step` was entered
         self._entered: list[Tensor] = []  # gradients that were there when `step` was entered with a closure
@@ -67,32 +56,36 @@ class Follower:
         Args:
             scale: what the gradients are multiplied by (a loss scaler's). measure: the step will be measured.
         """
-        if self.observed and self.in_step and (self._wanted or not measure):
-            return
         if not self.in_step and self._norms is None and self.took_part and self.changes.mode != "given":
             self._norms = self.norms()  # of the step before, as long as its gradients are here
-        self.discover()
         if self.in_step and not self._opened:
             self.open()
+        elif not (self.in_step and self.observed):
+            self.discover()
+        if self.observed and self.in_step and (self._wanted or not measure):
+            return
         self.observed, self._arrived, self._scale, self._clip = True, False, scale, None
-        self._taken = False
         gradients = self._gradients()
         self._marks, self._empty = Marks(gradients), all(g is None for g in gradients)
         self._wanted = measure or any(motion.waiting for motion in self.motions)
-        if self._wanted and self.changes.mode != "given":
-            for motion in self.motions:
-                motion.observe(scale)
+        if self._wanted and (self.in_step or self.changes.mode != "given"):
+            self._take()
+
+    def _take(self) -> None:
+        for motion in self.motions:
+            motion.observe(self._scale)
 
     def has_new_gradients(self) -> bool:
         """A gradient has appeared or changed since the last look, or the last step."""
         gradients = self._gradients()
         if not self.motions:
-            return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
+            return any(p.grad is not None for p in parameters_of([self.optimizer]))
         known = self._marks if self.observed else self._left
         return any(g is not None for g in gradients) and not known.hold(gradients)
 
     def open(self) -> None:
         """θ_k, before anything moves it."""
+        self.discover()
         self._opened = True
         for motion in self.motions:
             motion.open()
@@ -107,15 +100,15 @@ class Follower:
         """The gradients are what the optimizer will use: how they were changed, and −f of it.
 
         Args:
-            seen_now: they have just been observed. Else they are compared: what was written through `.data` shows in
-                the values alone.
+            seen_now: they have just been observed. Else they are taken, or compared: what was written through `.data`
+                shows in the values alone.
         """
         if self._arrived or not self._wanted:
             return
         self._arrived = True
         self.changes.steps += not self._empty
-        if self.changes.mode == "given":
-            self._take_given()
+        if not seen_now and self.changes.mode == "given":
+            self._take()
         elif not (seen_now or self._empty):
             self.changes.by_others |= self._written_by_others()
             self._compare()
@@ -127,17 +120,11 @@ class Follower:
         expected = self.changes.writes
         if expected is None or torch._C._len_torch_dispatch_stack():
             return False
-        return self._marks.writes(self._gradients()) != expected
-
-    def _take_given(self) -> None:
-        if not self._taken:
-            for motion in self.motions:
-                motion.observe(self._scale)
-        self._taken = True
+        return not self._marks.hold(self._gradients(), expected)
 
     def _compare(self) -> None:
-        if self._scale is None and self._unchanged():
-            return
+        if self._scale is None and all(m.coordinates.holds(m.gradient, m.gradients()) for m in self.motions):
+            return  # on the host: they are what was observed
         for motion in self.motions[len(self._given) :]:
             self._given.append(motion.coordinates.vector())
         for motion, vector in zip(self.motions, self._given, strict=True):
@@ -145,52 +132,39 @@ class Follower:
             if self._scale is not None:
                 vector.rows.div_(self._scale)
         given = [vector.rows for vector in self._given]
-        found = _change(self.motions, given)
-        self.changes.add(found)
-        self._clip = found.factor
+        even, factor = self.changes.add(self.motions, given)
+        self._clip = factor
         if self.changes.mode == "clipping":
             return
-        self._clip = torch.where(found.even, found.factor, 1.0)
+        self._clip = torch.where(even, factor, 1.0)
         for motion, rows in zip(self.motions, given, strict=True):
-            torch.where(found.even, motion.gradient.rows, rows, out=motion.gradient.rows)
-
-    def _unchanged(self) -> bool:
-        """On the host: the gradients are what was observed."""
-        return all(motion.coordinates.holds(motion.gradient, motion.gradients()) for motion in self.motions)
+            torch.where(even, motion.gradient.rows, rows, out=motion.gradient.rows)
 
     # -- within the step -------------------------------------------------------------------------------------
 
     def begin(self, *, closure: bool) -> None:
         """`step` was entered. Where gradients decide what is drawn, the first ones may come with the closure."""
-        self.in_step, self._opened = True, False
-        unseen = [p for _, p in self.membership.newcomers()]
-        if closure and all(p.grad is None for p in unseen) and self._settings.draw.samples(unseen):
-            return
-        if unseen:
-            self.discover()
-        self.open()
+        self.in_step, self._opened, self.stepped = True, False, True
+        if closure:
+            unseen = [p for _, p in self.membership.newcomers()]
+            if any(p.grad is not None for p in unseen) or not self._settings.draw.samples(unseen):
+                self.open()
 
     def remember_gradients(self, scale: Scalar | None) -> None:
         """Those that are there when `step` is entered, where they are new since the last one."""
         self._entered = []
-        if not self._fresh():
-            return
-        for motion in self.motions:
+        for motion in self.motions if self.has_new_gradients() else ():
             vector = motion.coordinates.vector()
             motion.coordinates.gather_all(motion.gradients(), vector)
             self._entered.append(vector.rows if scale is None else vector.rows.div_(scale))
-
-    def _fresh(self) -> bool:
-        gradients = self._gradients()
-        return any(g is not None for g in gradients) and not self._left.hold(gradients)
 
     def after_closure(self, scale: Scalar | None, *, measure: bool) -> None:
         """The closure has been evaluated for the first time."""
         seen_before = self.observed
         self.observe(scale, measure=measure)
         if self._entered and self._wanted:
-            if self.changes.mode == "given":
-                self._take_given()
+            if seen_before and self.changes.mode == "given":
+                self._take()
                 seen_before = False
             self._choose(self._entered)
         self._entered = []
@@ -217,7 +191,12 @@ class Follower:
         self.force()
         found = getattr(self.optimizer, "found_inf", None)
         valid = (found == 0).reshape(()) if isinstance(found, Tensor) else None
-        moved = self._without_any_gradient() if self._wanted and self._empty and self.motions else None
+        # A batch without a loss is no step to speak of: the update before waits on, unless weights moved all the same.
+        # A batch that did not need these parameters, but others of the meter, is: the force on them was 0.
+        moved = None
+        if self._wanted and self._empty and self.motions:
+            elsewhere = any(p.grad is not None for p in parameters_of(self._settings.optimizers))
+            moved = None if elsewhere else self.membership.moved()
         # Later, the gradients are of another step.
         at_once = self._wanted and (valid is not None or self._settings.snapshots)
         known = norms_observed(self.motions, self._clip, closed=False) if at_once and self.motions else None
@@ -228,23 +207,11 @@ class Follower:
         if self._wanted:
             self._norms = known
         if moved is not None:
-            self.unforced = _plus(self.unforced, moved.to(self.motions[0].total))
+            moved = moved.to(self.motions[0].total)
+            self.unforced = moved if self.unforced is None else total([self.unforced, moved])
         self.observed = self.in_step = self._opened = False
         self._left = Marks(self._gradients())
         return valid
-
-    def _without_any_gradient(self) -> Tensor | None:
-        """Whether weights moved all the same, on the device; None where other optimizers do have gradients.
-
-        A batch without a loss is no step to speak of: the update before waits on. A batch that did not need these
-        parameters is: the force on them was 0.
-        """
-        if self._gradient_elsewhere():
-            return None
-        moved = []
-        for motion in self.motions:
-            moved.append((motion.now() != motion.theta.rows).any())
-        return total(moved)
 
     # -- what is known of the last step ------------------------------------------------------------------------
 
@@ -265,20 +232,3 @@ class Follower:
         """After motions have been loaded."""
         self._norms = norms
         self.membership.loaded()
-
-
-def _plus(total: Tensor | None, term: Tensor) -> Tensor:
-    return term if total is None else total + term.to(total.device, non_blocking=True)
-
-
-def _change(motions: list[Motion], given: list[Tensor]) -> Change:
-    """Between the gradients that were observed and those that the optimizer was given."""
-    rr = total([m.coordinates.fast_norm_squared(m.gradient.rows) for m in motions])
-    ss = total([m.coordinates.fast_norm_squared(rows) for m, rows in zip(motions, given, strict=True)])
-    factor = factor_of(rr, ss)
-    rests = []
-    for motion, rows in zip(motions, given, strict=True):
-        rest = torch.mul(motion.gradient.rows, factor.to(rows)).sub_(rows)
-        rests.append(motion.coordinates.fast_norm_squared(rest))
-    coarse = any(p.dtype.itemsize < 4 for m in motions for p in m.coordinates.parameters)
-    return change(rr, ss, total(rests), coarse)

@@ -14,9 +14,9 @@ from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.ranks import Rows, norms_row
-from lightning_speedlimit.trajectory.sums import RunningSum, sum_dtype
+from lightning_speedlimit.trajectory.sums import RunningSum, on, sum_dtype
 
-_SUMS = ("skipped", "rate_sum", "paths")
+_PLAIN = ("steps", "measured", "read_at", "elapsed", "rate_squares", "several_rates")
 
 
 class JointSteps:
@@ -34,17 +34,20 @@ class JointSteps:
         self.elapsed = self.rate_squares = 0.0  # Σ lr and Σ lr²
         self.several_rates = False
         self.rate: Scalar = math.nan
-        self.moved: set[int] = set()  # optimizers, in the step that goes on
         self.squared: Tensor | None = None  # ‖u‖² of the last measured step
         self.left_out: tuple[int, Tensor] | None = None  # the last step, and whether a loss scaler skipped it
-        self.skipped: RunningSum | None = None  # steps and time in which a fused optimizer found inf
-        self.rate_sum: RunningSum | None = None  # both of learning rates that live on the device
+        # "skipped": steps and time in which a fused optimizer found inf; "rate_sum": Σ lr and Σ lr² of learning rates
+        # that live on the device; "paths": Σ ‖u‖ of each layer alone.
+        self.sums: dict[str, RunningSum] = {}
         self.rows = Rows() if sharded else None
         self.samples = Rows() if every > 1 else None
         self.layers: list[str] = []  # names; "" of all where none has one
-        self.paths: RunningSum | None = None  # Σ ‖u‖ of each layer alone
-        self._rates: list[Scalar] = []  # of the joint step, as its optimizers used them
-        self._parts: list[tuple[Follower, list[Motion]]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Another step; nothing has moved in it."""
+        self.moved: dict[Follower, list[Motion]] = {}  # in the step that goes on, and what was measured of it
+        self._rates: list[Scalar] = []  # as the optimizers used them
         self._valid: list[Tensor] = []
 
     @property
@@ -63,38 +66,33 @@ class JointSteps:
 
     def add(self, follower: Follower, rates: list[Scalar], valid: Tensor | None, *, measured: bool) -> None:
         """An optimizer has stepped."""
-        self.moved.add(id(follower.optimizer))
+        self.moved[follower] = list(follower.motions) if measured else []
         self._rates += rates
-        if measured:
-            self._parts.append((follower, list(follower.motions)))
         if valid is not None:
             self._valid.append(valid)
 
-    def drop(self) -> None:
-        """The step counts, though it could not be measured."""
+    def advance(self) -> None:
+        """The step counts, even where it could not be measured."""
         self.steps += 1
-        self.moved, self._rates, self._parts, self._valid = set(), [], [], []
+        self.begin()
 
     def end(self, followers: list[Follower]) -> None:
         """The joint step is over; followers: of all optimizers."""
         rate = self._rate()
-        motions = [motion for _, own in self._parts for motion in own]
+        motions = [motion for own in self.moved.values() for motion in own]
         skipped = self._leave_out(rate)
         if motions:
             for follower in followers:
-                follower.took_part = any(follower is other for other, _ in self._parts)
+                follower.took_part = bool(self.moved.get(follower))
             self._close(motions, [motion for follower in followers for motion in follower.motions], skipped)
-        self.measured += bool(self._parts) or self.measuring()
-        self.steps += 1
+        self.measured += bool(motions) or self.measuring()
         if isinstance(rate, Tensor):
-            if self.rate_sum is None:
-                self.rate_sum = RunningSum(2, device=rate.device)
-            self.rate_sum.add_(torch.stack([rate, rate * rate]))
+            self._add("rate_sum", torch.stack([rate, rate * rate]))
         else:
             self.elapsed += rate
             self.rate_squares += rate * rate
         self.rate = rate
-        self.moved, self._rates, self._parts, self._valid = set(), [], [], []
+        self.advance()
 
     def _rate(self) -> Scalar:
         first = self._rates[0]
@@ -111,27 +109,25 @@ class JointSteps:
             own = motion.coordinates
             motion.share_path(squared.to(own.device, non_blocking=not own.on_host))  # the host reads it at once
         if any(self.layers) and self.rows is None:  # of shards, no process knows a layer's path
-            self._add_paths(squares)
+            self._add("paths", squares.sqrt())
         if self.rows is not None:
-            norms = [n for follower, _ in self._parts if (n := follower.norms()) is not None]
+            norms = [n for follower, own in self.moved.items() if own and (n := follower.norms()) is not None]
             self.rows.append(norms_row(squared, total(norms)))
         if self.samples is not None:
-            here = {id(motion) for motion in motions}
-            sums = [m.snapshot if id(m) in here and m.snapshot is not None else m.sums.totals() for m in known]
+            sums = [m.snapshot if m in motions and m.snapshot is not None else m.sums.totals() for m in known]
             self.samples.append(total(sums))
         if skipped is not None and self.squared is not None:
             squared = torch.where(skipped.to(squared.device, non_blocking=True), self.squared, squared)
         self.squared = squared
 
-    def _add_paths(self, squares: Tensor) -> None:
-        """‖u‖ of each layer, which may be spread over several motions."""
-        known = self.paths
-        if known is None or len(known.value) < len(squares):
-            self.paths = RunningSum(len(squares), device=squares.device)
+    def _add(self, name: str, terms: Tensor) -> None:
+        """To a sum that may begin now, or have more terms than before: those of new layers."""
+        known = self.sums.get(name)
+        if known is None or len(known.value) < len(terms):
+            self.sums[name] = RunningSum(len(terms), device=terms.device)
             if known is not None:
-                self.paths.load_(torch.cat([known.host(), torch.zeros(len(squares) - len(known.value))]))
-        assert self.paths is not None
-        self.paths.add_(squares.sqrt().to(self.paths.value.device, non_blocking=True))
+                self.sums[name].load_(torch.cat([known.host(), torch.zeros(len(terms) - len(known.value))]))
+        self.sums[name].add_(terms.to(self.sums[name].value.device, non_blocking=True))
 
     def _leave_out(self, rate: Scalar) -> Tensor | None:
         """A step that fused optimizers left out is none: neither its time nor its loss counts. None: it is one.
@@ -142,40 +138,28 @@ class JointSteps:
             return None
         skipped = total([valid.to(sum_dtype(valid.device)) for valid in self._valid]) == 0
         missed = skipped.to(sum_dtype(skipped.device))
-        if self.skipped is None:
-            self.skipped = RunningSum(2, device=missed.device)
-        self.skipped.add_(torch.stack([missed, missed * rate]))
+        self._add("skipped", torch.stack([missed, missed * rate]))
         self.left_out = self.steps, skipped
         return skipped
 
     def state_dict(self) -> dict[str, Any]:
-        sums = {n: s.host() for n in _SUMS if (s := getattr(self, n)) is not None}
-        return {
-            "steps": self.steps,
-            "measured": self.measured,
-            "read_at": self.read_at,
-            "elapsed": self.elapsed,
-            "rate_squares": self.rate_squares,
-            "several_rates": self.several_rates,
+        return {name: getattr(self, name) for name in _PLAIN} | {
             "rate": float(self.rate),
-            "squared": None if self.squared is None else self.squared.detach().cpu(),
-            "sums": sums,
+            "squared": on("cpu", self.squared),
+            "sums": {name: total.host() for name, total in self.sums.items()},
             "layers": list(self.layers),
             "rows": None if self.rows is None else self.rows.state_dict(),
             "samples": None if self.samples is None else self.samples.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        for name in ("steps", "measured", "read_at", "elapsed", "several_rates", "rate"):
+        """All but the layers: the motions need those before."""
+        for name in (*_PLAIN, "rate"):
             setattr(self, name, state[name])
-        self.rate_squares = state.get("rate_squares", math.nan)  # former versions did not sum them up
-        self.squared = None if state["squared"] is None else state["squared"].to(device)
+        self.squared = on(device, state["squared"])
         for name, value in state["sums"].items():
-            if name == "rate_sum" and len(value) == 1:  # of a former version: without Σ lr²
-                value = torch.cat([value, value.new_full((1,), math.nan)])
-            known = RunningSum(*value.shape, device=device)
-            known.load_(value)
-            setattr(self, name, known)
+            self.sums[name] = RunningSum(len(value), device=device)
+            self.sums[name].load_(value)
         for name in ("rows", "samples"):
             if getattr(self, name) is not None:
                 getattr(self, name).load_state_dict(state[name], device)

@@ -17,27 +17,17 @@ class Marks:
         except (RuntimeError, NotImplementedError):
             self._marks = [None if t is None else (weakref.ref(t), t._version, _address(t)) for t in tensors]
 
-    def hold(self, tensors: Sequence[Tensor | None]) -> bool:
-        """They are the same, and nothing has been written to them (through .data it would leave no trace)."""
+    def hold(self, tensors: Sequence[Tensor | None], writes: int = 0) -> bool:
+        """They are the same, each written to so many times in place (through .data it would leave no trace)."""
         if len(tensors) != len(self._marks):
             return False
         for mark, tensor in zip(self._marks, tensors, strict=True):
-            if mark is None or tensor is None:
-                if not (mark is None and tensor is None):
+            if tensor is not None and mark is not None and mark[0]() is tensor:
+                if mark[1] + writes != tensor._version or mark[2] != _address(tensor):
                     return False
-            elif mark[0]() is not tensor or mark[1] != tensor._version or mark[2] != _address(tensor):
+            elif tensor is not None or mark is not None:
                 return False
         return True
-
-    def writes(self, tensors: Sequence[Tensor | None]) -> int | None:
-        """How many times each of them has been written to; None where that differs, or another has taken its place."""
-        found: set[int | None] = set()
-        for mark, tensor in zip(self._marks, tensors, strict=True):
-            if mark is not None and tensor is not None:
-                found.add(tensor._version - mark[1] if mark[0]() is tensor else None)
-            elif mark is not None or tensor is not None:
-                found.add(None)
-        return found.pop() if len(found) == 1 else None
 
 
 def _address(tensor: Tensor) -> int:

@@ -12,33 +12,29 @@ from torch.optim import Optimizer
 from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates, compute_dtype
 from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.runs import Member
-from lightning_speedlimit.trajectory.settings import Settings
+from lightning_speedlimit.trajectory.settings import Settings, size_of
 from lightning_speedlimit.trajectory.shards import first_coordinate, gradient_of, is_flat, replication
 
 
 class Membership:
-    """The motions of one optimizer's parameters.
+    """The motions of one optimizer's parameters."""
 
-    Args:
-        others: parameters that other optimizers measure.
-    """
-
-    def __init__(self, optimizer: Optimizer, settings: Settings, others: set[int]) -> None:
+    def __init__(self, optimizer: Optimizer, settings: Settings) -> None:
         self.motions: list[Motion] = []
-        self._optimizer, self._settings, self._others = optimizer, settings, others
+        self._optimizer, self._settings = optimizer, settings
         self._seen: set[int] = set()
         self._groups: list[list[Tensor]] = []  # their parameters, when last looked at
         self._held: list[dict[str, Any]] = []  # the groups themselves, then
         self._candidates: list[tuple[int, Tensor]] = []  # by group, those that have not been seen yet
 
-    def follow(self) -> bool:
-        """Groups may be replaced, and parameters may come and leave. Returns whether any have."""
-        groups, held = self._optimizer.param_groups, self._held
-        known = self._groups
+    def follow(self) -> None:
+        """Groups may be replaced, and parameters may come and leave."""
+        groups, held, known = self._optimizer.param_groups, self._held, self._groups
         self._held = list(groups)
         if len(known) == len(groups) and all(map(_alike, known, groups)):
-            return False
+            return
         self._groups = [list(group["params"]) for group in groups]
         self._candidates = self._unknown()
         owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
@@ -50,7 +46,6 @@ class Membership:
                 member.gone = index is None
                 member.group = member.group if index is None else index
             motion.runs.forget()
-        return True
 
     def newcomers(self) -> list[tuple[int, Tensor]]:
         """By group, the parameters that could be measured from now on."""
@@ -78,7 +73,7 @@ class Membership:
             (index, p)
             for index, group in enumerate(self._optimizer.param_groups)
             for p in dict.fromkeys(group["params"])
-            if id(p) not in self._seen and id(p) not in self._others
+            if id(p) not in self._seen and self._settings.owners.get(id(p), self._optimizer) is self._optimizer
         ]
 
     def _member(self, index: int, parameter: Tensor) -> Member:
@@ -89,7 +84,7 @@ class Membership:
             layer=settings.layer_of(parameter) if settings.layer_of else "",
             position=settings.place(parameter),
             first=first_coordinate(parameter) if settings.processes else 0,
-            size=parameter.numel() * (2 if parameter.is_complex() else 1),
+            size=size_of(parameter),
             steps=int(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else 0,
             known=sum(p is parameter for p in group["params"]) == 1,
         )
@@ -121,9 +116,9 @@ class Membership:
         """It took part in a measured step."""
         return any(motion.members[i].moved for motion, i in self.places(parameter))
 
-    def moved_since(self) -> bool:
-        """Weights have been moved since the last step. Syncs."""
-        return any(bool((motion.now() != motion.theta.rows).any()) for motion in self.motions)
+    def moved(self) -> Tensor:
+        """Whether weights have been moved since they were gathered, on the device."""
+        return total([(motion.now() != motion.theta.rows).any() for motion in self.motions])
 
     def accumulated_mobility(self, parameter: Tensor) -> Tensor | None:
         """m of the measured steps, in the parameter's shape; NaN where no coordinate is measured. None: not here."""

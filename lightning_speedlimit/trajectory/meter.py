@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_speedlimit.checks.arguments import MOST_LOSSES, check_at_least, check_choice, check_coordinates
 from lightning_speedlimit.trajectory import checkpoint, mobility
 from lightning_speedlimit.trajectory.clipping import GradientChanges
 from lightning_speedlimit.trajectory.description import describe
@@ -20,19 +21,12 @@ from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.optimizers import (
-    MOST_LOSSES,
-    check_at_least,
-    check_choice,
-    check_coordinates,
-    followed,
-)
-from lightning_speedlimit.trajectory.places import Places, count
+from lightning_speedlimit.trajectory.optimizers import followed
 from lightning_speedlimit.trajectory.ranks import Ranks
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
 from lightning_speedlimit.trajectory.run_totals import RunTotals
-from lightning_speedlimit.trajectory.settings import Clock, Settings
+from lightning_speedlimit.trajectory.settings import Clock, Places, Settings, count, parameters_of
 from lightning_speedlimit.trajectory.shards import are_sharded, group_of
 from lightning_speedlimit.trajectory.sketch import BUCKETS
 
@@ -100,8 +94,8 @@ class TrajectoryMeter:
         process_group: Any | None = None,
         seed: int = 0,
     ) -> None:
-        self.optimizers, others = followed(optimizers)
-        parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
+        self.optimizers, shared = followed(optimizers)
+        parameters = parameters_of(self.optimizers)
         group = group_of(parameters, process_group)
         ranks = None if group is None else Ranks(group)
         self.sharded = are_sharded(parameters) and ranks is not None
@@ -119,10 +113,12 @@ class TrajectoryMeter:
         self._places = Places(self.optimizers)
         self._joint = JointSteps(measure_every_n_steps, seed, sharded=self.sharded)
         settings = Settings(
+            optimizers=self.optimizers,
+            owners=shared,
             changes="clipping" if self.sharded else gradient_changes,
-            momentum_mobility=momentum_mobility,
-            clock=clock,
-            every=measure_every_n_steps,
+            response=momentum_mobility == "response",
+            per_rate=clock == "lr",
+            snapshots=measure_every_n_steps > 1,
             draw=Draw(coordinates, count(parameters, processes), seed + _APART * rank),
             place=self._places,
             layer_of=layer_of,
@@ -130,11 +126,16 @@ class TrajectoryMeter:
             overlaps=not all(map(mobility.is_plain_sgd, self.optimizers)),
             processes=processes,
         )
-        self._followers = [Follower(o, settings, others[id(o)], self._has_gradient) for o in self.optimizers]
+        self._followers = [Follower(optimizer, settings) for optimizer in self.optimizers]
         self._losses = LossWindows(loss_window)
         self.recorder = Recorder(self._followers, self._joint, self._losses, shared=ranks is not None)
-        self.reader = Reader(self.recorder, ranks, sharded=self.sharded, per_rate=clock == "lr")
-        self._saved_settings = settings.saved()
+        self.reader = Reader(self.recorder, ranks, sharded=self.sharded, per_rate=settings.per_rate)
+        self._settings = {  # of the sums: those of others do not add to them
+            "clock": clock,
+            "every": measure_every_n_steps,
+            "momentum_mobility": momentum_mobility,
+            "coordinates": coordinates,
+        } | ({"processes": processes} if processes else {})
 
     # -- what a training loop calls --------------------------------------------------------------------------
 
@@ -265,7 +266,7 @@ class TrajectoryMeter:
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors (of shards, each process's own): some vectors of the measured coordinates."""
         self.end_step()
-        return {"settings": self._saved_settings} | checkpoint.state_of(self.recorder, self.reader)
+        return {"settings": self._settings} | checkpoint.state_of(self.recorder, self.reader)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -276,15 +277,10 @@ class TrajectoryMeter:
         """
         if self.steps:
             raise ValueError(f"load_state_dict needs a new meter, got one that has measured {self.steps} steps")
-        if state["settings"] != self._saved_settings:
+        if state["settings"] != self._settings:
             raise ValueError(
-                f"the saved measurement was made with {state['settings']}, got {self._saved_settings}: resume with the "
+                f"the saved measurement was made with {state['settings']}, got {self._settings}: resume with the "
                 "settings that it was made with; sums of different definitions do not add"
             )
         checkpoint.load(self.recorder, self.reader, state)
         self._places.load([motion for follower in self._followers for motion in follower.motions])
-
-    # -- within ----------------------------------------------------------------------------------------------
-
-    def _has_gradient(self) -> bool:
-        return any(p.grad is not None for o in self.optimizers for group in o.param_groups for p in group["params"])

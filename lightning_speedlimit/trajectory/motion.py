@@ -27,7 +27,6 @@ from lightning_speedlimit.trajectory.gathering import Vector, remember
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.moves import Moves
 from lightning_speedlimit.trajectory.overlap import Overlap
-from lightning_speedlimit.trajectory.rates import over, rows_of_groups
 from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
@@ -168,9 +167,7 @@ class Motion:
         waited = None if valid is None or not self.waiting else self.update.clone()
         self.decay.begin(runs, self.theta.rows)
         for run in runs:
-            for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
-                member.count(run.group)
-                member.moved = True
+            self.runs.count(run, measured=True)
             answer = self._answer(run, clip, valid)
             for rows in run.stretches:
                 self._move(run, rows, parameters, valid)
@@ -209,8 +206,7 @@ class Motion:
         if self.mobility.averages is None and all(member.response is None for member in self.members):
             return
         for run in self.runs.current([i for i, g in enumerate(self.gradients()) if g is None]):
-            for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
-                member.count(run.group)
+            self.runs.count(run, measured=False)
             if self.mobility.averages is not None and not run.missing:
                 self.mobility.remember(run)
 
@@ -249,10 +245,9 @@ class Motion:
         self.decay.add(self.sums, runs, valid)
         self.sums.add("squares", self.squares)
         if self.per_rate:
-            for index, rows in rows_of_groups(self.members, self.coordinates):
-                own = self.squares if rows is None else self.squares[rows]
-                rate = rates[index] if index < len(rates) else 0.0  # of a group that is gone, which does not move
-                self.sums.add("action", over(own, rate), rows=rows)
+            for run in runs:
+                rate = rates[run.index] if run.index < len(rates) else 0.0  # of a group that is gone: it does not move
+                self.sums.add("action", _over(self.coordinates.cut(self.squares, run.rows), rate), rows=run.rows)
 
     def share_path(self, squared: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that ‖u of all‖² of the joint step is known."""
@@ -280,3 +275,12 @@ class Motion:
             rooms = (room[: rows.stop - rows.start] for room in self.scratch)
             found = remember(self._stretches, key, _Views(*(t[rows] for t in (*vectors, *each)), *rooms))
         return found
+
+
+def _over(squared: Tensor, rate: Scalar) -> Tensor:
+    """‖u‖²/lr: 0/0 counts 0 (a warm-up from 0); a motion without learning rate is undefined."""
+    if isinstance(rate, Tensor):
+        moved = torch.where(rate > 0, squared / rate, torch.full_like(squared, torch.nan))
+    else:
+        moved = squared / rate if rate > 0 else torch.full_like(squared, torch.nan)
+    return torch.where(squared == 0, torch.zeros_like(squared), moved)

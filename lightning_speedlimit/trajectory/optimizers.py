@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.checks.guard import look, shown, told, warn
+from lightning_speedlimit.checks.guard import look, told, warn
 
-MOST_LOSSES = 1_000_000  # of a window at each end of the run: it is kept on the device
 _WITHIN = 3  # wrappers in wrappers
 
 
@@ -33,15 +32,11 @@ def why_unhooked(optimizer: Any) -> str | None:
     if not hasattr(optimizer, "_optimizer_step_post_hooks") or not look(lambda: type(optimizer).step.hooked, False):
         return "has step hooks that never fire (its __init__ does not call super().__init__)"
     try:
-        optimizer.register_step_pre_hook(_nothing).remove()
-        optimizer.register_step_post_hook(_nothing).remove()
+        for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+            register(lambda *args: None).remove()
     except Exception as error:
         return f"takes no step hooks ({told(error)})"
     return None
-
-
-def _nothing(*args: Any) -> None:
-    """A hook that is tried and taken off again."""
 
 
 def cure_of(optimizer: Any) -> str:
@@ -79,8 +74,8 @@ def _steps(thing: Any) -> bool:
     return look(lambda: callable(thing.step), False)
 
 
-def followed(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[list[Optimizer], dict[int, set[int]]]:
-    """The optimizers that can be measured, and of each the parameters that another one measures.
+def followed(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[list[Optimizer], dict[int, Optimizer]]:
+    """The optimizers that can be measured, and of parameters (by id) that several hold the one that measures them.
 
     What is left out is said by name. Raises TypeError where nothing is left, ValueError for an empty list.
     """
@@ -103,7 +98,7 @@ def followed(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[list[Optimize
             f"optimizers got {names}, none of which has step hooks that fire, wanted torch.optim.Optimizer"
             + "".join(f": {cure}" for cure in cures)
         )
-    return found, _elsewhere(found)
+    return found, _owners_of_shared(found)
 
 
 def _listed(optimizers: Any) -> list[Any]:
@@ -116,18 +111,15 @@ def _listed(optimizers: Any) -> list[Any]:
         return [optimizers]
 
 
-def _elsewhere(optimizers: list[Optimizer]) -> dict[int, set[int]]:
+def _owners_of_shared(optimizers: list[Optimizer]) -> dict[int, Optimizer]:
     owner: dict[int, Optimizer] = {}
-    found: dict[int, set[int]] = {id(o): set() for o in optimizers}
+    found: dict[int, Optimizer] = {}
     for optimizer in optimizers:
-        shared: dict[int, Tensor] = {}
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            first = owner.setdefault(id(parameter), optimizer)
-            if first is not optimizer:
-                shared[id(parameter)] = parameter
+        keys = {id(p): None for group in optimizer.param_groups for p in group["params"]}
+        shared = {key: owner[key] for key in keys if owner.setdefault(key, optimizer) is not optimizer}
+        found |= shared
         if shared:
-            found[id(optimizer)] = set(shared)
-            names = type(optimizer).__name__, type(owner[next(iter(shared))]).__name__
+            names = type(optimizer).__name__, type(next(iter(shared.values()))).__name__
             warn(
                 f"optimizers got {len(shared)} parameters in both {names[1]} and {names[0]}: they are measured as "
                 f"those of {names[1]}, and what {names[0]} does to them counts as moved outside of its steps",
@@ -144,23 +136,3 @@ def within_another_step(optimizer: Optimizer) -> bool:
             depth += 1
         frame = frame.f_back  # type: ignore[assignment]
     return depth > 1
-
-
-def check_choice(name: str, got: object, wanted: tuple[str, ...]) -> None:
-    if not isinstance(got, str) or got not in wanted:
-        raise ValueError(f"{name} got {shown(got)}, wanted one of {', '.join(map(repr, wanted))}")
-
-
-def check_at_least(name: str, got: object, least: int, most: int = 2**63 - 1) -> None:
-    if isinstance(got, bool) or not isinstance(got, int) or got < least:
-        raise ValueError(f"{name} got {shown(got)}, wanted a whole number of at least {least}")
-    if got > most:
-        raise ValueError(f"{name} got {shown(got)}, wanted a whole number from {least} to {most:,}")
-
-
-def check_coordinates(got: object) -> None:
-    if isinstance(got, str) and got == "all":
-        return
-    if isinstance(got, bool) or not isinstance(got, int) or got < 1:
-        raise ValueError(f"coordinates got {shown(got)}, wanted a whole number of at least 1, or 'all'")
-    check_at_least("coordinates", got, 1)

@@ -132,9 +132,8 @@ class Reader:
         if found:
             mail.put("sketch", torch.stack([b.to(found[0].device) for b in found]).sum(0), share)
         self._put_norms(mail)
-        for name in ("skipped", "rate_sum", "paths"):
-            if (total := getattr(joint, name)) is not None:
-                mail.put_sum(name, total)
+        for name, running in joint.sums.items():
+            mail.put_sum(name, running)
         for name in ("rows", "samples"):
             rows = getattr(joint, name)
             if rows is not None and rows.rows is not None:

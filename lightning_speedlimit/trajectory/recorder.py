@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.optimizers import unwrapped, within_another_step
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
-
-def _never_raising(method: _Method) -> _Method:
+def _never_raising(method: Callable[..., Any]) -> Callable[..., Any]:
     """For hooks within a training: a fault of the measurement ends the measurement, never the training.
 
     (Lightning would take a StopIteration for the end of the epoch, for one.)
@@ -40,7 +38,9 @@ def _never_raising(method: _Method) -> _Method:
             with np.errstate(all="ignore"):  # what is not finite is NaN when it is read
                 return method(recorder, *args, **kwargs)
         except Exception as error:
-            recorder.fail(error)
+            recorder.stop(error)
+            if not recorder._shared:  # the step that failed counts: who looks for new ones finds it, and the reason
+                recorder.joint.advance()
             return None
         except BaseException:  # Ctrl-C, perhaps with half of a step in the sums
             recorder.interrupted = True
@@ -48,7 +48,7 @@ def _never_raising(method: _Method) -> _Method:
         finally:
             torch.set_grad_enabled(enabled)
 
-    return cast(_Method, guarded)
+    return guarded
 
 
 class Recorder:
@@ -62,7 +62,6 @@ class Recorder:
         self.followers, self.joint, self.losses, self._shared = followers, joint, losses, shared
         self.failure: str | None = None  # why the measurement has ended
         self.interrupted = False
-        self.stepped: set[int] = set()  # optimizers whose `step` has been entered
         self._by_optimizer = {id(f.optimizer): f for f in followers}
         self._loss_step: int | None = None  # of the last loss, until an optimizer steps
         self._handles: list[Any] = []
@@ -96,11 +95,11 @@ class Recorder:
 
     def has_stepped(self, optimizer: Optimizer) -> bool:
         """A `step` of it has been entered."""
-        return id(self.follower(optimizer).optimizer) in self.stepped
+        return self.follower(optimizer).stepped
 
     def moved_since(self) -> bool:
         """Whether weights have been moved since the last step. Syncs."""
-        return any(follower.membership.moved_since() for follower in self.followers)
+        return any(bool(follower.membership.moved()) for follower in self.followers if follower.motions)
 
     def has_moved(self, parameter: Tensor) -> bool:
         """A measured step has had a gradient of it."""
@@ -121,9 +120,8 @@ class Recorder:
     def record_loss(self, loss: Tensor | float, step: int | None) -> None:
         if step is None and self.in_step and self.failure is None:
             return
-        value = (
-            loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
-        )
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+        value = value.reshape(())
         at = self.joint.steps if step is None else step
         if self.joint.moved and step is None:
             at += 1  # the joint step has moved: the loss belongs to what follows it
@@ -134,8 +132,8 @@ class Recorder:
 
     @_never_raising
     def _observe(self, followers: list[Follower], scale: Scalar | None) -> None:
-        if any(not follower.in_step and id(follower.optimizer) in self.joint.moved for follower in followers):
-            self.end_step()
+        if any(not follower.in_step and follower in self.joint.moved for follower in followers):
+            self._end_step()
         for follower in followers:
             follower.observe(scale, measure=self.joint.measuring())
 
@@ -154,13 +152,12 @@ class Recorder:
 
     @_never_raising
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.stepped.add(id(optimizer))
         follower = self.follower(optimizer)
         if follower.in_step and within_another_step(optimizer):
             follower.nested = True
             return None
-        if id(optimizer) in self.joint.moved:
-            self.end_step()
+        if follower in self.joint.moved:
+            self._end_step()
         if follower.in_step:  # the last step ended in an exception
             follower.observed = False
         closure = kwargs.get("closure") if len(args) < 2 else args[1]
@@ -201,13 +198,14 @@ class Recorder:
         if self.failure is None or not self._shared:
             return
         self._loss_step = None  # a process that can't measure goes on counting
+        follower = self.follower(optimizer)
         if len(self.followers) == 1:
             if self.joint.steps == step:
-                self.joint.drop()
+                self.joint.advance()
             return
-        if id(optimizer) in self.joint.moved and step == self.joint.steps:
-            self.end_step()
-        self.joint.moved.add(id(optimizer))
+        if follower in self.joint.moved and step == self.joint.steps:
+            self.joint.advance()
+        self.joint.moved[follower] = []
 
     @_never_raising
     def _finish(self, optimizer: Optimizer) -> None:
@@ -220,19 +218,20 @@ class Recorder:
         self._loss_step = None
         self.joint.add(follower, rates, valid, measured=measure and bool(follower.motions))
         if len(self.followers) == 1:
-            self.end_step()
+            self._end_step()
 
     def end_step(self) -> None:
         """The joint step is over."""
-        if not self.joint.moved:
-            return
-        if self.failure is not None:
-            self.joint.drop()
-            return
-        with self.changing(), torch.no_grad():
-            self.joint.end(self.followers)
-            if self.joint.left_out is not None and self.joint.left_out[0] == self.joint.steps - 1:
-                self.losses.leave_out(*self.joint.left_out)
+        if self.joint.moved and self.failure is not None:
+            self.joint.advance()
+        elif self.joint.moved:
+            with self.changing(), torch.no_grad():
+                self._end_step()
+
+    def _end_step(self) -> None:
+        self.joint.end(self.followers)
+        if self.joint.left_out is not None and self.joint.left_out[0] == self.joint.steps - 1:
+            self.losses.leave_out(*self.joint.left_out)
 
     # -- faults ----------------------------------------------------------------------------------------------------
 
@@ -241,28 +240,19 @@ class Recorder:
         """Sums are changing: what is no `Exception` (Ctrl-C) may leave them with half of a step."""
         try:
             yield
-        except Exception:
+        except BaseException as error:
+            self.interrupted |= not isinstance(error, Exception)
             raise
-        except BaseException:
-            self.interrupted = True
-            raise
-
-    def fail(self, error: Exception) -> None:
-        """Stop measuring and say so; every value is NaN with this reason from here on."""
-        self.failure = f"the measurement stopped at step {self.joint.steps}: {told(error)}"
-        warn(f"{self.failure}. The training goes on", stacklevel=3)
-        if self._shared:
-            return  # the other processes read on, and wait for this one at every reading: it goes on counting
-        self.joint.drop()  # the one that failed: who looks for new steps finds it, and the reason
-        self.close()
 
     def stop(self, error: Exception) -> bool:
-        """`fail` for a fault outside of a step. Returns whether the measurement was going on."""
+        """Stop measuring and say so; every value is NaN with this reason from here on. Returns whether it went on."""
         if self.failure is not None:
             return False
-        steps = self.joint.steps
-        self.fail(error)
-        self.joint.steps = steps  # no step failed
+        self.failure = f"the measurement stopped at step {self.joint.steps}: {told(error)}"
+        warn(f"{self.failure}. The training goes on", stacklevel=3)
+        if not self._shared:  # else others read on, and wait for this one at every reading: it goes on counting
+            self.joint.begin()
+            self.close()
         return True
 
 

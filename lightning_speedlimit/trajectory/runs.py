@@ -32,19 +32,14 @@ class Member:
     known: bool = True  # its mobility has a formula; else the group's is "effective"
     options: dict[str, Any] = field(default_factory=dict)  # of its group, where that has gone too
 
-    def count(self, group: dict[str, Any]) -> None:
-        """It takes part in a step."""
-        self.steps += 1
-        if self.response is not None:
-            self.response = mobility.next_momentum_response(group, self.response if self.steps > 1 else None)
-
 
 @dataclass
 class Run:
     """Neighbouring parameters of one group, all with a gradient or none of them, after equally many steps.
 
     lead: the first that has coordinates here; the optimizer's numbers of it (its step) are those of all. coarsest: the
-    largest ε of their dtypes.
+    largest ε of their dtypes. coupled: w of an L2 term inside the gradient. decoupled: w of decay that is no force of
+    the loss.
     """
 
     group: dict[str, Any]
@@ -57,19 +52,14 @@ class Run:
     lead: Tensor
     coarsest: float
     decays: Literal["coupled", "decoupled", "unknown"]
+    coupled: float = 0.0
+    decoupled: float = 0.0
 
-    @property
-    def coupled(self) -> float:
-        """w of an L2 term inside the gradient."""
-        return self._decay("coupled")
-
-    @property
-    def decoupled(self) -> float:
-        """w of decay that is no force of the loss."""
-        return self._decay("decoupled")
-
-    def _decay(self, kind: str) -> float:
-        return 0.0 if self.missing or self.decays != kind else float(self.group.get("weight_decay") or 0.0)
+    def weigh(self) -> None:
+        """The group's weight decay as it is now."""
+        weight = 0.0 if self.missing else float(self.group.get("weight_decay") or 0.0)
+        self.coupled = weight if self.decays == "coupled" else 0.0
+        self.decoupled = weight if self.decays == "decoupled" else 0.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,7 +84,22 @@ class Runs:
         if not kept:
             self._missing = list(missing)
             self._found = self._made(groups, set(missing))
+        for run in self._found:
+            run.weigh()
         return self._found
+
+    def count(self, run: Run, *, measured: bool) -> None:
+        """The run's parameters take part in a step."""
+        if run.missing:
+            return
+        members = self._members[run.members.start : run.members.stop]
+        response = members[0].response  # of all of them, as the number of their steps
+        if response is not None:
+            response = mobility.next_momentum_response(run.group, response if members[0].steps else None)
+        for member in members:
+            member.steps += 1
+            member.moved |= measured
+            member.response = response
 
     def forget(self) -> None:
         """Parameters have come or gone."""

@@ -13,6 +13,11 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def on(device: torch.device | str, tensor: Tensor | None) -> Tensor | None:
+    """A copy on a device, where there is something to copy."""
+    return None if tensor is None else tensor.detach().to(device, copy=True)
+
+
 class RunningSum:
     """S ← S + x for a tensor of any shape: float64, or float32 with Kahan's correction carried along.
 

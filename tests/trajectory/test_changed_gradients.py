@@ -171,3 +171,24 @@ def test_how_a_gradient_is_changed_makes_no_difference(
     found = [{name: float(v).hex() for name, v in meter.compute().items()} for meter in (first, second)]
     assert found[1] == found[0]
     assert second.reasons == first.reasons
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_change_before_clipping_is_seen_where_the_gradient_gets_other_memory(elsewhere: bool) -> None:
+    """Clipping writes once. A quarter of the gradient before it is a change by others, which numbers can't tell."""
+    p = nn.Parameter(torch.ones(5))
+    optimizer = SGD([p], lr=RATE)
+    meter = TrajectoryMeter(optimizer)
+    meter.recorder.expect_writes(1)
+    for k in range(4):
+        p.grad = torch.arange(1.0, 6.0) * (k + 1)
+        meter.observe_gradients()
+        if elsewhere:
+            p.grad.data = p.grad.data / 4
+        else:
+            p.grad /= 4
+        nn.utils.clip_grad_norm_([p], 0.5)
+        optimizer.step()
+    assert math.isnan(meter.compute()["work_ito"])
+    assert "part of the loss can't be told" in meter.reasons["work_ito"]
+    meter.close()

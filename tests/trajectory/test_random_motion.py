@@ -173,25 +173,6 @@ def test_the_ends_of_others_are_not_told(kind: str) -> None:
         assert "SGD, Adam and AdamW alone" in meter.reasons[name]
 
 
-def test_rates_of_a_former_state_count_as_one() -> None:
-    """It did not sum up Σ lr²."""
-
-    def step(meter: TrajectoryMeter) -> None:
-        [theta] = meter.optimizers[0].param_groups[0]["params"]
-        theta.grad = torch.ones(8)
-        meter.optimizers[0].step()
-
-    before, after = (TrajectoryMeter(torch.optim.SGD([torch.zeros(8, requires_grad=True)], lr=0.1)) for _ in range(2))
-    step(before)
-    state = before.state_dict()
-    del state["joint"]["rate_squares"]
-    after.load_state_dict(state)
-    after.record_probe(torch.full((2,), 0.5), torch.zeros(2))
-    step(after)
-    step(after)
-    assert math.isfinite(after.compute()["efficiency_low"])
-
-
 def test_why_an_end_is_undefined() -> None:
     """No formula, no loss, no second step, a loss drop within its error: each with its reason."""
     sums = {"squares": 1.0, "work_met": 3.0, "work_anti_ito": 1.0, "work_ito": 3.0, "weighted": 1.0}
