@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,9 +13,9 @@ from lightning_speedlimit.trajectory.clipping import UNTOLD, Verdict, verdict
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.mobility import UNKNOWN
-from lightning_speedlimit.trajectory.run_totals import Error, RunTotals, SectionTotals, directions
+from lightning_speedlimit.trajectory.run_totals import COLUMNS, NAMES, Numbers, RunTotals, SectionTotals, directions
 from lightning_speedlimit.trajectory.stepwise import Stepwise
-from lightning_speedlimit.trajectory.totals import COLUMNS, Part, kind
+from lightning_speedlimit.trajectory.totals import Part, Section, kind
 
 _BOTH_WAYS = (
     "some parameter groups descend the loss and others climb it (maximize=True): its difference is no entropy "
@@ -57,7 +56,7 @@ def assembled(
     moves = max((count for count, _, _ in moved), default=0.0)
     if processes:
         moves = math.ceil(moves / processes)  # each process has counted its own
-        errors = _of_whole_path(errors, sections, factor * stepwise.path_length)
+        _shorten(errors, sections, factor * stepwise.path_length)
     measured, there = coordinates
     return RunTotals(
         sections=sections,
@@ -93,41 +92,44 @@ def assembled(
 
 def _sections(
     parts: list[Part], host: dict[str, Tensor], *, uneven: bool
-) -> tuple[list[SectionTotals], list[Error], bool]:
+) -> tuple[list[SectionTotals], list[dict[str, Numbers]], bool]:
     """The sections, the errors of what was drawn, and whether works can't be told."""
     found: list[SectionTotals] = []
-    errors: list[Error] = []
+    errors: list[dict[str, Numbers]] = []
     untold = False
     for part in parts:
         stats = host.get(f"changes {part.follower_key}")
         told = verdict(part.changes, None if stats is None else stats.tolist())
         told = told._replace(effective=True) if uneven else told
         untold |= math.isnan(told.factor)
-        places: dict[int, int] = {}
-        for i, section in enumerate(part.table.sections):
-            places.setdefault(section.group, len(found))
-            found.append(_section(part, i, host, told))
-        for group in part.table.covariances:
-            columns = directions(host[f"covariance {part.key} {group}"])
-            errors += [Error({places[group]: _named(column, told)}) for column in columns]
+        own = [_section(part, section, told) for section in part.table.sections]
+        sums = _named(host[f"values {part.key}"], told)
+        found += [
+            replace(s, sums=dict(zip(NAMES, row.tolist(), strict=True))) for s, row in zip(own, sums, strict=True)
+        ]
+        indices = [section.group for section in part.table.sections]
+        for index in part.table.covariances:
+            changes = _named(directions(host[f"covariance {part.key} {index}"]), told)
+            errors.append({own[indices.index(index)].group: changes})
     return found, errors, untold
 
 
-def _section(part: Part, i: int, host: dict[str, Tensor], told: Verdict) -> SectionTotals:
-    section, motion = part.table.sections[i], part.table.motion
-    sums = _named(host[f"values {part.key}"][i], told)
+def _section(part: Part, section: Section, told: Verdict) -> SectionTotals:
+    """Its sums are still to come."""
+    motion = part.table.motion
     runs = [r for r in motion.runs.current(motion.missing) if r.index == section.group]
     run = next((r for r in runs if not motion.members[r.members.start].gone), runs[0])
     own = "effective" if told.effective else kind(motion, section)
     inertia = UNKNOWN if run.formula is None or own == "effective" else run.formula.inertia(run.group)
-    return SectionTotals(section.layer, f"{part.key} {section.group}", own, sums, inertia)
+    return SectionTotals(section.layer, f"{part.key} {section.group} {own}", own, {}, inertia)
 
 
-def _named(column: Tensor, told: Verdict) -> dict[str, float]:
-    """The columns by their names, and work_ito with what waits for its next gradient."""
-    sums = dict(zip(COLUMNS, column.tolist(), strict=True))
-    sums["work_ito"] = sums["work_met"] + sums["waiting"]
-    return sums if told.factor == 1.0 else sums | {name: told.factor * sums[name] for name in _SCALED}
+def _named(columns: Tensor, told: Verdict) -> Numbers:
+    """(…, COLUMNS) → (…, NAMES): works as often as they count, and work_ito with what waits for its next gradient."""
+    ito = columns[:, COLUMNS.index("work_met")] + columns[:, COLUMNS.index("waiting")]
+    found = torch.cat([columns, ito[:, None]], 1).numpy()
+    found[:, [NAMES.index(name) for name in _SCALED]] *= told.factor
+    return found
 
 
 def _without_formula(parts: list[Part]) -> tuple[str, ...]:
@@ -140,15 +142,12 @@ def _without_formula(parts: list[Part]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _of_whole_path(errors: list[Error], sections: list[SectionTotals], path_length: float) -> list[Error]:
+def _shorten(errors: list[dict[str, Numbers]], sections: list[SectionTotals], path_length: float) -> None:
     """Each process knows the errors of Σ ‖u of its part‖. What they do to Σ ‖u‖ is less, by the ratio of these."""
     own = sum(section.sums["path_length"] for section in sections)
-    ratio = path_length / own if own else 0.0
-
-    def shortened(sums: Mapping[str, float]) -> dict[str, float]:
-        return {**sums, "path_length": ratio * sums["path_length"]}
-
-    return [Error({i: shortened(sums) for i, sums in error.sums.items()}, error.loss) for error in errors]
+    for error in errors:
+        for changes in error.values():
+            changes[:, NAMES.index("path_length")] *= path_length / own if own else 0.0
 
 
 def _signs_of_loss(followers: list[Follower]) -> set[float]:

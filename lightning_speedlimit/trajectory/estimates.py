@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
+import numpy as np
+
 from lightning_speedlimit.trajectory.random_motion import random_motion
-from lightning_speedlimit.trajectory.run_totals import NAN, Error, RunTotals, added, ratio
+from lightning_speedlimit.trajectory.run_totals import NAN, SHIFT, Numbers, RunTotals, added, ratio
 
 Estimator = Literal["loss_drop", "ito", "stratonovich", "anti_ito", "action"]
 
@@ -15,15 +17,15 @@ Estimator = Literal["loss_drop", "ito", "stratonovich", "anti_ito", "action"]
 class Estimates:
     """All numbers of a run, `values`, and `reasons` for those that are NaN or need a warning."""
 
+    @np.errstate(all="ignore")  # what is not finite is NaN, with its reason
     def __init__(self, run: RunTotals, estimator: Estimator) -> None:
         self.run, self.estimator = run.merged(), estimator
         self.reasons: dict[str, str] = {}
-        self.values = estimates(self.run, estimator)
-        known = dict(self.values)
+        self.values = {name: float(value) for name, value in estimates(self.run, estimator).items()}
         self._kinematic()
         self._works()
         self._efficiencies()
-        self._standard_errors(known)
+        self._standard_errors()
         self._non_finite()
 
     def _say(self, names: Iterable[str], why: str) -> None:
@@ -130,23 +132,23 @@ class Estimates:
             return f"the noise in the work is told by the loss drop: {self.reasons.get('loss_drop', 'it is NaN')}"
         return "the random motion is known of SGD, Adam and AdamW alone, where their mobility is"
 
-    def _standard_errors(self, known: dict[str, float]) -> None:
+    def _standard_errors(self) -> None:
         """√Σ over the errors' directions of the change of each value: linearised, by central differences."""
-        loss = self.run.loss
-        own = () if loss is None else (Error(loss=loss.standard_error),)
-        variances = dict.fromkeys(known, 0.0)
-        for error in (*self.run.errors, *own):
-            up, down = (estimates(self.run.shifted(error, h), self.estimator) for h in (_SHIFT, -_SHIFT))
-            for name in variances:
-                change = (up[name] - down[name]) / (2.0 * _SHIFT)
-                variances[name] += change * change
-        named = WITH_ERRORS if self.run.sampled else ("conversion", *EFFICIENCIES)
-        for name in named:
-            error_of = math.sqrt(variances[name]) if not self.run.unspread or not self.run.sampled else NAN
-            error_of = 0.0 if name == "work_decay" and self.values[name] == 0.0 else error_of  # not even by rounding
-            self.values[f"{name}_se"] = error_of if math.isfinite(self.values[name]) else NAN
-        if not self.run.sampled and self.estimator != "loss_drop":
-            self.values["efficiency_se"] = NAN
+        run, values = self.run, self.values
+        names = WITH_ERRORS if run.sampled else ("conversion", *EFFICIENCIES)
+        variances = dict.fromkeys(names, 0.0)
+        for shifted in run.shifted():
+            found = estimates(shifted, self.estimator)
+            for name in names:
+                up, down = np.broadcast_to(found[name], (2, *np.shape(found[name])[1:]))
+                variances[name] += float(np.sum(((up - down) / (2.0 * SHIFT)) ** 2))
+        for name in names:
+            known = math.isfinite(values[name]) and not (run.sampled and run.unspread)
+            values[f"{name}_se"] = math.sqrt(variances[name]) if known else NAN
+        if run.sampled and values["work_decay"] == 0.0:
+            values["work_decay_se"] = 0.0  # not even by rounding
+        if not run.sampled and self.estimator != "loss_drop":
+            values["efficiency_se"] = NAN
 
     def _non_finite(self) -> None:
         """Every other NaN or infinity comes from gradients, losses or weights that were not finite."""
@@ -163,7 +165,6 @@ class Estimates:
 
 
 _BY_WORKS = "of SGD without momentum the works tell the signal and the noise of gradients"
-_SHIFT = 1e-3  # of one standard error: linear to 1e-6 of it at most, and rounding to 1e-13 of the value
 NOTICED = 1e-6  # of the path length: moves below are rounding
 _TINY = 2.0**-166  # float32's smallest normal number over the scale of its products
 _SMALL = 1e-22  # well above the square root of it
@@ -199,7 +200,7 @@ WITH_ERRORS = (
 )
 
 
-def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
+def estimates(run: RunTotals, estimator: Estimator) -> dict[str, Numbers]:
     """The numbers of a run by their definitions, whether they mean something there or not.
 
     D, ℓ, A; straightness D²/ℓ², steadiness ℓ²/(τA), their product, τ_SL = D²/A; the estimates of Q;
@@ -229,8 +230,8 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
         works
         | gradients
         | {
-            "displacement": math.sqrt(squared) if squared >= 0 else NAN,
-            "net_displacement": math.sqrt(net) if net >= 0 else NAN,
+            "displacement": np.sqrt(squared),
+            "net_displacement": np.sqrt(net),
             "path_length": path,
             "action": action,
             "elapsed": elapsed,

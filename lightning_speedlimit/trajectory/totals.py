@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,20 +13,10 @@ from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import raw_gradient
 from lightning_speedlimit.trajectory.ranks import Share
 from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
+from lightning_speedlimit.trajectory.run_totals import COLUMNS, NOW, Kind
 from lightning_speedlimit.trajectory.sketch import Sketch
 
-Kind = Literal["scalar", "diagonal", "effective"]
-
-# Columns of a table: the sums, and what is of this moment. Of −f·u, lost L2 energy and waiting work the sign turns.
-NOW = (
-    "displacement_squared",
-    "free_displacement_squared",
-    "weighted",
-    "step_squares",
-    "gradient_squares",
-    "net_squared",
-)
-COLUMNS = (*SUMS, "waiting", *NOW)
+# Of −f·u, lost L2 energy and waiting work the sign turns.
 _PIECE = 1 << 13  # units that are looked at together: so many times the columns are little memory
 _LITTLE = 1e-30  # where all units of a parameter are certain, nothing is divided by it
 
