@@ -18,7 +18,6 @@ so the exponent, comes from trainings. docs/findings/interval.md has how far it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,25 +25,23 @@ from lightning_speedlimit.trajectory.mobility import UNKNOWN, Inertia
 from lightning_speedlimit.trajectory.run_totals import Numbers, RunTotals, SectionTotals, ratio
 
 
-class RandomMotion(NamedTuple):
-    """most: cN/K. left: s cN/K. Loss unit, ≥ 0; NaN without loss drop, and where the optimizer's c is not known."""
+def random_motion(run: RunTotals, loss_drop: Numbers) -> tuple[Numbers, Numbers]:
+    """cN/K, the most that it can be, and s cN/K, what is left of it. Loss unit, ≥ 0.
 
-    most: Numbers
-    left: Numbers
+    NaN without loss drop, and where the optimizer's c is not known.
 
-
-def random_motion(run: RunTotals, loss_drop: Numbers) -> RandomMotion:
-    """Args: loss_drop: d, with what decoupled decay did to the loss, which is taken out here."""
+    Args:
+        loss_drop: d, with what decoupled decay did to the loss, which is taken out here.
+    """
     work, met, anti = (run.sum(name) for name in ("work_ito", "work_met", "work_anti_ito"))
     completing = np.where(met > 0.0, ratio(work, met), 1.0)  # the last update has met no gradient yet
     fallen, anti = loss_drop - run.sum("work_decay"), anti * completing
     noise = np.maximum(0.0, work + anti - 2.0 * fallen)
     curvature = np.maximum(0.0, 2.0 * (fallen - anti))
     inertia = mean_inertia(run.sections)
-    steps = run.steps if np.isnan(run.lasting) else run.lasting
-    most = inertia.gain * noise / steps
-    q = ratio(2.0 * steps * (1.0 + inertia.memory) * curvature, noise)
-    return RandomMotion(most, most * share_left(np.where(noise > 0.0, q, 0.0)))
+    most = inertia.gain * noise / run.lasting
+    q = ratio(2.0 * run.lasting * (1.0 + inertia.memory) * curvature, noise)
+    return most, most * share_left(np.where(noise > 0.0, q, 0.0))
 
 
 def share_left(q: Numbers) -> Numbers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from lightning_speedlimit.trajectory.row_sums import SUMS
 
 NAN = math.nan
 Numbers = Any  # a float; in `RunTotals.shifted` an array (2, n) of what it would be
-Kind = Literal["scalar", "diagonal", "effective"]
+Error = dict[str, Numbers]  # of one source by group (NAMES, n): what one standard error in each of n directions changes
 
 # What is of the moment of a reading. Squares in parameter², works in loss units.
 NOW = (
@@ -38,19 +38,24 @@ class SectionTotals:
     """Sums over the run of one group and layer.
 
     group: which parameters share one effective mobility and one inertia, whatever their layers.
+    effective: the mobility is Σ‖u‖²/work_ito.
     sums: by NAMES; see `row_sums.SUMS`. Squares in parameter², works in loss units.
     inertia: how the group's optimizer spreads a force over steps.
     """
 
     layer: str
     group: str
-    kind: Kind
+    effective: bool
     sums: Mapping[str, Numbers]
     inertia: Inertia
 
+    def plus(self, changes: Mapping[str, Numbers]) -> SectionTotals:
+        """With something added to its sums."""
+        return replace(self, sums={name: value + changes.get(name, 0.0) for name, value in self.sums.items()})
+
     def numerator(self, steps: float) -> Numbers:
-        """Σ (Δθ_i)²/m_i; an effective mobility Σ‖u‖²/work_ito has m = steps × it. NaN where work_ito ≤ 0."""
-        if self.kind != "effective":
+        """Σ (Δθ_i)²/m_i; an effective mobility has m = steps × it. NaN where work_ito ≤ 0."""
+        if not self.effective:
             return self.sums["weighted"]
         work, squares = self.sums["work_ito"], self.sums["free_squares"]
         found = ratio(self.sums["free_displacement_squared"] * work, steps * squares)
@@ -59,7 +64,7 @@ class SectionTotals:
     @property
     def work_action(self) -> Numbers:
         """Σ u²/μ, which is work_ito where μ is the effective one."""
-        return self.sums["work_ito"] if self.kind == "effective" else self.sums["work_action"]
+        return self.sums["work_ito"] if self.effective else self.sums["work_action"]
 
 
 @dataclass(frozen=True)
@@ -67,23 +72,22 @@ class RunTotals:
     """What a measurement knows on the host.
 
     steps: K, joint steps. measured: those measured. elapsed: τ on the chosen clock. lasting: (Σ lr)²/Σ lr², the steps
-    of one rate that would diffuse as far; K where rates are not known. path_length, action: of the whole parameter
-    vector where they are not sums over the sections. errors: of what was sampled; of each source by group (n, NAMES),
-    what one standard error in each of n directions changes. A value's variance is the sum of its changes' squares.
+    of one rate that would diffuse as far; K where rates are not known. errors: of each source of what was sampled; a
+    value's variance is the sum of its changes' squares, over all directions.
     """
 
     sections: Sequence[SectionTotals]
     steps: float
     measured: float
+    lasting: float
     elapsed: float
     loss: LossDrop | None
     gradient_norm: Numbers
     clipped_norm: Numbers
     step_norm: Numbers
+    path_length: Numbers
     learning_rate: float
-    lasting: float = NAN
     whole_norm: bool = False  # the gradients' norms are of all coordinates, whatever was drawn
-    path_length: Numbers | None = None
     layer_paths: Mapping[str, float] = field(default_factory=dict)  # ℓ of each layer's own motion
     overlaps: bool = False  # of neighbouring gradients are summed up
     per_rate: bool = False  # the action is counted on the clock "lr"
@@ -91,11 +95,10 @@ class RunTotals:
     moves: float = 0.0  # steps before which weights were moved elsewhere
     moved: float = 0.0  # √Σ of these moves' squares
     unkept: bool = False  # θ_0 was not kept when weights were moved: ‖θ_K − θ_0‖ is not known
-    untold: str = ""  # why works are not known, though gradients were seen
-    unforced: bool = False  # a step moved weights without a gradient
+    no_work: str = ""  # why works are not known, though gradients were seen
     single: bool = False  # products are rounded to float32
     no_formula: tuple[str, ...] = ()
-    errors: Sequence[Mapping[str, Numbers]] = ()
+    errors: Sequence[Error] = ()
     sampled: bool = False  # coordinates or steps: all values carry an error
     unspread: bool = False  # too few sampled steps to tell an error
     no_loss: str = ""  # why there is none, where it is not for want of recording
@@ -109,7 +112,7 @@ class RunTotals:
         parts: dict[str, list[SectionTotals]] = {}
         for section in self.sections:
             parts.setdefault(section.group, []).append(section)
-        return replace(self, sections=[_merged(part) if len(part) > 1 else part[0] for part in parts.values()])
+        return replace(self, sections=[_merged(part) for part in parts.values()])
 
     def layer(self, name: str) -> RunTotals:
         """Of one layer alone: ℓ is that of its own motion (of shards NaN: no process knows it), no loss, no norms."""
@@ -126,22 +129,16 @@ class RunTotals:
             found.append(replace(self, loss=replace(self.loss, value=self.loss.value + either)))
         return found
 
-    def _shifted(self, error: Mapping[str, Numbers]) -> RunTotals:
-        changes = {group: _by_name(SHIFT * np.stack([own, -own])) for group, own in error.items()}
-        sections = [
-            replace(s, sums={name: value + changes[s.group][name] for name, value in s.sums.items()})
-            if s.group in changes
-            else s
-            for s in self.sections
-        ]
+    def _shifted(self, error: Error) -> RunTotals:
+        changes = {g: dict(zip(NAMES, SHIFT * np.stack([own, -own], 1), strict=True)) for g, own in error.items()}
         path, gradient, step = (
             sum(own[name] for own in changes.values()) for name in ("path_length", "gradient_squares", "step_squares")
         )
         gradient = 0.0 if self.whole_norm else gradient
         return replace(
             self,
-            sections=sections,
-            path_length=None if self.path_length is None else self.path_length + path,
+            sections=[s.plus(changes[s.group]) if s.group in changes else s for s in self.sections],
+            path_length=self.path_length + path,
             gradient_norm=_norm(self.gradient_norm, gradient),
             clipped_norm=_norm(self.clipped_norm, ratio(self.clipped_norm, self.gradient_norm) ** 2 * gradient),
             step_norm=_norm(self.step_norm, step),
@@ -150,12 +147,7 @@ class RunTotals:
 
 def _merged(sections: Sequence[SectionTotals]) -> SectionTotals:
     first = sections[0]
-    return replace(first, sums={name: added(section.sums[name] for section in sections) for name in first.sums})
-
-
-def _by_name(changes: Numbers) -> dict[str, Numbers]:
-    """(…, NAMES) → …"""
-    return dict(zip(NAMES, np.moveaxis(changes, -1, 0), strict=True))
+    return replace(first, sums={name: sum(section.sums[name] for section in sections) for name in first.sums})
 
 
 def _norm(norm: float, change: Numbers) -> Numbers:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.ranks import MOST, lengths_and_unevenness
 from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
-from lightning_speedlimit.trajectory.run_totals import NAMES, Numbers, SectionTotals, directions
+from lightning_speedlimit.trajectory.run_totals import NAMES, Error, SectionTotals, directions
 
 _STEP = len(SUMS) + 1  # numbers of a sampled step: its sums, and its mean mobility
 
@@ -24,9 +24,8 @@ class Stepwise:
         self.no_path = ""  # why that is unknown
         self.uneven = False  # shards were clipped by several factors
         self.sampled = 0  # steps
-        self.spread = torch.zeros(
-            _STEP, _STEP, dtype=torch.float64, device="cpu"
-        )  # Σ (x_j − x_{j−1})(x_j − x_{j−1})ᵀ of their sums
+        # Σ (x_j − x_{j−1})(x_j − x_{j−1})ᵀ of their sums
+        self.spread = torch.zeros(_STEP, _STEP, dtype=torch.float64, device="cpu")
         self.mobilities = 0.0  # Σ of theirs
         self.last = self.spread[:0, 1:]  # the sums before and after the last of them
 
@@ -66,7 +65,7 @@ class Stepwise:
         self.spread = self.spread + apart.T @ apart
         self.last = rows[-2:]
 
-    def errors(self, sections: list[SectionTotals], joint: JointSteps) -> list[dict[str, Numbers]]:
+    def errors(self, sections: list[SectionTotals], joint: JointSteps) -> list[Error]:
         """K/J √(½ Σ (x_j − x_{j−1})² J/(J−1)): differences of neighbours, so that a trend is not taken for noise."""
         count = self.sampled
         if count < 2:
@@ -79,11 +78,11 @@ class Stepwise:
         named[:, [SUMS.index(name) for name in NEGATIVE]] *= -1.0
         named[:, NAMES.index("work_ito")] = named[:, NAMES.index("work_met")]
         whole = sum(s.sums["squares"] for s in sections) or 1.0
-        errors: dict[str, Numbers] = {}
+        errors: Error = {}
         for section in sections:
             own = named * (section.sums["squares"] / whole)
             own[:, NAMES.index("weighted")] = -mobility * section.sums["weighted"]
-            errors[section.group] = errors.get(section.group, 0.0) + own.numpy()
+            errors[section.group] = errors.get(section.group, 0.0) + own.numpy().T
         return [errors]
 
 

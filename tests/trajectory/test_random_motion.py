@@ -82,12 +82,12 @@ def test_the_share_falls_from_one(q: float, times: float) -> None:
 
 def section(inertia: Inertia, **sums: float) -> SectionTotals:
     known = dict.fromkeys(("squares", "work_met", "work_anti_ito", "work_ito", "work_decay", "weighted"), 0.0)
-    return SectionTotals("", "0", "scalar", {**known, **sums}, inertia)
+    return SectionTotals("", "0", False, {**known, **sums}, inertia)
 
 
 def run_of(*sections: SectionTotals, drop: float = 1.0, error: float = 0.0, steps: float = 40.0) -> RunTotals:
     loss = LossDrop(drop, error, drop, 0.0, 0.0)
-    return RunTotals(list(sections), steps, steps, steps, loss, 1.0, 1.0, 1.0, 0.1)
+    return RunTotals(list(sections), steps, steps, steps, steps, loss, 1.0, 1.0, 1.0, 1.0, 0.1)
 
 
 @given(
@@ -195,7 +195,7 @@ def test_why_an_end_is_undefined() -> None:
     """No formula, no loss, no second step, a loss drop within its error: each with its reason."""
     sums = {"squares": 1.0, "work_met": 3.0, "work_anti_ito": 1.0, "work_ito": 3.0, "weighted": 1.0}
     whole = {**dict.fromkeys(_ALL, 0.0), **sums}
-    known = SectionTotals("", "0", "scalar", whole, Inertia(1.0, 0.0))
+    known = SectionTotals("", "0", False, whole, Inertia(1.0, 0.0))
     cases = {
         "random motion is known of SGD, Adam": run_of(replace(known, inertia=UNKNOWN)),
         "no step has met the next gradient": run_of(
@@ -218,7 +218,7 @@ def test_why_an_end_is_undefined() -> None:
 def test_the_loss_drops_error_is_in_both() -> None:
     """d low/dd of (M − (W + a − 2d)/K)/d, W = a' = …: in plain numbers."""
     sums = {"squares": 1.0, "work_met": 4.0, "work_anti_ito": 0.5, "work_ito": 4.0, "weighted": 2.0}
-    known = SectionTotals("", "0", "scalar", {**dict.fromkeys(_ALL, 0.0), **sums}, Inertia(1.0, 0.0))
+    known = SectionTotals("", "0", False, {**dict.fromkeys(_ALL, 0.0), **sums}, Inertia(1.0, 0.0))
     values = Estimates(run_of(known, error=0.05, steps=10.0), "loss_drop").values
 
     def low(drop: float) -> float:
