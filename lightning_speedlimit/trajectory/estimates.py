@@ -134,8 +134,9 @@ class Estimates:
         for shifted in run.shifted():
             found = estimates(shifted, self.estimator)
             for name in names:
-                up, down = np.broadcast_to(found[name], (2, *np.shape(found[name])[1:]))
-                variances[name] += float(np.sum(((up - down) / (2.0 * SHIFT)) ** 2))
+                if np.ndim(found[name]):  # else it does not depend on what is shifted
+                    change = (found[name][0] - found[name][1]) / (2.0 * SHIFT)
+                    variances[name] += float(change @ change)
         for name in names:
             known = math.isfinite(values[name]) and not (run.sampled and run.unspread)
             values[f"{name}_se"] = math.sqrt(variances[name]) if known else NAN

@@ -158,11 +158,13 @@ def _norm(norm: float, change: Numbers) -> Numbers:
 def added(values: Iterable[Numbers]) -> Numbers:
     """Σ; NaN where it is not finite."""
     total = sum(values, start=0.0)
-    return np.where(np.isfinite(total), total, NAN)[()]
+    return total + 0.0 * total
 
 
 def ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
     """x/y; NaN for 0/0 and for x/0."""
+    if isinstance(denominator, float):  # a tenth of the time
+        return numerator / denominator if denominator != 0.0 else NAN
     return np.divide(numerator, np.where(denominator == 0.0, NAN, denominator))
 
 
