@@ -219,7 +219,7 @@ def _total(
         "wasserstein2": math.sqrt(upper),
         "wasserstein2_lower": math.sqrt(lower),
         "identity_excess": paired / upper - 1 if upper else (math.nan if paired else 0.0),
-        "kinematic_efficiency_wasserstein2": ratio(upper, values["elapsed"] * values["action"]),
+        "kinematic_efficiency_wasserstein2": float(ratio(upper, values["elapsed"] * values["action"])),
     }
     reasons: dict[str, str] = {}
     unproven = [name for name, compared in found.items() if not compared.proven]

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
+import numpy as np
+
 from lightning_speedlimit.trajectory.random_motion import random_motion
-from lightning_speedlimit.trajectory.run_totals import NAN, Error, RunTotals, added, ratio
+from lightning_speedlimit.trajectory.run_totals import NAN, SHIFT, Numbers, RunTotals, added, ratio
 
 Estimator = Literal["loss_drop", "ito", "stratonovich", "anti_ito", "action"]
 
@@ -15,15 +17,15 @@ Estimator = Literal["loss_drop", "ito", "stratonovich", "anti_ito", "action"]
 class Estimates:
     """All numbers of a run, `values`, and `reasons` for those that are NaN or need a warning."""
 
+    @np.errstate(all="ignore")  # what is not finite is NaN, with its reason
     def __init__(self, run: RunTotals, estimator: Estimator) -> None:
         self.run, self.estimator = run.merged(), estimator
         self.reasons: dict[str, str] = {}
-        self.values = estimates(self.run, estimator)
-        known = dict(self.values)
+        self.values = {name: float(value) for name, value in estimates(self.run, estimator).items()}
         self._kinematic()
         self._works()
         self._efficiencies()
-        self._standard_errors(known)
+        self._standard_errors()
         self._non_finite()
 
     def _say(self, names: Iterable[str], why: str) -> None:
@@ -35,14 +37,10 @@ class Estimates:
         if run.no_path:
             self._say(("path_length", "straightness", "steadiness"), run.no_path)
         if values["action"] == 0.0:
-            self._say(
-                ("straightness", "steadiness", "kinematic_efficiency", "speed_limit_time"), "the weights have not moved"
-            )
+            self._say(_RATIOS, "the weights have not moved")
         if run.single and run.sum("displacement_squared") > 0.0 and run.sum("squares") < self._least:
-            lost = ("path_length", "action", "straightness", "steadiness", "kinematic_efficiency", "speed_limit_time")
-            self._drop(
-                (*lost, "step_norm", *WORKS), "updates are so small that their squares are lost in float32's range"
-            )
+            lost = ("path_length", "action", *_RATIOS, "step_norm", *WORKS)
+            self._drop(lost, "updates are so small that their squares are lost in float32's range")
         timed = ("action", "steadiness", "kinematic_efficiency", "speed_limit_time")
         if math.isnan(run.elapsed):
             why = 'the clock "lr" needs one learning rate for all parameter groups, got several; use clock="steps"'
@@ -72,10 +70,8 @@ class Estimates:
             self._say(("loss_drop", "loss", "conversion"), run.no_loss or "no loss was recorded")
         elif math.isnan(run.loss.value):
             self._say(("loss_drop", "loss", "conversion"), "a recorded loss is not finite")
-        if run.untold:
-            self._drop(WORKS, run.untold)
-        if run.unforced:
-            self._drop(WORKS, "weights were moved in a step before which there was no gradient")
+        if run.no_work:
+            self._drop(WORKS, run.no_work)
         for name in ("work_ito", "work_action"):
             if name in self.reasons:
                 continue
@@ -98,7 +94,7 @@ class Estimates:
 
     def _efficiencies(self) -> None:
         values, reasons = self.values, self.reasons
-        name = "loss_drop" if self.estimator == "loss_drop" else f"work_{self.estimator}"
+        name = _production(self.estimator)
         produced = values["entropy_production"] = values[name]
         if name in reasons:
             reasons["entropy_production"] = reasons[name]
@@ -113,11 +109,14 @@ class Estimates:
         if why is not None:
             values |= dict.fromkeys(EFFICIENCIES, NAN)
             self._say(EFFICIENCIES, why)
-        if any(s.kind == "effective" and not s.sums["work_ito"] > 0.0 for s in self.run.sections):
+        if any(s.effective and not s.sums["work_ito"] > 0.0 for s in self.run.sections):
             self._say((*EFFICIENCIES, "efficiency_action"), "an effective mobility needs positive work_ito")
         if math.isnan(values["efficiency_low"]):
-            self._say(WITHOUT_RANDOM_MOTION, self._why_no_random_motion())
-        if math.isfinite(values["efficiency"]) and any(s.kind == "effective" for s in self.run.sections):
+            why = "the random motion is known of SGD, Adam and AdamW alone, where their mobility is"
+            if math.isnan(values["loss_drop"]):
+                why = f"the noise in the work is told by the loss drop: {reasons.get('loss_drop', 'it is NaN')}"
+            self._say(WITHOUT_RANDOM_MOTION, why)
+        if math.isfinite(values["efficiency"]) and any(s.effective for s in self.run.sections):
             names = ", ".join(self.run.no_formula) or "clipping by value"
             self._say(("efficiency",), f"with the effective mobility of {names}: kinematic efficiency / conversion")
         if not math.isfinite(values["work_action"]) and math.isfinite(values["work_ito"]):
@@ -125,28 +124,26 @@ class Estimates:
         if values["work_action"] == 0.0:
             self._say(("efficiency_action",), "the weights have not moved")
 
-    def _why_no_random_motion(self) -> str:
-        if math.isnan(self.values["loss_drop"]):
-            return f"the noise in the work is told by the loss drop: {self.reasons.get('loss_drop', 'it is NaN')}"
-        return "the random motion is known of SGD, Adam and AdamW alone, where their mobility is"
-
-    def _standard_errors(self, known: dict[str, float]) -> None:
+    def _standard_errors(self) -> None:
         """√Σ over the errors' directions of the change of each value: linearised, by central differences."""
-        loss = self.run.loss
-        own = () if loss is None else (Error(loss=loss.standard_error),)
-        variances = dict.fromkeys(known, 0.0)
-        for error in (*self.run.errors, *own):
-            up, down = (estimates(self.run.shifted(error, h), self.estimator) for h in (_SHIFT, -_SHIFT))
-            for name in variances:
-                change = (up[name] - down[name]) / (2.0 * _SHIFT)
-                variances[name] += change * change
-        named = WITH_ERRORS if self.run.sampled else ("conversion", *EFFICIENCIES)
-        for name in named:
-            error_of = math.sqrt(variances[name]) if not self.run.unspread or not self.run.sampled else NAN
-            error_of = 0.0 if name == "work_decay" and self.values[name] == 0.0 else error_of  # not even by rounding
-            self.values[f"{name}_se"] = error_of if math.isfinite(self.values[name]) else NAN
-        if not self.run.sampled and self.estimator != "loss_drop":
-            self.values["efficiency_se"] = NAN
+        run, values = self.run, self.values
+        names = [name for name in values if name not in _WITHOUT_ERRORS]
+        if not run.sampled:
+            names = ["conversion", *EFFICIENCIES]
+        variances = dict.fromkeys(names, 0.0)
+        for shifted in run.shifted():
+            found = estimates(shifted, self.estimator)
+            for name in names:
+                if np.ndim(found[name]):  # else it does not depend on what is shifted
+                    change = (found[name][0] - found[name][1]) / (2.0 * SHIFT)
+                    variances[name] += float(change @ change)
+        for name in names:
+            known = math.isfinite(values[name]) and not (run.sampled and run.unspread)
+            values[f"{name}_se"] = math.sqrt(variances[name]) if known else NAN
+        if run.sampled and values["work_decay"] == 0.0:
+            values["work_decay_se"] = 0.0  # not even by rounding
+        if not run.sampled and self.estimator != "loss_drop":
+            values["efficiency_se"] = NAN
 
     def _non_finite(self) -> None:
         """Every other NaN or infinity comes from gradients, losses or weights that were not finite."""
@@ -163,43 +160,19 @@ class Estimates:
 
 
 _BY_WORKS = "of SGD without momentum the works tell the signal and the noise of gradients"
-_SHIFT = 1e-3  # of one standard error: linear to 1e-6 of it at most, and rounding to 1e-13 of the value
 NOTICED = 1e-6  # of the path length: moves below are rounding
 _TINY = 2.0**-166  # float32's smallest normal number over the scale of its products
 _SMALL = 1e-22  # well above the square root of it
+_RATIOS = ("straightness", "steadiness", "kinematic_efficiency", "speed_limit_time")
 WITHOUT_RANDOM_MOTION = ("efficiency_low", "efficiency_drift")
 EFFICIENCIES = ("efficiency", *WITHOUT_RANDOM_MOTION)
-WORKS = (
-    "work_ito",
-    "work_anti_ito",
-    "work_stratonovich",
-    "work_action",
-    "conversion",
-    "signal_fraction",
-    *EFFICIENCIES,
-    "efficiency_action",
-)
+_WORK = ("work_ito", "work_anti_ito", "work_stratonovich", "work_action")
+WORKS = (*_WORK, "conversion", "signal_fraction", *EFFICIENCIES, "efficiency_action")
 GRADIENTS = ("gradient_signal", "gradient_noise")
-WITH_ERRORS = (
-    "displacement",
-    "net_displacement",
-    "path_length",
-    "action",
-    "straightness",
-    "steadiness",
-    "kinematic_efficiency",
-    "speed_limit_time",
-    *WORKS,
-    *GRADIENTS,
-    "work_decay",
-    "entropy_production",
-    "grad_norm",
-    "grad_norm_clipped",
-    "step_norm",
-)
+_WITHOUT_ERRORS = ("elapsed", "learning_rate", "moved_outside", "loss_drop", "loss_drop_se", "loss", "loss_se")
 
 
-def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
+def estimates(run: RunTotals, estimator: Estimator) -> dict[str, Numbers]:
     """The numbers of a run by their definitions, whether they mean something there or not.
 
     D, ℓ, A; straightness D²/ℓ², steadiness ℓ²/(τA), their product, τ_SL = D²/A; the estimates of Q;
@@ -207,55 +180,55 @@ def estimates(run: RunTotals, estimator: Estimator) -> dict[str, float]:
     η = Σ (Δθ_i)²/m_i / Q; its low end and the drift's estimate, with random motion taken out; and with Q = work_action,
     ≤ 1.
     """
-    loss, elapsed = run.loss, run.elapsed
-    squared, net = run.sum("displacement_squared"), run.sum("net_squared")
-    path = run.sum("path_length") if run.path_length is None else run.path_length
+    loss, elapsed, path, squared = run.loss, run.elapsed, run.path_length, run.sum("displacement_squared")
     action = run.sum("action" if run.per_rate else "squares") if not math.isnan(elapsed) else NAN
     ito, met, anti = (run.sum(name) for name in ("work_ito", "work_met", "work_anti_ito"))
     drop = NAN if loss is None else loss.value + run.sum("l2_drop")
     work_action = added(s.work_action for s in run.sections)
     numerator = added(s.numerator(run.steps) for s in run.sections)
-    random = random_motion(run, drop)
-    works = {
+    most, left = random_motion(run, drop)
+    values = {
         "work_ito": ito,
         "work_anti_ito": anti,
         "work_stratonovich": 0.5 * (met + anti),
         "work_action": work_action,
         "work_decay": run.sum("work_decay"),
+        "gradient_signal": run.sum("gradient_signal"),
+        "gradient_noise": run.sum("gradient_noise"),
+        "displacement": np.sqrt(squared),
+        "net_displacement": np.sqrt(run.sum("net_squared")),
+        "path_length": path,
+        "action": action,
+        "elapsed": elapsed,
+        "straightness": ratio(squared, path * path),
+        "steadiness": ratio(path * path, elapsed * action),
+        "kinematic_efficiency": ratio(squared, elapsed * action),
+        "speed_limit_time": ratio(squared, action),
+        "grad_norm": run.gradient_norm,
+        "grad_norm_clipped": run.clipped_norm,
+        "step_norm": run.step_norm,
+        "learning_rate": run.learning_rate,
+        "moved_outside": run.moved,
+        "loss_drop": drop,
+        "loss_drop_se": NAN if loss is None else loss.standard_error,
+        "loss": NAN if loss is None else loss.last,
+        "loss_se": NAN if loss is None else loss.last_error,
+        "conversion": ratio(drop, ito),
+        "signal_fraction": ratio(anti, met),
     }
-    produced = drop if estimator == "loss_drop" else works[f"work_{estimator}"]
-    gradients = {name: run.sum(name) for name in GRADIENTS}
-    return (
-        works
-        | gradients
-        | {
-            "displacement": math.sqrt(squared) if squared >= 0 else NAN,
-            "net_displacement": math.sqrt(net) if net >= 0 else NAN,
-            "path_length": path,
-            "action": action,
-            "elapsed": elapsed,
-            "straightness": ratio(squared, path * path),
-            "steadiness": ratio(path * path, elapsed * action),
-            "kinematic_efficiency": ratio(squared, elapsed * action),
-            "speed_limit_time": ratio(squared, action),
-            "grad_norm": run.gradient_norm,
-            "grad_norm_clipped": run.clipped_norm,
-            "step_norm": run.step_norm,
-            "learning_rate": run.learning_rate,
-            "moved_outside": run.moved,
-            "loss_drop": drop,
-            "loss_drop_se": NAN if loss is None else loss.standard_error,
-            "loss": NAN if loss is None else loss.last,
-            "loss_se": NAN if loss is None else loss.last_error,
-            "conversion": ratio(drop, ito),
-            "signal_fraction": ratio(anti, met),
-            "entropy_production": produced,
-            "efficiency": ratio(numerator, produced),
-            "efficiency_low": ratio(numerator - random.most, produced),
-            "efficiency_drift": ratio(numerator - random.left, produced),
-            "efficiency_action": ratio(numerator, work_action),
-        }
-    )
+    produced = values[_production(estimator)]
+    return values | {
+        "entropy_production": produced,
+        "efficiency": ratio(numerator, produced),
+        "efficiency_low": ratio(numerator - most, produced),
+        "efficiency_drift": ratio(numerator - left, produced),
+        "efficiency_action": ratio(numerator, work_action),
+    }
+
+
+def _production(estimator: Estimator) -> str:
+    """The value that is Q."""
+    return estimator if estimator == "loss_drop" else f"work_{estimator}"
 
 
 LAYER_VALUES = (

@@ -17,62 +17,52 @@ so the exponent, comes from trainings. docs/findings/interval.md has how far it 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import numpy as np
 
 from lightning_speedlimit.trajectory.mobility import UNKNOWN, Inertia
-from lightning_speedlimit.trajectory.run_totals import NAN, RunTotals, SectionTotals
-
-EXPONENT = 2.0 / 3.0
+from lightning_speedlimit.trajectory.run_totals import Numbers, RunTotals, SectionTotals, ratio
 
 
-class RandomMotion(NamedTuple):
-    """most: cN/K. left: s cN/K. Loss unit, ≥ 0; NaN without loss drop, before a step has met the next gradient, and
-    where the optimizer's c is not known."""
+def random_motion(run: RunTotals, loss_drop: Numbers) -> tuple[Numbers, Numbers]:
+    """cN/K, the most that it can be, and s cN/K, what is left of it. Loss unit, ≥ 0.
 
-    most: float
-    left: float
+    NaN without loss drop, and where the optimizer's c is not known.
 
-
-def random_motion(run: RunTotals, loss_drop: float) -> RandomMotion:
-    """Args: loss_drop: d, with what decoupled decay did to the loss, which is taken out here."""
+    Args:
+        loss_drop: d, with what decoupled decay did to the loss, which is taken out here.
+    """
     work, met, anti = (run.sum(name) for name in ("work_ito", "work_met", "work_anti_ito"))
-    if met == 0.0 and anti == 0.0:
-        return RandomMotion(NAN, NAN)
-    completing = work / met if met > 0.0 else 1.0  # the last update has met no gradient yet
+    completing = np.where(met > 0.0, ratio(work, met), 1.0)  # the last update has met no gradient yet
     fallen, anti = loss_drop - run.sum("work_decay"), anti * completing
-    noise, curvature = _positive(work + anti - 2.0 * fallen), _positive(2.0 * (fallen - anti))
+    noise = np.maximum(0.0, work + anti - 2.0 * fallen)
+    curvature = np.maximum(0.0, 2.0 * (fallen - anti))
     inertia = mean_inertia(run.sections)
-    steps = run.steps if math.isnan(run.lasting) else run.lasting
-    most = inertia.gain * noise / steps
-    q = 2.0 * steps * (1.0 + inertia.memory) * curvature / noise if noise > 0.0 else 0.0
-    return RandomMotion(most, most * share_left(q))
+    most = inertia.gain * noise / run.lasting
+    q = ratio(2.0 * run.lasting * (1.0 + inertia.memory) * curvature, noise)
+    return most, most * share_left(np.where(noise > 0.0, q, 0.0))
 
 
-def share_left(q: float) -> float:
+def share_left(q: Numbers) -> Numbers:
     """s = ((1 + 3q)^⅔ − 1)/2q: 1 at q = 0, falling as q^−⅓. No unit; q ≥ 0."""
-    if not q > 0.0:
-        return q + 1.0  # NaN stays
-    return math.expm1(EXPONENT * math.log1p(2.0 * q / EXPONENT)) / (2.0 * q)
+    root = np.cbrt(1.0 + 3.0 * q)  # r: with 3q = r³ − 1 it is 3(r + 1)/2(r² + r + 1), and nothing cancels
+    return 1.5 / (root + 1.0 / (root + 1.0))
 
 
 def mean_inertia(sections: Sequence[SectionTotals]) -> Inertia:
     """Of the groups, weighted with W − a of each; the longest memory where none shows noise; NaN: one is unknown."""
-    moved = [s for s in sections if s.sums["squares"] != 0.0]
+    moved = [s for s in sections if np.any(s.sums["squares"] != 0.0)]
     known = {s.inertia for s in moved}
     if len(known) == 1:
         return known.pop()
-    weights = [_positive(s.sums["work_met"] - s.sums["work_anti_ito"]) for s in moved]
-    whole = math.fsum(weights)
-    if not moved or math.isnan(whole) or any(math.isnan(gain) for gain, _ in known):
+    if not moved or any(np.isnan(gain) for gain, _ in known):
         return UNKNOWN
-    if whole == 0.0:
-        return max(known)
-    each = list(zip(weights, (s.inertia for s in moved), strict=True))
-    return Inertia(*(math.fsum(w * inertia[place] for w, inertia in each) / whole for place in (0, 1)))
+    weights = [np.maximum(0.0, s.sums["work_met"] - s.sums["work_anti_ito"]) for s in moved]
+    whole, longest = sum(weights), max(known)
 
+    def mean(place: int) -> Numbers:
+        weighted = sum(w * s.inertia[place] for w, s in zip(weights, moved, strict=True))
+        return np.where(whole == 0.0, longest[place], ratio(weighted, whole))
 
-def _positive(value: float) -> float:
-    """Clamped at 0; NaN stays."""
-    return 0.0 if value < 0.0 else value
+    return Inertia(mean(0), mean(1))

@@ -11,7 +11,9 @@ from torch import Tensor
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.ranks import MOST, lengths_and_unevenness
 from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
-from lightning_speedlimit.trajectory.run_totals import Error, SectionTotals, directions
+from lightning_speedlimit.trajectory.run_totals import NAMES, Error, SectionTotals, directions
+
+_STEP = len(SUMS) + 1  # numbers of a sampled step: its sums, and its mean mobility
 
 
 class Stepwise:
@@ -21,16 +23,17 @@ class Stepwise:
         self.path_length = 0.0  # of shards: Σ ‖u‖ of the whole
         self.no_path = ""  # why that is unknown
         self.uneven = False  # shards were clipped by several factors
-        self.spread: Tensor | None = None  # Σ (x_j − x_{j−1})(x_j − x_{j−1})ᵀ of the sampled steps' sums
-        self.sampled = 0
-        self.mean_mobility = 0.0
-        self.last: list[Tensor] = []
+        self.sampled = 0  # steps
+        # Σ (x_j − x_{j−1})(x_j − x_{j−1})ᵀ of their sums
+        self.spread = torch.zeros(_STEP, _STEP, dtype=torch.float64, device="cpu")
+        self.mobilities = 0.0  # Σ of theirs
+        self.last = self.spread[:0, 1:]  # the sums before and after the last of them
 
     def state_dict(self) -> dict[str, Any]:
-        return vars(self) | {"last": list(self.last)}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state | {"last": list(state["last"])})
+        vars(self).update(state)
 
     def fold(self, host: dict[str, Tensor], joint: JointSteps) -> None:
         """Take in what has been kept since the last reading."""
@@ -47,52 +50,45 @@ class Stepwise:
                 self.no_path = f"more than {MOST} steps were taken between two readings of shards: read more often"
             joint.rows.clear()
         if joint.samples is not None and samples is not None:
-            self._fold_samples(list(samples.unbind()))
+            self._fold_samples(samples)
             if joint.samples.full:  # the next one is no neighbour
-                self.last = []
+                self.last = self.last[:0]
             joint.samples.clear()
 
-    def _fold_samples(self, rows: list[Tensor]) -> None:
-        """rows: the sums before each measured step; differences are what the step before them added."""
-        for row in rows:
-            self.last.append(row)
-            if len(self.last) < 2:
-                continue
-            step = _step(self.last[-2], self.last[-1])
-            self.sampled, self.mean_mobility = self.sampled + 1, self.mean_mobility + float(step[-1])
-            if len(self.last) == 3:
-                apart = step - _step(self.last[0], self.last[1])
-                outer = torch.outer(apart, apart)
-                self.spread = outer if self.spread is None else self.spread + outer
-                self.last.pop(0)
+    def _fold_samples(self, samples: Tensor) -> None:
+        """samples: the sums before each measured step; differences are what the step before them added."""
+        rows = torch.cat([self.last, samples])
+        steps = _steps(rows)
+        new = steps[max(0, len(self.last) - 1) :]
+        self.sampled, self.mobilities = self.sampled + len(new), self.mobilities + float(new[:, -1].sum())
+        apart = steps.diff(dim=0)
+        self.spread = self.spread + apart.T @ apart
+        self.last = rows[-2:]
 
     def errors(self, sections: list[SectionTotals], joint: JointSteps) -> list[Error]:
         """K/J √(½ Σ (x_j − x_{j−1})² J/(J−1)): differences of neighbours, so that a trend is not taken for noise."""
-        if joint.every == 1 or self.spread is None or self.sampled < 2 or not sections:
-            return []
         count = self.sampled
-        covariance = (joint.steps / count) ** 2 * 0.5 * self.spread * count / (count - 1)
-        squares = sum(s.sums["squares"] for s in sections) or 1.0
-        mobility = joint.steps / count * self.mean_mobility
-        errors = []
-        for column in directions(covariance):
-            *changes, of_mobility = column.tolist()
-            named = dict(zip(SUMS, changes, strict=True))
-            named |= {name: -named[name] for name in NEGATIVE}
-            named["work_ito"] = named["work_met"]
-            relative = of_mobility / mobility if mobility else 0.0
-            shares = {i: s.sums["squares"] / squares for i, s in enumerate(sections)}
-            own = {i: {n: share * v for n, v in named.items()} for i, share in shares.items()}
-            for i, section in enumerate(sections):
-                own[i]["weighted"] = -relative * section.sums["weighted"]
-            errors.append(Error(own))
-        return errors
+        if count < 2:
+            return []
+        factor = joint.steps / count
+        found = directions(factor**2 * 0.5 * self.spread * count / (count - 1))
+        changes, mobility = found[:, :-1], found[:, -1] / (factor * self.mobilities or math.inf)
+        named = changes.new_zeros(len(found), len(NAMES))
+        named[:, : len(SUMS)] = changes
+        named[:, [SUMS.index(name) for name in NEGATIVE]] *= -1.0
+        named[:, NAMES.index("work_ito")] = named[:, NAMES.index("work_met")]
+        whole = sum(s.sums["squares"] for s in sections) or 1.0
+        errors: Error = {}
+        for section in sections:
+            own = named * (section.sums["squares"] / whole)
+            own[:, NAMES.index("weighted")] = -mobility * section.sums["weighted"]
+            errors[section.group] = errors.get(section.group, 0.0) + own.numpy().T
+        return [errors]
 
 
-def _step(before: Tensor, after: Tensor) -> Tensor:
-    """What a step added to the sums, and its mean mobility ‖u‖²/Σ(u²/μ); 0 where nothing moved."""
-    sums = after - before
-    free, work = sums[SUMS.index("free_squares")], sums[SUMS.index("work_action")]
-    free = free if float(free) else sums[SUMS.index("squares")]
-    mobility = free / work if float(work) > 0 else torch.zeros_like(work)
-    return torch.cat([sums, mobility.reshape(1)])
+def _steps(sums: Tensor) -> Tensor:
+    """(n + 1, SUMS) → (n, _STEP): what steps added, and their mean mobilities ‖u‖²/Σ(u²/μ); 0 where nothing moved."""
+    added = sums.diff(dim=0)
+    squares, free, work = added[:, [SUMS.index(n) for n in ("squares", "free_squares", "work_action")]].T
+    mobility = torch.where(work > 0, torch.where(free != 0, free, squares) / work, torch.zeros_like(work))
+    return torch.cat([added, mobility[:, None]], 1)

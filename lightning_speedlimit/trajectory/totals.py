@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import functools
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.clipping import Changes
-from lightning_speedlimit.trajectory.mail import Mail
-from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.clipping import verdict
+from lightning_speedlimit.trajectory.follower import Follower
+from lightning_speedlimit.trajectory.mobility import UNKNOWN
 from lightning_speedlimit.trajectory.norms import raw_gradient
-from lightning_speedlimit.trajectory.ranks import Share
 from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
+from lightning_speedlimit.trajectory.run_totals import COLUMNS, NAMES, Error, Numbers, SectionTotals, directions
 from lightning_speedlimit.trajectory.sketch import Sketch
 
-Kind = Literal["scalar", "diagonal", "effective"]
-
-# Columns of a table: the sums, and what is of this moment. Of −f·u, lost L2 energy and waiting work the sign turns.
-NOW = (
-    "displacement_squared",
-    "free_displacement_squared",
-    "weighted",
-    "step_squares",
-    "gradient_squares",
-    "net_squared",
-)
-COLUMNS = (*SUMS, "waiting", *NOW)
 _PIECE = 1 << 13  # units that are looked at together: so many times the columns are little memory
 _LITTLE = 1e-30  # where all units of a parameter are certain, nothing is divided by it
+# What counts c times where gradients were scaled by c and not clipped.
+_SCALED = ("work_ito", "work_met", "work_anti_ito", "waiting", "work_action", "work_decay", "weighted")
+_Columns = dict[str, tuple[Tensor, float]]  # by COLUMNS a number of each row, and what it is multiplied by
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """The parameters of one group and layer of a motion."""
 
     group: int
@@ -47,32 +38,50 @@ class Table:
     coordinates; empty where all are measured. sketch: buckets by sign.
 
     Args:
+        place: of the optimizer, and of the motion among its own. sharded: a process may hold small parameters alone,
+            and draw nothing of them: there is a covariance of every group.
         factor: steps over measured steps: what sums over measured steps are multiplied by.
-        current: the motion was part of the last measured joint step.
     """
 
-    def __init__(self, motion: Motion, factor: float, sketch: Sketch | None, *, current: bool) -> None:
-        self.motion, self._factor, self._current = motion, factor, current
-        self.sketch = None if sketch is None else Sketch.empty(motion.coordinates.device)
-        own = [Section(member.group, member.layer) for member in motion.members]
+    def __init__(
+        self, place: tuple[int, int], follower: Follower, factor: float, sketch: Sketch | None, *, sharded: bool
+    ) -> None:
+        self.place, self.follower, self.motion = place, follower, follower.motions[place[1]]
+        self._factor = factor
+        coordinates = self.motion.coordinates
+        self.sketch = None if sketch is None else Sketch.empty(coordinates.device)
+        own = [Section(member.group, member.layer) for member in self.motion.members]
         self.sections = list(dict.fromkeys(own))
-        columns = [*self._sums(), *self._now(sketch)]
+        columns = self._columns(sketch)
         self.values = self._totals(columns, [self.sections.index(section) for section in own])
-        self.covariances = {} if motion.coordinates.exact else self._covariances(columns)
+        self.covariances = self._covariances(columns) if sharded or not coordinates.exact else {}
 
-    def _sums(self) -> list[Tensor | None]:
-        """Of each row, in the order of COLUMNS; None: 0."""
-        found: list[Tensor | None] = []
-        for name in SUMS:
-            total = self.motion.sums.of(name)
-            parts = () if total is None else total.parts()
-            found.append(parts[0] - parts[1] if len(parts) > 1 else parts[0] if parts else None)
-        return [*found, self.motion.last if self.motion.waiting else None]
+    def _columns(self, sketch: Sketch | None) -> _Columns:
+        """Of −f·u, lost L2 energy and waiting work the sign turns; products are scaled back. What is missing is 0."""
+        motion, factor, unscaled = self.motion, self._factor, self.motion.coordinates.unscaled
+        found = {
+            name: (functools.reduce(torch.sub, total.parts()), -factor if name in NEGATIVE else factor)
+            for name in SUMS
+            if (total := motion.sums.of(name)) is not None
+        }
+        if motion.waiting:
+            found["waiting"] = motion.last, -factor * unscaled
+        if self.follower.took_part and not motion.coordinates.exact:  # for errors: the norms themselves are read apart
+            gradient = motion.coordinates.row(motion.total)
+            motion.coordinates.squares(raw_gradient(motion, closed=True), gradient)
+            found |= {"step_squares": (motion.squares, unscaled), "gradient_squares": (gradient, 1.0)}
+        displacement, free, weighted, net = self._displacements(sketch)
+        return found | {
+            "displacement_squared": (displacement, 1.0),
+            "free_displacement_squared": (free, 1.0),
+            "weighted": (weighted, unscaled / factor),
+            "net_squared": (net, 1.0),
+        }
 
-    def _now(self, sketch: Sketch | None) -> list[Tensor | None]:
-        """Of each row ‖Σ u‖², that without decoupled decay, Σ of its squares over m; and `_last`.
+    def _displacements(self, sketch: Sketch | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of each row ‖Σ u‖², that without decoupled decay, Σ of its squares over m, and ‖θ_K − θ_0‖².
 
-        At last ‖θ_K − θ_0‖², the first of these with what moved the weights outside of the steps.
+        The last is the first with what moved the weights outside of the steps.
         """
         motion, coordinates = self.motion, self.motion.coordinates
         displacement, weighted = coordinates.row(motion.total), coordinates.row()
@@ -96,53 +105,34 @@ class Table:
                 share = torch.add(m.high[rows], m.low[rows], out=product).reciprocal_()
                 share.nan_to_num_(nan=0.0, posinf=0.0).mul_(moved)  # what has no mobility has not moved
                 coordinates.dot(share, moved, rooms[0][: rows.stop - rows.start], weighted[rows])
-        return [displacement, free, weighted, *self._last(), net]
+        return displacement, free, weighted, net
 
-    def _last(self) -> list[Tensor | None]:
-        """Of each row ‖u‖² and ‖g‖² of the last step, for their errors: the norms themselves are read apart."""
-        motion, coordinates = self.motion, self.motion.coordinates
-        if coordinates.exact or not self._current:
-            return [None, None]
-        gradient = coordinates.row(motion.total)
-        coordinates.squares(raw_gradient(motion, closed=True), gradient)
-        return [motion.squares, gradient]
-
-    def _scales(self) -> dict[str, float]:
-        """What each column is multiplied by: of −f·u and lost L2 energy the sign turns, products are scaled back."""
-        unscaled = 1.0 / self.motion.coordinates.scale
-        found = dict.fromkeys(SUMS, self._factor) | dict.fromkeys(NOW, 1.0)
-        found |= {"waiting": self._factor * unscaled, "weighted": unscaled / self._factor}
-        found["step_squares"] = unscaled
-        return found | {name: -found[name] for name in (*NEGATIVE, "waiting")}
-
-    def _totals(self, columns: list[Tensor | None], sections: list[int]) -> Tensor:
+    def _totals(self, columns: _Columns, sections: list[int]) -> Tensor:
         """(sections, COLUMNS): weighted sums over the rows of each section. What is not finite stays in its own."""
-        coordinates, scales, number = self.motion.coordinates, self._scales(), len(self.sections)
-        found = coordinates.weights.new_zeros(len(COLUMNS), number)
-        for place, name, column in zip(found, COLUMNS, columns, strict=True):
-            if column is not None:
-                place.copy_(coordinates.totals(column, sections, number))
-            place.mul_(scales[name])  # NaN where no step was measured
+        coordinates, number = self.motion.coordinates, len(self.sections)
+        none = 0.0 * self._factor  # NaN where no step was measured
+        found = coordinates.weights.new_full((len(COLUMNS), number), none)
+        for name, (column, scale) in columns.items():
+            torch.mul(coordinates.totals(column, sections, number), scale, out=found[COLUMNS.index(name)])
         return found.T
 
-    def _covariances(self, columns: list[Tensor | None]) -> dict[int, Tensor]:
+    def _covariances(self, columns: _Columns) -> dict[int, Tensor]:
         """Of each group Σ_h n_h/(n_h − 1) Σ_{i ∈ h} (1 − π_i)(e_i − ē_h)(e_i − ē_h)ᵀ over its parameters h.
 
         Hájek's approximation of the variance of a systematic draw with unequal chances (J. Hájek, Ann. Math. Stat.
         35, 1964); e_i are the units' weighted contributions, to first order: to ‖u‖ half of ‖u_i‖²/‖u‖.
         """
         coordinates = self.motion.coordinates
-        scales = self._scales() | {"path_length": 0.5 * self._factor}
         found: dict[int, Tensor] = {}
         for i, member in enumerate(self.motion.members):
             known = found.setdefault(member.group, coordinates.weights.new_zeros(len(COLUMNS), len(COLUMNS)))
             number = coordinates.counts[i]
-            if number == 0:
+            if number == 0 or coordinates.exact:
                 continue
             rest, here = coordinates.rest(i), coordinates.rows[i]
             product, mean = torch.zeros_like(known), known.new_zeros(len(COLUMNS))
             for low, part in zip(range(here.start, here.stop, _PIECE), torch.split(rest, _PIECE), strict=True):
-                own = self._contributions(columns, scales, slice(low, low + len(part)))
+                own = self._contributions(columns, slice(low, low + len(part)))
                 product.addmm_(own * part, own.T)
                 mean.addmv_(own, part)
             if number > 1:
@@ -150,39 +140,55 @@ class Table:
             known.add_(product, alpha=number / max(number - 1, 1))
         return found
 
-    def _contributions(self, columns: list[Tensor | None], scales: dict[str, float], rows: slice) -> Tensor:
+    def _contributions(self, columns: _Columns, rows: slice) -> Tensor:
         """(COLUMNS, rows): the units' weighted contributions."""
         weights = self.motion.coordinates.weights[rows]
         found = weights.new_zeros(len(COLUMNS), len(weights))
-        for place, name, column in zip(found, COLUMNS, columns, strict=True):
-            if column is not None:
-                torch.mul(weights, column[rows], out=place).mul_(scales[name])
+        for name, (column, scale) in columns.items():
+            half = 0.5 if name == "path_length" else 1.0
+            torch.mul(weights, column[rows], out=found[COLUMNS.index(name)]).mul_(half * scale)
         return found
 
+    # -- on the host -----------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Part:
-    """A table, its key in the mail, and its optimizer's: by these numbers of both are found on the host."""
+    def without_formula(self) -> set[Section]:
+        """Where the mobility of a parameter has no formula: it is the effective one."""
+        runs, members = self.motion.runs.current(self.motion.missing), self.motion.members
+        effective = [m for run in runs if run.formula is None for m in members[run.members.start : run.members.stop]]
+        return {Section(member.group, member.layer) for member in effective}
 
-    key: str
-    follower_key: str
-    changes: Changes
-    optimizer: str
-    table: Table
+    def read(self, host: dict[str, Tensor], *, uneven: bool) -> tuple[list[SectionTotals], list[Error], bool]:
+        """The sections, the errors of what was drawn, and whether works can't be told.
 
-    def put(self, mail: Mail, share: Share) -> None:
-        table, motion = self.table, self.table.motion
-        mail.put(f"values {self.key}", table.values, share)
-        mail.put_sum(f"moves {self.key}", motion.moves.sums, share)
-        for group, matrix in table.covariances.items():
-            mail.put(f"covariance {self.key} {group}", matrix, share)
+        Args:
+            host: the values and covariances, by name. uneven: shards were clipped by several factors.
+        """
+        stats = host.get(f"changes {self.place[0]}")
+        told = verdict(self.follower.changes, None if stats is None else stats.tolist())
+        without_formula = self.without_formula()
+        sections: list[SectionTotals] = []
+        groups: dict[int, str] = {}
+        for section, sums in zip(self.sections, _named(host[f"values {self.place}"], told.factor), strict=True):
+            effective = uneven or told.effective or section in without_formula
+            sections.append(self._section(section, sums.tolist(), effective=effective))
+            groups.setdefault(section.group, sections[-1].group)
+        errors: list[Error] = []
+        for group in self.covariances:
+            changes = _named(directions(host[f"covariance {self.place} {group}"]), told.factor)
+            errors.append({groups[group]: changes.T})
+        return sections, errors, math.isnan(told.factor)
+
+    def _section(self, section: Section, sums: list[float], *, effective: bool) -> SectionTotals:
+        runs = [r for r in self.motion.runs.current(self.motion.missing) if r.index == section.group]
+        run = next((r for r in runs if not self.motion.members[r.members.start].gone), runs[0])
+        inertia = UNKNOWN if run.formula is None or effective else run.formula.inertia(run.group)
+        group = f"{self.place} {section.group} {effective}"
+        return SectionTotals(section.layer, group, effective, dict(zip(NAMES, sums, strict=True)), inertia)
 
 
-def kind(motion: Motion, section: Section) -> Kind:
-    """Whether μ is one number, differs between coordinates, or has no formula and is the effective one."""
-    found: set[Kind] = set()
-    for run in motion.runs.current(motion.missing):
-        members = motion.members[run.members.start : run.members.stop]
-        if any(m.group == section.group and m.layer == section.layer for m in members):
-            found.add("effective" if run.formula is None else "diagonal" if run.names else "scalar")
-    return "effective" if "effective" in found else found.pop()
+def _named(columns: Tensor, factor: float) -> Numbers:
+    """(n, COLUMNS) → (n, NAMES): works as often as they count, and work_ito with what waits for its next gradient."""
+    ito = columns[:, COLUMNS.index("work_met")] + columns[:, COLUMNS.index("waiting")]
+    found = torch.cat([columns, ito[:, None]], 1).numpy()
+    found[:, [NAMES.index(name) for name in _SCALED]] *= factor
+    return found

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory import TrajectoryMeter, estimates
 
 
 def descent(curvature: float, noise: float) -> tuple[dict[str, float], dict[str, str]]:
@@ -29,6 +29,26 @@ def test_standard_errors_follow_the_loss_drop() -> None:
     relative = values["loss_drop_se"] / values["loss_drop"]
     assert values["conversion_se"] == pytest.approx(relative * values["loss_drop"] / values["work_ito"], rel=1e-12)
     assert values["efficiency_se"] == pytest.approx(relative * values["efficiency"], rel=1e-12)
+
+
+def test_one_evaluation_for_each_source_of_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the numbers themselves, the draw, the sampled steps and the loss: whatever the directions of their errors."""
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(40, 20, generator=generator).requires_grad_() for _ in range(3)]
+    optimizer = torch.optim.AdamW(weights, lr=0.1)
+    names = {id(p): f"layer {i}" for i, p in enumerate(weights)}
+    meter = TrajectoryMeter(optimizer, coordinates=600, measure_every_n_steps=2, layer_of=lambda p: names[id(p)])
+    for _ in range(12):
+        for p in weights:
+            p.grad = torch.randn(40, 20, generator=generator)
+        meter.record_loss(float(torch.rand(1, generator=generator)))
+        optimizer.step()
+    evaluated, real = [], estimates.estimates
+    monkeypatch.setattr(estimates, "estimates", lambda *known: evaluated.append(1) or real(*known))
+    values = meter.compute()
+    meter.close()
+    assert len(evaluated) == 4
+    assert values["displacement_se"] > 0.0
 
 
 def test_layers_against_plain_tensors() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory.mail import Mail
+from lightning_speedlimit.trajectory.reading import Mail
 
 pytestmark = pytest.mark.usefixtures("on_a_device")
 Step = Callable[[], None]
