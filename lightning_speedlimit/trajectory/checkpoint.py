@@ -107,7 +107,7 @@ def _last_gradient(motion: Motion) -> dict[str, Any] | None:
     if overlap is None:
         return None if motion.coordinates.exact else {"rows": motion.gradient.rows.cpu().clone(), "known": True}
     last = motion.gradient if motion.closed else overlap.before
-    return {"rows": last.rows.cpu().clone(), "known": overlap.is_known}
+    return {"rows": last.rows.cpu().clone(), "known": bool(overlap.known)}
 
 
 def _load_follower(follower: Follower, state: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
         motion.gradient.rows.copy_(entry["gradient"]["rows"])
         motion.closed = True
         if motion.overlap is not None:
-            motion.overlap.is_known = entry["gradient"]["known"]
+            motion.overlap.restore(known=entry["gradient"]["known"])
     origin, averages = (
         None if saved is None else saved.to(coordinates.device, copy=True)
         for saved in (entry["origin"], entry["averages"])

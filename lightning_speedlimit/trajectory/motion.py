@@ -13,14 +13,14 @@ its overlap counts, two for m, two for decoupled decay, and one where moves went
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility, Answer
+from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.decay import Decay
 from lightning_speedlimit.trajectory.gathering import Vector, remember
@@ -31,8 +31,7 @@ from lightning_speedlimit.trajectory.rates import over, rows_of_groups
 from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.shards import gradient_of
-from lightning_speedlimit.trajectory.sums import sum_dtype
-from lightning_speedlimit.trajectory.valid import masked
+from lightning_speedlimit.trajectory.sums import masked, sum_dtype
 
 
 class _Views(NamedTuple):
@@ -114,25 +113,21 @@ class Motion:
     def open(self) -> None:
         """θ_k; moves since the last step go into θ_0."""
         coordinates = self.coordinates
-        if not coordinates.holds(self.theta, coordinates.parameters):
-            self.moves.take_in(self._moved())
-
-    def _moved(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-        """Of each stretch what `Moves.take_in` asks for."""
-        parameters = self.coordinates.prepared(self.coordinates.parameters)
-        for rows in self.coordinates.all_stretches:
-            here, now = self._at(rows), self.coordinates.gather(parameters, self.room, rows)
-            yield rows, here.theta, now, here.room, here.work
+        if coordinates.holds(self.theta, coordinates.parameters):
+            return
+        parameters = coordinates.prepared(coordinates.parameters)
+        for rows in coordinates.all_stretches:
+            here, now = self._at(rows), coordinates.gather(parameters, self.room, rows)
+            self.moves.take_in(torch.sub(now, here.theta, out=here.room), rows, here.work)
             here.theta.copy_(now)
+        self.moves.add()
 
     def force(self) -> None:
         """g ← −f = ±g + wθ_k, the upper sign unless the loss is maximized; the update that waits meets it."""
         runs = self.runs.current(self.missing)
         self.mobility.keep(runs)
         for run in runs:
-            if run.missing:
-                continue
-            if run.group.get("maximize", False):
+            if run.group.get("maximize", False) and not run.missing:
                 self._at(run.rows).gradient.neg_()
             if run.coupled:
                 self._at(run.rows).gradient.add_(self._at(run.rows).theta, alpha=run.coupled)
@@ -165,13 +160,15 @@ class Motion:
             return
         self.snapshot = self.sums.totals() if self.snapshots else None
         runs = self.runs.current(self.missing)
-        waited = None if valid is None or not self.waiting else self.update.clone()
+        waited = self.update.clone() if valid is not None and self.waiting else None
         self.decay.begin(runs, self.theta.rows)
         for run in runs:
-            for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
+            for member in self._taking_part(run):
                 member.count(run.group)
                 member.moved = True
-            answer = self._answer(run, clip, valid)
+            answer = None
+            if run.formula is not None and not run.missing:
+                answer = self.mobility.answer(run, clip, valid, self.members[run.members.start].response)
             for rows in run.stretches:
                 self._move(run, rows, parameters, valid)
                 if answer is not None:
@@ -194,9 +191,8 @@ class Motion:
         """f_k·u_k and f_{k+1}·u_k of the update that waited."""
         if not self._met:
             return
-        met, anti = masked(self.last, valid), masked(self.anti, valid)
-        self.sums.add("work_met", met)
-        self.sums.add("work_anti_ito", anti)
+        self.sums.add("work_met", masked(self.last, valid))
+        self.sums.add("work_anti_ito", masked(self.anti, valid))
         if self.overlap is not None:
             self.overlap.add(self.sums, valid)
         self._met, self.waiting = False, valid is not None
@@ -209,7 +205,7 @@ class Motion:
         if self.mobility.averages is None and all(member.response is None for member in self.members):
             return
         for run in self.runs.current([i for i, g in enumerate(self.gradients()) if g is None]):
-            for member in self.members[run.members.start : run.members.stop] if not run.missing else ():
+            for member in self._taking_part(run):
                 member.count(run.group)
             if self.mobility.averages is not None and not run.missing:
                 self.mobility.remember(run)
@@ -231,12 +227,8 @@ class Motion:
         if not self._turns:
             here.theta.copy_(after)
 
-    def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> Answer | None:
-        """m and Σ u²/μ, where there is a formula."""
-        if run.formula is None or run.missing:
-            return None
-        response = self.members[run.members.start].response
-        return self.mobility.answer(run, clip, valid, response)
+    def _taking_part(self, run: Run) -> list[Member]:
+        return [] if run.missing else self.members[run.members.start : run.members.stop]
 
     def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
@@ -244,8 +236,7 @@ class Motion:
             self.last.copy_(self.work)
         else:
             self.squares.copy_(masked(self.squares, valid))
-            kept = self.last if self.waiting else torch.zeros_like(self.last)
-            self.last.copy_(torch.where(valid, self.work, kept))
+            self.last.copy_(torch.where(valid, self.work, self.last) if self.waiting else masked(self.work, valid))
         self.decay.add(self.sums, runs, valid)
         self.sums.add("squares", self.squares)
         if self.per_rate:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.sums import RunningSum, sum_dtype
+from lightning_speedlimit.trajectory.sums import RunningSum
 
 
 class Moves:
@@ -22,27 +20,30 @@ class Moves:
         self._coordinates, self._start = coordinates, start
         self.sums = RunningSum(3, device=coordinates.device)
         self.origin: Tensor | None = None
+        self._squares: list[Tensor] = []  # of the move that is being taken in, by stretch
         self.settled()
 
     def settled(self) -> None:
         """A step has ended: writes to the weights count from here on."""
         self._version = self._written()
 
-    def take_in(self, parts: Iterable[tuple[slice, Tensor, Tensor, Tensor, Tensor]]) -> None:
-        """parts: of each stretch its rows, θ after the step, θ now, room for it, room for a number of each row."""
-        coordinates, dtype, found = self._coordinates, sum_dtype(self._coordinates.device), []
-        for rows, after, now, room, row in parts:
-            moved = torch.sub(now, after, out=room)
-            if coordinates.on_host and not any(torch.aminmax(moved)):
-                continue  # on a device, looking would wait for it
-            if self.origin is None and (coordinates.on_host or self._written() != self._version):
-                self.origin = self._start.clone()
-            self._start[rows].add_(moved)
-            coordinates.dot(moved, moved, moved, row)
-            found.append(torch.dot(row.to(dtype), coordinates.weights[rows]))
-        if found:
-            total = torch.stack(found).sum() * coordinates.unscaled
+    def take_in(self, moved: Tensor, rows: slice, row: Tensor) -> None:
+        """The move of some rows, which is written over; row: room for a number of each of them."""
+        coordinates = self._coordinates
+        if coordinates.on_host and not any(torch.aminmax(moved)):
+            return  # on a device, looking would wait for it
+        if self.origin is None and (coordinates.on_host or self._written() != self._version):
+            self.origin = self._start.clone()
+        self._start[rows].add_(moved)
+        coordinates.dot(moved, moved, moved, row)
+        self._squares.append(torch.dot(row.to(coordinates.weights.dtype), coordinates.weights[rows]))
+
+    def add(self) -> None:
+        """All rows have been taken in."""
+        if self._squares:
+            total = torch.stack(self._squares).sum() * self._coordinates.unscaled
             self.sums.add_(torch.stack([total.sign(), total, total * (self.origin is None)]))
+            self._squares = []
 
     def _written(self) -> int:
         """Grows with each write to the parameters (not through .data); 0 where the values themselves tell of moves."""

@@ -13,6 +13,14 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def masked(row: Tensor, valid: Tensor | bool | None) -> Tensor:
+    """0 of a step that was none.
+
+    valid: on the device, False where a loss scaler skipped the step. No tensor: it was one.
+    """
+    return torch.where(valid, row, torch.zeros_like(row)) if isinstance(valid, Tensor) else row
+
+
 class RunningSum:
     """S ← S + x for a tensor of any shape: float64, or float32 with Kahan's correction carried along.
 
