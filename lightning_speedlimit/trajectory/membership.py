@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
-from lightning_speedlimit.trajectory.coordinates import Coordinates, compute_dtype
+from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.gathering import compute_dtype
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.settings import Settings
