@@ -64,9 +64,12 @@ class AccumulatedMobility:
     def entries(self, run: Run) -> _Entries:
         """What the formula reads of the state of each of the run's parameters, but for what was kept."""
         assert run.formula is not None
-        names = [name for name in run.names if name != run.formula.before]
-        own = (self._custom(run) if name == mobility.CUSTOM else self._state(run, name) for name in names)
-        return dict(zip(names, map(self.coordinates.prepared, own), strict=True))
+        found: _Entries = {}
+        for name in run.names:
+            if name != run.formula.before:
+                own = self._custom(run) if name == mobility.CUSTOM else self._state(run, name)
+                found[name] = self.coordinates.prepared(own)
+        return found
 
     def evaluate(self, run: Run, state: Mapping[str, Any], entries: _Entries, rows: slice, out: Tensor) -> Scalar:
         """The numerator of μ at some rows; out: its denominators."""

@@ -80,8 +80,8 @@ class Sketch:
     def add(self, moved: Tensor, rows: slice, buckets: Tensor) -> None:
         """buckets (2·4093,) += the moved coordinates of some rows, by bucket and sign."""
         size = max(1, _PIECE // self._width)
-        for part in torch.split(moved, size):
-            here = slice(rows.start, rows.start + len(part))
+        for low, part in zip(range(rows.start, rows.stop, size), torch.split(moved, size), strict=True):
+            here = slice(low, low + len(part))
             values = part.to(buckets.dtype)
             if self._weights is not None:
                 weights = self._weights[here]
@@ -89,7 +89,6 @@ class Sketch:
                 values = values * (weights * (weights + missing).rsqrt())[:, None]  # in place it might be `moved`
             own = self._buckets[here.start * self._width : here.stop * self._width].int()
             buckets.index_add_(0, own, values.view(-1))
-            rows = slice(here.stop, rows.stop)
 
     @staticmethod
     def empty(device: torch.device) -> Tensor:
