@@ -14,9 +14,8 @@ from lightning_speedlimit.trajectory.gathering import dense
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
-from lightning_speedlimit.trajectory.row_sums import SUMS
 from lightning_speedlimit.trajectory.runs import Member
-from lightning_speedlimit.trajectory.sums import Pair
+from lightning_speedlimit.trajectory.sums import SUMS, Pair
 
 _GONE = -1  # the place of a parameter that has left the optimizer
 _VECTORS = ("start", "update", "last", "squares")

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.mobility import Scalar, number
-from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Run
-from lightning_speedlimit.trajectory.sums import Pair, masked, sum_dtype
+from lightning_speedlimit.trajectory.sums import Pair, RowSums, masked, sum_dtype
 
 
 class Decay:

@@ -25,13 +25,12 @@ from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.decay import Decay
 from lightning_speedlimit.trajectory.gathering import Vector, remember
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.moves import Moves
 from lightning_speedlimit.trajectory.overlap import Overlap
 from lightning_speedlimit.trajectory.rates import over, rows_of_groups
-from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
+from lightning_speedlimit.trajectory.settings import Settings
 from lightning_speedlimit.trajectory.shards import gradient_of
-from lightning_speedlimit.trajectory.sums import masked, sum_dtype
+from lightning_speedlimit.trajectory.sums import RowSums, RunningSum, masked, sum_dtype
 
 
 class _Views(NamedTuple):
@@ -51,17 +50,15 @@ class Motion:
     """See the module.
 
     Args:
-        members: of each of the coordinates' parameters, in their order.
-        per_rate: the action's clock is the learning rate. snapshots: of the sums, before each measured step's own.
-        layers: names of all layers of the run, to which the members' are added. overlaps: of neighbouring gradients.
+        members: of each of the coordinates' parameters, in their order. settings: of the meter; names of layers are
+            added to its own.
     """
 
     def __init__(
-        self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], *, per_rate: bool, snapshots: bool,
-        layers: list[str], overlaps: bool,
-    ) -> None:  # fmt: skip
+        self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], settings: Settings
+    ) -> None:
         self.optimizer, self.coordinates, self.members = optimizer, coordinates, members
-        self.per_rate = per_rate
+        self.per_rate, self.snapshots = settings.per_rate, settings.snapshots
         self.theta, self.gradient = coordinates.vector(), coordinates.vector()  # θ_k; from `close` on θ_{k+1}
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
         # Where one stretch is all, θ_{k+1} is gathered beside θ_k, and they change places.
@@ -69,11 +66,11 @@ class Motion:
         self.room = coordinates.vector() if self._turns else Vector(coordinates.room(), room=True)
         self.scratch = coordinates.room(), coordinates.room()
         self.mobility = AccumulatedMobility(optimizer, coordinates, self.scratch, self.start)
-        self.decay = Decay(coordinates, self.start, sampled=snapshots)
-        self.overlap = Overlap(coordinates) if overlaps else None
+        self.decay = Decay(coordinates, self.start, sampled=self.snapshots)
+        self.overlap = Overlap(coordinates) if settings.overlaps else None
         self.closed = False  # the gradient is the last step's
         self.total = sum_dtype(coordinates.device)
-        self.sums = RowSums(coordinates)
+        self.sums = RowSums(coordinates.weights, coordinates.unscaled)
         # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
         self.squares, self.work, self.anti, self.last = (coordinates.row() for _ in range(4))
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
@@ -82,8 +79,8 @@ class Motion:
         self.runs = Runs(optimizer, coordinates, members)
         self._stretches: dict[tuple[int, int, int, int], _Views] = {}
         self._met = False
-        self.snapshots = snapshots
-        self.snapshot: Tensor | None = None
+        self.snapshot: Tensor | None = None  # of the sums before the last measured step's own
+        layers = settings.layers
         layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
         self._layer = [layers.index(m.layer) for m in members]
         coordinates.gather_all(coordinates.parameters, self.theta)
@@ -271,3 +268,46 @@ class Motion:
             rooms = (room[: rows.stop - rows.start] for room in self.scratch)
             found = remember(self._stretches, key, _Views(*(t[rows] for t in (*vectors, *each)), *rooms))
         return found
+
+
+class Moves:
+    """What moved θ outside of `step`, seen by its values, moves θ_0 along: D = ‖θ − θ_0‖ is of the steps alone.
+
+    sums: of moves Σ 1 and Σ ‖move‖², and the latter of those that came before θ_0 was kept apart.
+    origin: θ_0 as it was, where there have been any.
+    """
+
+    def __init__(self, coordinates: Coordinates, start: Tensor) -> None:
+        self._coordinates, self._start = coordinates, start
+        self.sums = RunningSum(3, device=coordinates.device)
+        self.origin: Tensor | None = None
+        self._squares: list[Tensor] = []  # of the move that is being taken in, by stretch
+        self.settled()
+
+    def settled(self) -> None:
+        """A step has ended: writes to the weights count from here on."""
+        self._version = self._written()
+
+    def take_in(self, moved: Tensor, rows: slice, row: Tensor) -> None:
+        """The move of some rows, which is written over; row: room for a number of each of them."""
+        coordinates = self._coordinates
+        if coordinates.on_host and not any(torch.aminmax(moved)):
+            return  # on a device, looking would wait for it
+        if self.origin is None and (coordinates.on_host or self._written() != self._version):
+            self.origin = self._start.clone()
+        self._start[rows].add_(moved)
+        coordinates.dot(moved, moved, moved, row)
+        self._squares.append(torch.dot(row.to(coordinates.weights.dtype), coordinates.weights[rows]))
+
+    def add(self) -> None:
+        """All rows have been taken in."""
+        if self._squares:
+            total = torch.stack(self._squares).sum() * self._coordinates.unscaled
+            self.sums.add_(torch.stack([total.sign(), total, total * (self.origin is None)]))
+            self._squares = []
+
+    def _written(self) -> int:
+        """Grows with each write to the parameters (not through .data); 0 where the values themselves tell of moves."""
+        if self._coordinates.on_host or self.origin is not None:
+            return 0
+        return sum(p._version for p in self._coordinates.parameters)

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.gathering import Vector
-from lightning_speedlimit.trajectory.row_sums import RowSums
-from lightning_speedlimit.trajectory.sums import masked
+from lightning_speedlimit.trajectory.sums import RowSums, masked
 
 
 class Overlap:

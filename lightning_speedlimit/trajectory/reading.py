@@ -12,10 +12,10 @@ from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.ranks import MOST, Ranks, Share, alike, header
 from lightning_speedlimit.trajectory.recorder import Recorder
-from lightning_speedlimit.trajectory.row_sums import SUMS
 from lightning_speedlimit.trajectory.run_totals import RunTotals
 from lightning_speedlimit.trajectory.sketch import BUCKETS, Sketch
 from lightning_speedlimit.trajectory.stepwise import Stepwise
+from lightning_speedlimit.trajectory.sums import SUMS
 from lightning_speedlimit.trajectory.totals import COLUMNS, Part, Table
 
 _NOT_ALIKE = (

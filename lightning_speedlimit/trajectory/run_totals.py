@@ -19,7 +19,7 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class SectionTotals:
-    """Sums over the run of one group and layer; see `row_sums.SUMS`. Squares in parameter², works in loss units.
+    """Sums over the run of one group and layer; see `sums.SUMS`. Squares in parameter², works in loss units.
 
     group: which parameters share one effective mobility and one inertia, whatever their layers.
     sums: with "work_ito", "displacement_squared", "free_displacement_squared", "weighted" = Σ (Δθ_i)²/m_i.

@@ -13,8 +13,8 @@ from lightning_speedlimit.trajectory.mail import Mail
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import raw_gradient
 from lightning_speedlimit.trajectory.ranks import Share
-from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
 from lightning_speedlimit.trajectory.sketch import Sketch
+from lightning_speedlimit.trajectory.sums import NEGATIVE, SUMS
 
 Kind = Literal["scalar", "diagonal", "effective"]
 
