@@ -58,7 +58,7 @@ class AccumulatedMobility:
 
     def of(self, i: int) -> Tensor:
         """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
-        rows = torch.zeros_like(self._like) if self.m is None else self.m.value(slice(None))
+        rows = torch.zeros_like(self._like) if self.m is None else self.m.value()
         return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
 
     def entries(self, run: Run) -> _Entries:

@@ -62,7 +62,7 @@ class Coordinates(Layout):
         for rows, own, share in zip(self.rows, inverse, shares, strict=True):
             if own is not None:
                 weights[rows.start : rows.start + len(own)] = own
-            self.counts.append(int((weights[rows] > _CERTAIN).sum()))
+            self.counts.append(0 if own is None else int((weights[rows] > _CERTAIN).sum()))
             weights[rows] *= share
         self.weights = weights.to(self.device, sum_dtype(self.device), non_blocking=True)
 

@@ -266,9 +266,7 @@ def decays(optimizer: Optimizer, group: Group) -> Literal["coupled", "decoupled"
     Decoupled: the group's flag `decoupled_weight_decay`, AdamW, Muon, Adafactor. An optimizer from elsewhere
     that has no such flag may do either: its decay is then counted as part of the update.
     """
-    decoupled = tuple(
-        c for c in (getattr(torch.optim, name, None) for name in ("AdamW", "Muon", "Adafactor")) if c is not None
-    )
+    decoupled = tuple(getattr(torch.optim, name, torch.optim.AdamW) for name in ("AdamW", "Muon", "Adafactor"))
     if group.get("decoupled_weight_decay", False) or isinstance(optimizer, decoupled):
         return "decoupled"
     known = formula(optimizer, group) is not None and registered(optimizer) is None

@@ -8,7 +8,6 @@ from torch import Tensor
 from lightning_speedlimit.checks.guard import warn
 from lightning_speedlimit.trajectory.assembly import assembled
 from lightning_speedlimit.trajectory.mail import Mail
-from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.ranks import MOST, Ranks, Share, alike, header
 from lightning_speedlimit.trajectory.recorder import Recorder
@@ -113,7 +112,7 @@ class Reader:
         for f, follower in enumerate(self._followers):
             for m, motion in enumerate(follower.motions):
                 if sketches is not None and id(motion) not in sketches:
-                    sketches[id(motion)] = _sketch_of(motion)
+                    sketches[id(motion)] = Sketch(motion.coordinates, motion.members)
                 buckets = None if sketches is None else sketches[id(motion)]
                 table = Table(motion, joint.factor, buckets, current=follower.took_part)
                 if self._sharded:  # a process may hold small parameters alone, and draw nothing of them
@@ -183,10 +182,3 @@ class Reader:
         if self._recorder.failure is None and (failed or not agreed):
             self._recorder.failure = "another process could not measure" if failed else _NOT_ALIKE
             warn(f"{self._recorder.failure}. The training goes on", stacklevel=4)
-
-
-def _sketch_of(motion: Motion) -> Sketch:
-    members = motion.members
-    return Sketch(
-        motion.coordinates, [m.position for m in members], [m.first or 0 for m in members], [m.size for m in members]
-    )

@@ -13,7 +13,7 @@ Of drawn coordinates each counts √weight times: the squared norm of the sketch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.gathering import UNIT
+from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 BUCKETS = 4093  # prime: a power of two resonates with layer widths
@@ -58,16 +59,15 @@ class Sketch:
     """The buckets of one vector's coordinates; 2 bytes for each.
 
     Args:
-        positions: of each parameter its place in the whole parameter vector. firsts: where in the whole parameter
-            this process's coordinates begin. sizes: of the whole parameters.
+        members: of each of the coordinates' parameters, in their order.
     """
 
-    def __init__(self, coordinates: Coordinates, positions: list[int], firsts: list[int], sizes: list[int]) -> None:
+    def __init__(self, coordinates: Coordinates, members: Sequence[Member]) -> None:
         self._width = coordinates.width
         buckets = torch.zeros(coordinates.count * coordinates.width, dtype=torch.int16)
-        for i, rows in enumerate(coordinates.rows):
+        for i, (member, rows) in enumerate(zip(members, coordinates.rows, strict=True)):
             low = rows.start * coordinates.width
-            for found in signed_buckets(_measured(coordinates, i, firsts[i]), positions[i], sizes[i]):
+            for found in signed_buckets(_measured(coordinates, i, member.first or 0), member.position, member.size):
                 buckets[low : low + len(found)] = found
                 low += len(found)
         self._buckets = buckets.to(coordinates.device)

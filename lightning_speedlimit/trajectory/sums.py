@@ -147,7 +147,6 @@ class Pair:
         self.low -= total - self.high
         self.high.copy_(total)
 
-    def value(self, rows: slice) -> Tensor:
-        """The sum at some rows, float64 where there is one."""
-        dtype = sum_dtype(self.high.device)
-        return self.high[rows].to(dtype) + self.low[rows]
+    def value(self) -> Tensor:
+        """The sum, float64 where there is one."""
+        return self.high.to(sum_dtype(self.high.device)) + self.low
