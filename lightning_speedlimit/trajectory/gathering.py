@@ -7,7 +7,7 @@ full: rows of 256 where all coordinates are measured, units of 8 where some are 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ ROW = 256
 UNIT = 8  # contiguous coordinates that are drawn together
 _CACHED = 1 << 16  # coordinates of a stretch, of which a step's vectors stay in the cache of a core
 _AT_ONCE = 1 << 19  # so few are worked on together: more calls would cost more than the cache saves
+_PIECE = 1 << 16  # places that are looked at together
 _MOST = 1 << 14  # views that are kept: other parameters may be without a gradient at each step
 
 
@@ -50,19 +51,21 @@ def compute_dtype(parameter: Tensor) -> torch.dtype:
 
 
 class _Piece(NamedTuple):
-    """Some of the measured coordinates of one parameter.
+    """Neighbouring rows of one parameter.
 
-    view: where they go. row: the first one's, within the parameter. low, high: the first coordinate and the end;
-    None: the whole parameter. units: instead of these, the drawn ones. arrays: on the host units and view, for numpy.
+    view: where their coordinates go. low, high: the first coordinate and the end, where all are measured; None: the
+    whole parameter. units: the drawn ones; first: the place of the first of them. arrays: on the host these and the
+    view, for numpy. tail: room for the parameter's last coordinates, which fill no unit.
     """
 
     member: int
     view: Tensor
-    row: int
     low: int | None = None
     high: int | None = None
     units: Tensor | None = None
+    first: int = 0
     arrays: tuple[Any, Any] | None = None
+    tail: Tensor | None = None
 
 
 class _Stretch(NamedTuple):
@@ -175,18 +178,20 @@ class Layout:
             tensor = tensors[piece.member - first]
             if tensor is None:
                 piece.view.zero_()
-            elif piece.units is None and piece.low is None:
+                if piece.tail is not None:
+                    piece.tail.zero_()
+            elif piece.low is None and piece.units is None:
                 views.append(piece.view)
                 sources.append(tensor)
             elif tensor.numel() != (size := self.shapes[piece.member].numel()):
                 raise ValueError(f"a parameter of {size} coordinates has {tensor.numel()} now: measure anew from there")
-            elif self.drawn[piece.member] is not None and not tensor.is_contiguous():
-                self._take_strided(piece, tensor.detach())
             elif piece.units is None:
                 views.append(piece.view)
                 sources.append(tensor.reshape(-1)[piece.low : piece.high])
-            else:
+            elif tensor.is_contiguous():
                 _take(piece, piece.units, tensor.detach())
+            else:
+                self._take_strided(piece, tensor.detach())
         if views:
             torch._foreach_copy_(views, sources)
         return stretch.found
@@ -204,16 +209,23 @@ class Layout:
         pairs = ((self.gather(tensors, room, rows), vector.rows[rows]) for rows in self.all_stretches)
         return all(np.array_equal(now.numpy(), known.numpy()) for now, known in pairs)
 
+    def places(self, i: int) -> Iterator[Tensor]:
+        """Parameter i's measured coordinates within it, in the order in which they lie in a vector, on the host."""
+        size, drawn, first = self.shapes[i].numel(), self.drawn[i], 0
+        if drawn is not None:
+            first = size // UNIT * UNIT
+            for units in torch.split(drawn.cpu(), _PIECE // UNIT):
+                yield (units[:, None] * UNIT + torch.arange(UNIT)).view(-1)
+        for low in range(first, size, _PIECE):
+            yield torch.arange(low, min(low + _PIECE, size))
+
     def scatter(self, rows: Tensor, i: int, elsewhere: float = 0.0) -> Tensor:
         """One parameter's coordinates of a vector, in its shape (complex: pairs); another number elsewhere."""
-        shape, drawn, own = self.shapes[i], self.drawn[i], rows[self.rows[i]]
-        if drawn is None:
-            return own.reshape(-1)[: shape.numel()].reshape(shape).clone()
-        flat, whole = rows.new_full((shape.numel(),), elsewhere), shape.numel() // UNIT * UNIT
-        flat[:whole].view(-1, UNIT)[drawn] = own[: len(drawn)]
-        if whole < shape.numel():
-            flat[whole:] = own[-1, : shape.numel() - whole]
-        return flat.reshape(shape)
+        own, found = rows[self.rows[i]].reshape(-1), rows.new_full(self.shapes[i], elsewhere)
+        for places in self.places(i):
+            found.view(-1)[places.to(self.device)] = own[: len(places)]
+            own = own[len(places) :]
+        return found
 
     def _stretch(self, into: Vector, rows: slice) -> _Stretch:
         key = rows.start, rows.stop
@@ -234,61 +246,64 @@ class Layout:
             low, high = max(own.start, rows.start), min(own.stop, rows.stop)
             if low < high:
                 place = flat[(low - offset) * self.width : (high - offset) * self.width]
-                found = self._pieces(i, low - own.start, high - own.start, place)
-                used = sum(piece.view.numel() for piece in found)
-                pieces += found
+                piece, used = self._piece(i, low - own.start, high - own.start, place)
+                pieces.append(piece)
                 if used < len(place) and into.room:
                     pads.append(place[used:])
         here = into.rows[rows.start - offset : rows.stop - offset]
         whole = len(pieces) == len(self.rows) and all(p.low is None and p.units is None for p in pieces)
         return _Stretch(here, pieces, pads, [p.view for p in pieces] if whole else None)
 
-    def _pieces(self, i: int, first: int, last: int, place: Tensor) -> list[_Piece]:
-        """Of some of a parameter's rows."""
+    def _piece(self, i: int, first: int, last: int, place: Tensor) -> tuple[_Piece, int]:
+        """Of some of a parameter's rows, and how many coordinates it has."""
         shape, drawn = self.shapes[i], self.drawn[i]
         size = shape.numel()
         if drawn is None:
             low, high = first * self.width, min(last * self.width, size)
             if high - low == size:
-                return [_Piece(i, place[:size].view(shape), first)]
-            return [_Piece(i, place[: high - low], first, low, high)]
-        units, tail = drawn[first : min(last, len(drawn))], size % UNIT if last > len(drawn) else 0
+                return _Piece(i, place[:size].view(shape)), size
+            return _Piece(i, place[: high - low], low, high), high - low
+        units = drawn[first : min(last, len(drawn))]
         used = len(units) * UNIT
-        view = place[:used].view(-1, UNIT)
+        view, tail = place[:used].view(-1, UNIT), size % UNIT if last > len(drawn) else 0
         arrays = (units.numpy(), view.numpy()) if self.on_host else None
-        found = [_Piece(i, view, first, units=units, arrays=arrays)]
-        if tail:  # the last coordinates fill no unit
-            found.append(_Piece(i, place[used : used + tail], len(drawn), size - tail, size))
-        return found
+        rest = place[used : used + tail] if tail else None
+        return _Piece(i, view, units=units, first=first, arrays=arrays, tail=rest), used + tail
 
     def _take_strided(self, piece: _Piece, tensor: Tensor) -> None:
         """From another memory order (channels_last): by each coordinate's place in it, without copying the whole."""
-        drawn = self.drawn[piece.member]
-        assert drawn is not None
         key = piece.member, tuple(tensor.stride())
         if key not in self._offsets:
-            tail = torch.arange(tensor.numel() // UNIT * UNIT, tensor.numel(), device=drawn.device)
-            index = torch.cat([(drawn[:, None] * UNIT + torch.arange(UNIT, device=drawn.device)).view(-1), tail])
+            index = torch.cat(list(self.places(piece.member))).to(self.device)
             offset = torch.zeros_like(index)
             for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
                 offset += index % size * stride
                 index = index // size
             self._offsets[key] = offset
         extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-        here = self._offsets[key][piece.row * UNIT :][: piece.view.numel()]
-        piece.view.copy_(tensor.as_strided((extent,), (1,)).index_select(0, here).view_as(piece.view))
+        values, offsets = tensor.as_strided((extent,), (1,)), self._offsets[key]
+        here = offsets[piece.first * UNIT :][: piece.view.numel()]
+        piece.view.copy_(values.index_select(0, here).view(-1, UNIT))
+        if piece.tail is not None:
+            piece.tail.copy_(values.index_select(0, offsets[-len(piece.tail) :]))
 
 
 def _take(piece: _Piece, units: Tensor, tensor: Tensor) -> None:
     """The drawn units of a contiguous tensor."""
-    whole = tensor.numel() // UNIT * UNIT
-    if tensor.dtype is not piece.view.dtype:
-        piece.view.copy_(tensor.view(-1)[:whole].view(-1, UNIT).index_select(0, units))
-    elif piece.arrays is not None:  # half the time of index_select
-        numbers, into = piece.arrays
-        tensor.numpy().reshape(-1)[:whole].reshape(-1, UNIT).take(numbers, 0, out=into, mode="clip")
+    view, tail, whole = piece.view, piece.tail, tensor.numel() // UNIT * UNIT
+    if piece.arrays is not None and tensor.dtype is view.dtype:  # half the time of index_select
+        (numbers, into), values = piece.arrays, tensor.numpy().reshape(-1)
+        values[:whole].reshape(-1, UNIT).take(numbers, 0, out=into, mode="clip")
+        if tail is not None:
+            tail.numpy()[:] = values[whole:]
+        return
+    flat = tensor.view(-1)
+    if tensor.dtype is view.dtype:
+        torch.index_select(flat[:whole].view(-1, UNIT), 0, units, out=view)
     else:
-        torch.index_select(tensor.view(-1)[:whole].view(-1, UNIT), 0, units, out=piece.view)
+        view.copy_(flat[:whole].view(-1, UNIT).index_select(0, units))
+    if tail is not None:
+        tail.copy_(flat[whole:])
 
 
 def _as_they_are(pieces: list[_Piece], tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool | None:

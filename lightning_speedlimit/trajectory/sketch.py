@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.gathering import UNIT
 from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
@@ -67,7 +66,8 @@ class Sketch:
         buckets = torch.zeros(coordinates.count * coordinates.width, dtype=torch.int16)
         for i, (member, rows) in enumerate(zip(members, coordinates.rows, strict=True)):
             low = rows.start * coordinates.width
-            for found in signed_buckets(_measured(coordinates, i, member.first or 0), member.position, member.size):
+            places = (place + (member.first or 0) for place in coordinates.places(i))
+            for found in signed_buckets(places, member.position, member.size):
                 buckets[low : low + len(found)] = found
                 low += len(found)
         self._buckets = buckets.to(coordinates.device)
@@ -98,15 +98,3 @@ class Sketch:
     def signed(buckets: Tensor) -> Tensor:
         """(4093,): Σ s_i Δθ_i."""
         return buckets[:BUCKETS] - buckets[BUCKETS:]
-
-
-def _measured(coordinates: Coordinates, i: int, first: int) -> Iterator[Tensor]:
-    """The measured coordinates of parameter i, in the order in which they lie in a vector; `first`: its own first."""
-    size, drawn = coordinates.shapes[i].numel(), coordinates.drawn[i]
-    whole = 0
-    if drawn is not None:
-        whole = size // UNIT * UNIT
-        for units in torch.split(drawn.cpu(), _PIECE // UNIT):
-            yield first + (units[:, None] * UNIT + torch.arange(UNIT)).view(-1)
-    for low in range(whole, size, _PIECE):
-        yield first + torch.arange(low, min(low + _PIECE, size))

@@ -92,12 +92,12 @@ class RowSums:
     """
 
     def __init__(self, weights: Tensor, unscaled: float) -> None:
-        self._weights, self._unscaled = weights, unscaled
+        self._weights, self._count, self._unscaled = weights, len(weights), unscaled
         self.known: dict[str, RunningSum] = {}
 
     def add(self, name: str, row: Tensor, factor: float | Tensor = 1.0, rows: slice | None = None) -> None:
         """S[rows] ← S[rows] + factor · row, where the row is as `Coordinates.dot` makes it, scaled."""
-        whole = rows is None or (rows.start == 0 and rows.stop == len(self._weights))
+        whole = rows is None or (rows.start == 0 and rows.stop == self._count)
         self._sum(name).add_(row, factor * self._unscaled, None if whole else rows)
 
     def begin(self, name: str, like: str) -> None:
@@ -121,7 +121,7 @@ class RowSums:
 
     def _sum(self, name: str) -> RunningSum:
         if name not in self.known:
-            self.known[name] = RunningSum(len(self._weights), device=self._weights.device)
+            self.known[name] = RunningSum(self._count, device=self._weights.device)
         return self.known[name]
 
 
