@@ -138,8 +138,9 @@ class Answer:
         response: float | None,
     ) -> None:  # fmt: skip
         self._known, self._run, self._m, self._clip, self._valid = known, run, m, clip, valid
-        self._entries, self._state = known.entries(run), known.optimizer.state.get(run.lead, {})
-        self._mu = None if run.names else self._shared(response)  # one for all coordinates
+        each = bool(run.names)  # else one μ for all coordinates
+        self._entries, self._state = known.entries(run) if each else {}, known.optimizer.state.get(run.lead, {})
+        self._mu = None if each else self._shared(response)
         self._factor = 1.0  # from Σ u² μ' of each row to Σ u²/μ
 
     def _shared(self, response: float | None) -> Scalar:
