@@ -27,7 +27,7 @@ def _seeds() -> None:
 @pytest.fixture
 def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU is taken for a device that the host must not wait for."""
-    monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates.HOST", ())
+    monkeypatch.setattr("lightning_speedlimit.trajectory.gathering.HOST", ())
 
 
 # Experiments whose shortened run takes seconds: what needs it is slow, what holds a page to its results is not.

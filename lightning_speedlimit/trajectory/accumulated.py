@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from lightning_speedlimit.trajectory.runs import Run
 from lightning_speedlimit.trajectory.shards import local
 from lightning_speedlimit.trajectory.sums import Pair
 
+_Entries = dict[str, Sequence[Tensor | None]]  # by name, of each parameter of a run
+
 
 class AccumulatedMobility:
     """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, for one vector.
@@ -28,13 +30,13 @@ class AccumulatedMobility:
     def __init__(
         self, optimizer: Optimizer, coordinates: Coordinates, scratch: tuple[Tensor, Tensor], like: Tensor
     ) -> None:
-        self.optimizer, self.coordinates = optimizer, coordinates
+        self.optimizer, self.coordinates, self.scratch = optimizer, coordinates, scratch
         self.m: Pair | None = None
         self.averages: Tensor | None = None  # B_k of RMSprop with momentum, where the response is its mobility
-        self._scratch, self._like = scratch, like
+        self.work = coordinates.row()  # Σ u²/μ of each row, of the last step
+        self._like = like
         self._rooms = [Vector(scratch[1], room=True)]
         self._kept: Vector | None = None  # a state entry as it was before the step
-        self._work: Tensor | None = None  # Σ u²/μ of each row, of the last step
 
     def keep(self, runs: list[Run]) -> None:
         """Before the step: the entries that are needed as they are now."""
@@ -46,32 +48,35 @@ class AccumulatedMobility:
                     self.coordinates.gather(entries, self._kept, rows, run.members.start)
 
     def answer(self, run: Run, clip: Tensor | None, valid: Tensor | None, response: float | None) -> Answer:
-        """The run's answer to the force of this step; m += μ where u ≠ 0, stretch by stretch.
+        """The run's answer to the force of this step.
 
         Args:
             clip: c of clipping by norm. valid: False where a fused optimizer left θ alone. response: b_k.
         """
         self.m = self.m or Pair(self._like)
-        if not run.names:
-            return _Shared(self.coordinates, run, self.m, self._scratch[0], clip, valid, response)
-        self._work = self.coordinates.row() if self._work is None else self._work
-        return _OfEach(self, run, self.m, self._work, self._scratch, clip, valid)
+        return Answer(self, run, self.m, clip, valid, response)
 
     def of(self, i: int) -> Tensor:
         """m of the measured steps of parameter i, in its shape; NaN where no coordinate is measured."""
-        rows = torch.zeros_like(self._like) if self.m is None else self.m.value(slice(None))
+        rows = torch.zeros_like(self._like) if self.m is None else self.m.value()
         return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
 
-    def entries(self, run: Run) -> dict[str, Sequence[Tensor | None]]:
+    def entries(self, run: Run) -> _Entries:
         """What the formula reads of the state of each of the run's parameters, but for what was kept."""
-        found = {}
+        assert run.formula is not None
+        found: _Entries = {}
         for name in run.names:
-            if self._kept is None or run.formula is None or name != run.formula.before:
+            if name != run.formula.before:
                 own = self._custom(run) if name == mobility.CUSTOM else self._state(run, name)
                 found[name] = self.coordinates.prepared(own)
         return found
 
-    def at(self, run: Run, entries: dict[str, Sequence[Tensor | None]], rows: slice) -> dict[str, Tensor]:
+    def evaluate(self, run: Run, state: Mapping[str, Any], entries: _Entries, rows: slice, out: Tensor) -> Scalar:
+        """The numerator of μ at some rows; out: its denominators."""
+        assert run.formula is not None
+        return run.formula.evaluate(run.group, state, self._at(run, entries, rows), out)
+
+    def _at(self, run: Run, entries: _Entries, rows: slice) -> dict[str, Tensor]:
         """The entries of one stretch."""
         self._rooms[0].last = None  # others have written there
         while len(self._rooms) < len(entries):
@@ -96,21 +101,19 @@ class AccumulatedMobility:
         assert function is not None
         found: list[Tensor | None] = []
         for i in run.members:
-            parameter, shape = self.coordinates.parameters[i], self.coordinates.shapes[i]
-            value: Any = function(self.optimizer, run.group, parameter)
+            value: Any = function(self.optimizer, run.group, self.coordinates.parameters[i])
             if not isinstance(value, Tensor):
                 value = torch.full((), value, dtype=self._like.dtype, device=self._like.device)
-            found.append(local(value).detach().to(self._like).expand(shape))
+            found.append(local(value).detach().to(self._like).expand(self.coordinates.shapes[i]))
         return found
 
     def remember(self, run: Run) -> None:
         """B_k of a step that is not measured."""
-        if run.formula is None or not run.names or self.averages is None:
-            return
-        entries = self.entries(run)
-        for rows in run.stretches:
-            room = self.coordinates.cut(self._scratch[0], slice(0, rows.stop - rows.start))
-            run.formula.evaluate(run.group, {}, self.at(run, entries, rows), room)
+        if run.names:
+            entries = self.entries(run)
+            for rows in run.stretches:
+                room = self.coordinates.cut(self.scratch[0], slice(0, rows.stop - rows.start))
+                self.evaluate(run, {}, entries, rows, room)
 
     def start_response(self, run: Run) -> None:
         """B of a fresh optimizer is 0; of one that has been running, the steady value."""
@@ -120,58 +123,55 @@ class AccumulatedMobility:
             return
         entries, lasting = self.entries(run), 1.0 - float(run.group["momentum"])
         for rows in run.stretches:
-            here = self.at(run, entries, rows)
+            here = self._at(run, entries, rows)
             average = here["square_avg"]
             if run.group["centered"]:
                 average = average - here["grad_avg"] ** 2
             self.averages[rows] = 1.0 / (lasting * (average.sqrt() + run.group["eps"]))
 
 
-class _Shared:
-    """One μ for all coordinates of a run. mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
+class Answer:
+    """A run's answer to the force of one step: m += μ where u ≠ 0, and Σ u²/μ, stretch by stretch."""
 
     def __init__(
-        self, coordinates: Coordinates, run: Run, m: Pair, scratch: Tensor, clip: Tensor | None,
-        valid: Tensor | None, response: float | None,
+        self, known: AccumulatedMobility, run: Run, m: Pair, clip: Tensor | None, valid: Tensor | None,
+        response: float | None,
     ) -> None:  # fmt: skip
+        self._known, self._run, self._m, self._clip, self._valid = known, run, m, clip, valid
+        each = bool(run.names)  # else one μ for all coordinates
+        self._entries, self._state = known.entries(run) if each else {}, known.optimizer.state.get(run.lead, {})
+        self._mu = None if each else self._shared(response)
+        self._factor = 1.0  # from Σ u² μ' of each row to Σ u²/μ
+
+    def _shared(self, response: float | None) -> Scalar:
+        run = self._run
         assert run.formula is not None
-        own = {} if response is None else {mobility.RESPONSE: response}
-        mu: Scalar = run.formula.evaluate(run.group, own, {}, None)
-        mu = mu if clip is None else mu * clip
-        if valid is not None and isinstance(mu, Tensor):  # a skipped step's gradients, and c of them, are not finite
-            mu = torch.where(valid, mu, torch.zeros_like(mu))
-        self._mu, self._m, self._scratch, self._cut = mu, m, scratch, coordinates.cut
+        mu = run.formula.evaluate(run.group, {mobility.RESPONSE: response}, {}, self._known.scratch[0])
+        mu = mu if self._clip is None else mu * self._clip
+        if self._valid is not None and isinstance(mu, Tensor):  # a skipped step's gradients, and c, are not finite
+            mu = torch.where(self._valid, mu, torch.zeros_like(mu))
+        return mu
 
     def add(self, rows: slice, update: Tensor, *, mask_ready: bool) -> None:
-        moved = self._cut(self._scratch, slice(0, rows.stop - rows.start))
+        """mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
+        cut, mu = self._known.coordinates.cut, self._mu
+        moved, out = (cut(room, slice(0, rows.stop - rows.start)) for room in self._known.scratch)
+        low = cut(self._m.low, rows)
         if not mask_ready:
             torch.ne(update, 0.0, out=moved)
-        low, mu = self._cut(self._m.low, rows), self._mu
-        low.addcmul_(moved, mu.to(low.dtype)) if isinstance(mu, Tensor) else low.add_(moved, alpha=mu)
+        if isinstance(mu, Tensor):
+            low.addcmul_(moved, mu.to(low.dtype))
+        elif mu is not None:
+            low.add_(moved, alpha=mu)
+        else:
+            numerator = self._denominators(rows, out)
+            low.addcdiv_(moved, out, value=numerator)
+            self._known.coordinates.step_dot(out.mul_(update), update, moved, cut(self._known.work, rows))
+            self._factor = 1.0 / numerator if numerator else 0.0
 
-    def work(self, free: Tensor) -> tuple[Tensor, float]:
-        """Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it; free: ‖u‖² without decay."""
-        if isinstance(self._mu, Tensor):
-            return torch.where(free == 0, torch.zeros_like(free), free / self._mu), 1.0
-        return free, 1.0 / self._mu if self._mu else 0.0
-
-
-class _OfEach:
-    """A μ of each coordinate. mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
-
-    def __init__(
-        self, mobility: AccumulatedMobility, run: Run, m: Pair, work: Tensor, scratch: tuple[Tensor, Tensor],
-        clip: Tensor | None, valid: Tensor | None,
-    ) -> None:  # fmt: skip
-        self._mobility, self._run, self._m, self._work, self._scratch = mobility, run, m, work, scratch
-        self._clip, self._valid, self._factor = clip, valid, 1.0
-        self._entries, self._state = mobility.entries(run), mobility.optimizer.state.get(run.lead, {})
-
-    def add(self, rows: slice, update: Tensor, *, mask_ready: bool) -> None:
-        run, coordinates = self._run, self._mobility.coordinates
-        moved, out = (coordinates.cut(room, slice(0, rows.stop - rows.start)) for room in self._scratch)
-        assert run.formula is not None
-        numerator = run.formula.evaluate(run.group, self._state, self._mobility.at(run, self._entries, rows), out)
+    def _denominators(self, rows: slice, out: Tensor) -> float:
+        """μ = numerator / out of each coordinate."""
+        numerator = self._known.evaluate(self._run, self._state, self._entries, rows, out)
         if self._clip is not None:
             out.div_(self._clip)
         if isinstance(numerator, Tensor):  # a rate of 0 moves nothing: what it is divided by does not matter
@@ -179,16 +179,13 @@ class _OfEach:
             numerator = 1.0
         if self._valid is not None:  # a skipped first step leaves a state of zeros: 0/0
             torch.where(self._valid, out, torch.ones_like(out), out=out)
-        low = coordinates.cut(self._m.low, rows)
-        if not mask_ready:
-            torch.ne(update, 0.0, out=moved)
-        low.addcdiv_(moved, out, value=numerator)
-        coordinates.step_dot(out.mul_(update), update, moved, coordinates.cut(self._work, rows))
-        self._factor = 1.0 / numerator if numerator else 0.0
+        return numerator
 
     def work(self, free: Tensor) -> tuple[Tensor, float]:
-        """Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it."""
-        return self._mobility.coordinates.cut(self._work, self._run.rows), self._factor
-
-
-Answer = _Shared | _OfEach
+        """Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it; free: ‖u‖² without decay."""
+        mu = self._mu
+        if mu is None:
+            return self._known.coordinates.cut(self._known.work, self._run.rows), self._factor
+        if isinstance(mu, Tensor):
+            return torch.where(free == 0, torch.zeros_like(free), free / mu), 1.0
+        return free, 1.0 / mu if mu else 0.0

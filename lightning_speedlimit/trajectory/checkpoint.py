@@ -97,7 +97,7 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "shares": list(coordinates.shares),
         "vectors": {name: on("cpu", vector) for name, vector in _vectors(motion).items()},
         "gradient": on("cpu", _last_gradient(motion)),
-        "overlaps": overlap is not None and overlap.is_known,
+        "overlaps": overlap is not None and bool(overlap.known),
         "origin": on("cpu", motion.moves.origin),
         "averages": on("cpu", motion.mobility.averages),
         "pairs": {n: (on("cpu", p.high), on("cpu", p.low), p.count) for n, p in pairs.items() if p is not None},
@@ -119,7 +119,7 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
         motion.gradient.rows.copy_(entry["gradient"])
         motion.closed = True
     if motion.overlap is not None:
-        motion.overlap.is_known = entry["overlaps"]
+        motion.overlap.restore(known=entry["overlaps"])
     motion.moves.origin = on(coordinates.device, entry["origin"])
     motion.mobility.averages = on(coordinates.device, entry["averages"])
     motion.mobility.m, motion.decay.travelled = (_pair(motion, entry["pairs"].get(n)) for n in ("m", "travelled"))

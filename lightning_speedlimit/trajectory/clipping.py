@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
+from lightning_speedlimit.trajectory.settings import GradientChanges
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
-GradientChanges = Literal["clipping", "given", "unknown"]
 _SAME = 1e-5  # relative rounding of gradients that one factor multiplied: 6e-8 in float32
 _ALIKE = 1e-3  # spread of a norm or a factor that counts as one; float32 norms of many coordinates differ by 1e-6
 _STATS = ("uneven", "changed", "−least factor", "largest factor", "−least norm", "largest norm")

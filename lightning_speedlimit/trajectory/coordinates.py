@@ -1,9 +1,7 @@
-"""Which coordinates of some parameters are measured, and how they are brought together into one vector.
+"""The measured coordinates of some parameters: weighted sums of products of their vectors.
 
-A vector is a matrix of rows, each of contiguous coordinates of ONE parameter, with zeros where its last row is not
-full: rows of 256 where all coordinates are measured, units of 8 where some are drawn (see draw.py). A row then counts
-for `weight` = 1/π rows of its kind. Sums over rows, weighted so, are a scalar product: Cauchy–Schwarz, and with it
-every bound, holds for the drawn coordinates as for all.
+A row that was drawn counts for `weight` = 1/π rows of its kind. Sums over rows, weighted so, are a scalar product:
+Cauchy–Schwarz, and with it every bound, holds for the drawn coordinates as for all.
 """
 
 from __future__ import annotations
@@ -16,14 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.gathering import UNIT, Gathering, Layout, Vector, dense, remember
-from lightning_speedlimit.trajectory.shards import is_distributed, is_flat
+from lightning_speedlimit.trajectory.gathering import UNIT, Layout, remember
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
-HOST = ("cpu",)  # devices whose memory can be read without waiting for them
-ROW = 256
-_CACHED = 1 << 16  # coordinates of a stretch, of which a step's vectors stay in the cache of a core
-_AT_ONCE = 1 << 19  # so few are worked on together: more calls would cost more than the cache saves
 _CERTAIN = 1.0 + 1e-12  # 1/π of a unit that can't be missed, with its rounding
 _LARGE = 2.0**-66  # beside it a row's products that float32 does not hold, below 256 · 2^−126, are nothing in float64
 _LOOKED_AT = 16  # steps
@@ -32,35 +25,25 @@ _FEW = 4  # ways to divide the parameters, of layers and of groups, that are kep
 _row_dots: Callable[..., Any] = getattr(np, "vecdot", None) or functools.partial(np.einsum, "ij,ij->i")
 
 
-def compute_dtype(parameter: Tensor) -> torch.dtype:
-    """At least float32: differences of half-precision weights are exact there."""
-    double = parameter.dtype in (torch.float64, torch.complex128)
-    return torch.float64 if double else torch.float32
+class Coordinates(Layout):
+    """The measured coordinates of some parameters on one device, in one dtype, and what each row counts.
 
-
-class Coordinates:
-    """The measured coordinates of some parameters on one device, in one dtype.
+    weights: (count,). counts: of each parameter the units that may be missed.
 
     Args:
-        parameters: each once. drawn: for each the drawn units (ascending, whole ones), or None: all coordinates.
-        weights: for each the 1/π of its drawn units. shares: of each, 1 over the processes that hold it alike.
+        parameters, drawn: see Layout. inverse: of each the 1/π of its drawn units. shares: of each, 1 over the
+            processes that hold it alike.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
         drawn: Sequence[Tensor | None],
-        weights: Sequence[Tensor | None],
+        inverse: Sequence[Tensor | None],
         shares: Sequence[float],
     ) -> None:
-        self.parameters = list(parameters)
-        self.dtype, self.device = compute_dtype(parameters[0]), parameters[0].device
-        self.drawn = [None if d is None else d.to(self.device) for d in drawn]
-        self.on_host = self.device.type in HOST
-        self.inverse, self.shares = list(weights), list(shares)
-        self.width = ROW if all(d is None for d in drawn) else UNIT
-        self.shapes = [dense(p).shape for p in parameters]
-        self.local = not any(is_distributed(p) or is_flat(p) for p in parameters)  # no shards
+        super().__init__(parameters, drawn)
+        self.inverse, self.shares = list(inverse), list(shares)
         # Products are scaled on their way into float32 sums: an update of 1e-22 squared is nothing there.
         self.scale = 1.0 if self.dtype == torch.float64 else 2.0**40
         self.unscaled = 1.0 / self.scale
@@ -71,81 +54,17 @@ class Coordinates:
         self._arrays: dict[int, tuple[Tensor, Any]] = {}
         self._spread: dict[tuple[int, ...], Any] = {}
         self._cuts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
-        self._place(weights, shares)
-        size = self.count * self.width
-        together = not self.on_host or (self.exact and size <= _AT_ONCE)
-        number = 1 if together else max(1, round(size / _CACHED))
-        self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time
-        self.all_stretches = self.stretches(slice(0, self.count))
         self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
         self._starts = np.array([self.rows[i].start for i in self._filled], dtype=np.int64)
         self._unweighted = self.exact and set(self.shares) <= {1.0}
-        layout = Layout(self.rows, self.shapes, self.drawn, self.width, self.count)
-        plain = self.local and not any(p.is_complex() for p in parameters)
-        self._gathering = Gathering(layout, self.all_stretches, self.dtype, on_host=self.on_host, plain=plain)
-
-    def _place(self, weights: Sequence[Tensor | None], shares: Sequence[float]) -> None:
-        self.rows: list[slice] = []
-        self.numbers: list[int] = []  # of each the coordinates that are measured
-        self.counts: list[int]  # of each the units that may be missed
-        spread, low = [], 0
-        for shape, drawn, weight, share in zip(self.shapes, self.drawn, weights, shares, strict=True):
-            tail = shape.numel() % UNIT
-            if drawn is None or weight is None:
-                count = -(-shape.numel() // self.width)
-                spread.append(torch.full((count,), share, dtype=torch.float64))
-                self.numbers.append(shape.numel())
-            else:
-                found = [weight.double().cpu(), torch.ones(int(tail > 0), dtype=torch.float64)]
-                spread.append(torch.cat(found) * share)
-                count = len(spread[-1])
-                self.numbers.append(UNIT * len(drawn) + tail)
-            self.rows.append(slice(low, low + count))
-            low += count
-        self.count = low
-        self.counts = [
-            0 if drawn is None else int((own > share * _CERTAIN).sum())
-            for drawn, own, share in zip(self.drawn, spread, shares, strict=True)
-        ]
-        self.weights = torch.cat(spread).to(self.device, sum_dtype(self.device), non_blocking=True)  # (count,)
-
-    @property
-    def exact(self) -> bool:
-        return self.width == ROW
-
-    def zeros(self) -> Tensor:
-        return torch.zeros(self.count, self.width, dtype=self.dtype, device=self.device)
-
-    def row(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Zeros, a number for each row."""
-        return torch.zeros(self.count, dtype=dtype or self.dtype, device=self.device)
-
-    def vector(self) -> Vector:
-        """Zeros, to be gathered into."""
-        return Vector(self.zeros())
-
-    def room(self) -> Tensor:
-        """Zeros, as many as a stretch may have."""
-        return torch.zeros(min(self.stretch, self.count), self.width, dtype=self.dtype, device=self.device)
-
-    def gather_all(self, tensors: Sequence[Tensor | None], into: Vector) -> Tensor:
-        """The measured coordinates of one tensor for each parameter; zeros for None."""
-        tensors = self.prepared(tensors)
-        for rows in self.all_stretches:
-            self.gather(tensors, into, rows)
-        return into.rows
-
-    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice, first: int = 0) -> Tensor:
-        """Those at some rows, of tensors that are `prepared`; first: the parameter that the first one belongs to."""
-        return self._gathering.gather(tensors, into, rows, first)
-
-    def prepared(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        """Strided, real, local."""
-        return self._gathering.prepared(tensors)
-
-    def holds(self, vector: Vector, tensors: Sequence[Tensor | None]) -> bool:
-        """On the host: gathered now, they would be what the vector holds. On a device False: it is not known."""
-        return self._gathering.holds(vector, tensors)
+        weights = torch.ones(self.count, dtype=torch.float64)
+        self.counts = []
+        for rows, own, share in zip(self.rows, inverse, shares, strict=True):
+            if own is not None:
+                weights[rows.start : rows.start + len(own)] = own
+            self.counts.append(0 if own is None else int((weights[rows] > _CERTAIN).sum()))
+            weights[rows] *= share
+        self.weights = weights.to(self.device, sum_dtype(self.device), non_blocking=True)
 
     def cut(self, kept: Tensor, rows: slice) -> Tensor:
         """Some rows of a tensor that stays as long as these coordinates: a view, made once."""
@@ -236,22 +155,6 @@ class Coordinates:
         own = self.row()
         self.dot(vector, vector, torch.empty_like(vector), own)
         return self.total(own) / self.scale
-
-    def scatter(self, rows: Tensor, i: int, elsewhere: float = 0.0) -> Tensor:
-        """One parameter's coordinates of a vector, in its shape (complex: pairs); another number elsewhere."""
-        shape, drawn, own = self.shapes[i], self.drawn[i], rows[self.rows[i]]
-        if drawn is None:
-            return own.reshape(-1)[: shape.numel()].reshape(shape).clone()
-        flat, whole = rows.new_full((shape.numel(),), elsewhere), shape.numel() // UNIT * UNIT
-        flat[:whole].view(-1, UNIT)[drawn] = own[: len(drawn)]
-        if whole < shape.numel():
-            flat[whole:] = own[-1, : shape.numel() - whole]
-        return flat.reshape(shape)
-
-    def stretches(self, rows: slice) -> list[slice]:
-        """The rows in pieces that stay in the cache while they are worked on."""
-        starts = range(rows.start, rows.stop, self.stretch)
-        return [slice(low, min(low + self.stretch, rows.stop)) for low in starts]
 
     def rest(self, i: int) -> Tensor:
         """1 − π of parameter i's rows."""

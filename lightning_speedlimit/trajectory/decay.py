@@ -7,10 +7,8 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.mobility import Scalar, number
-from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Run
-from lightning_speedlimit.trajectory.sums import Pair, sum_dtype
-from lightning_speedlimit.trajectory.valid import masked
+from lightning_speedlimit.trajectory.sums import Pair, RowSums, masked, sum_dtype
 
 
 class Decay:
@@ -39,16 +37,28 @@ class Decay:
         self, run: Run, rows: slice, update: Tensor, theta: Tensor, gradient: Tensor, rooms: tuple[Tensor, Tensor],
         valid: Tensor | None,
     ) -> None:  # fmt: skip
-        """u ← u + lr w θ_k at some rows; the first room holds 1 where u ≠ 0 then, else 0. Σ u grows."""
+        """u ← u + lr w θ_k at some rows, and 0 where that is rounding; Σ u grows.
+
+        Rounding: less than 2 ulp of θ, whose step may be rounded twice; of half precision, which the optimizer rounds
+        once, less than ¾ ulp. The first room holds 1 where u ≠ 0 then, else 0.
+        """
         if self.travelled is None:
             return
         coordinates, low = self._coordinates, self._coordinates.cut(self.travelled.low, rows)
         if run.decoupled:
-            decay = _share(run)
-            decay = decay if valid is None else decay * valid.to(sum_dtype(update.device))
-            remove_decay(update, theta, decay, run.coarsest, rooms[0], low if self._sampled else None)
-            coordinates.step_dot(update, update, rooms[1], coordinates.cut(self._squares, rows))
-            coordinates.step_dot(gradient, theta, rooms[1], coordinates.cut(self._work, rows))
+            room, product = rooms
+            decay = _share(run) if valid is None else _share(run) * valid.to(sum_dtype(update.device))
+            if isinstance(decay, Tensor) or self._sampled:
+                update.add_(torch.mul(theta, decay, out=room))
+                if self._sampled:
+                    low.add_(room)
+            else:
+                update.add_(theta, alpha=decay)
+            eps = torch.finfo(update.dtype).eps
+            torch.add(theta, update, alpha=0.25 if run.coarsest <= eps else 0.67 * eps / run.coarsest, out=room)
+            update.mul_(torch.ne(room, theta, out=room))
+            coordinates.step_dot(update, update, product, coordinates.cut(self._squares, rows))
+            coordinates.step_dot(gradient, theta, product, coordinates.cut(self._work, rows))
         if not self._sampled:
             low.add_(update)
 
@@ -76,28 +86,3 @@ class Decay:
 def _share(run: Run) -> Scalar:
     """lr w: of θ_k, what the step takes away."""
     return number(run.group["lr"]) * run.decoupled
-
-
-def remove_decay(
-    update: Tensor, before: Tensor, decay: Scalar, coarsest: float, room: Tensor, decayed: Tensor | None
-) -> None:
-    """u ← u + lr w θ_k, and 0 where that is rounding.
-
-    Rounding: less than 2 ulp of θ, whose step may be rounded twice; of half precision, which the optimizer rounds
-    once, less than ¾ ulp.
-
-    Args:
-        update, before: u and θ_k. decay: lr w. coarsest: the largest ε of the parameters' dtypes. room: as large as u;
-            afterwards 1 where u ≠ 0, else 0.
-        decayed: where lr w θ_k is added up, too; or None.
-    """
-    if isinstance(decay, Tensor) or decayed is not None:
-        own = torch.mul(before, decay, out=room)
-        update.add_(own)
-        if decayed is not None:
-            decayed.add_(own)
-    else:
-        update.add_(before, alpha=decay)
-    eps = torch.finfo(update.dtype).eps
-    torch.add(before, update, alpha=0.25 if coarsest <= eps else 0.67 * eps / coarsest, out=room)
-    update.mul_(torch.ne(room, before, out=room))

@@ -48,13 +48,8 @@ def describe_optimizers(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]
                 break
             groups.append(described)
         left_out = len(optimizer.param_groups) - len(groups)
-        found.append(
-            {
-                "class": _cut(type(optimizer).__name__),
-                "groups": groups,
-                **({"groups_left_out": left_out} if left_out else {}),
-            }
-        )
+        told = {"class": _cut(type(optimizer).__name__), "groups": groups}
+        found.append(told | ({"groups_left_out": left_out} if left_out else {}))
     return found
 
 

@@ -22,13 +22,6 @@ _PIECE = 1 << 20  # coordinates that are looked at together: the draw needs litt
 _ROUNDS = 4  # of sharing out again what units with π = 1 do not need
 
 
-def budget(coordinates: int | str, parameters: int) -> int:
-    """How many of all coordinates to measure: all of up to `coordinates`."""
-    if isinstance(coordinates, str) or parameters <= coordinates:
-        return parameters
-    return max(coordinates, parameters // LEAST) if coordinates == DEFAULT else coordinates
-
-
 class Draw:
     """Which coordinates of parameters are measured, within one budget for all that a meter follows.
 
@@ -42,61 +35,59 @@ class Draw:
 
     def samples(self, parameters: Sequence[Tensor]) -> bool:
         """Not all of them would be measured."""
-        return self._count(parameters) < sum(dense(p).numel() for p in parameters)
+        here = sum(_sizes(parameters))
+        return self._count(here) < here
 
-    def _count(self, parameters: Sequence[Tensor]) -> int:
-        here = sum(dense(p).numel() for p in parameters)
-        total = max(self.total, self._met + here)
-        allowed = budget(self.coordinates, total)
+    def _count(self, here: int) -> int:
+        """How many of so many that have come to measure: their part of the budget."""
+        total, allowed = max(self.total, self._met + here), self.coordinates
+        if isinstance(allowed, str):
+            return here
+        if allowed == DEFAULT:
+            allowed = max(allowed, total // LEAST)
         return here if allowed >= total else max(1, round(allowed * here / total))
 
     def met(self, parameters: Sequence[Tensor]) -> None:
         """These have been drawn from."""
-        self._met += sum(dense(p).numel() for p in parameters)
+        self._met += sum(_sizes(parameters))
 
     def __call__(
         self, parameters: Sequence[Tensor], gradients: Iterable[Tensor | None]
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """`draw` of parameters that have come."""
-        found = draw(parameters, list(gradients), self._count(parameters), self.seed + self._met)
-        self.met(parameters)
-        return found
+        """Of each parameter that has come its drawn units, ascending, and their 1/π; None and None: all of it.
+
+        Args:
+            gradients: the first ones; None where there is none yet.
+        """
+        sizes, seed = _sizes(parameters), self.seed + self._met
+        count = self._count(sum(sizes))
+        self._met += sum(sizes)
+        drawn: list[Tensor | None] = [None] * len(sizes)
+        inverse: list[Tensor | None] = [None] * len(sizes)
+        if sum(sizes) <= count:
+            return drawn, inverse
+        large = {i: g for i, (n, g) in enumerate(zip(sizes, gradients, strict=True)) if n > WHOLE}
+        left = count - sum(n if n <= WHOLE else n % UNIT for n in sizes)
+        units = max(left, count // 2, UNIT) // UNIT  # small parameters leave the large ones half of it at least
+        chances = _Chances([sizes[i] for i in large], list(large.values()), units)
+        generator = torch.Generator().manual_seed(seed)
+        passed = float(torch.rand((), generator=generator, dtype=torch.float64))
+        for place, i in enumerate(large):
+            first, found = 0, list[tuple[Tensor, Tensor]]()
+            for piece in chances.of(place):
+                order = torch.randperm(len(piece), generator=generator)
+                after = passed + piece[order].double().cumsum(0)
+                before = torch.cat([after.new_tensor([passed]), after[:-1]])
+                taken = order[torch.floor(after + 1e-9) > torch.floor(before + 1e-9)].sort().values
+                passed = float(after[-1]) % 1.0
+                found.append((first + taken, 1.0 / piece[taken].double()))
+                first += len(piece)
+            drawn[i], inverse[i] = map(torch.cat, zip(*found, strict=True))
+        return drawn, inverse
 
 
-def draw(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], count: int, seed: int
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """For each parameter its drawn units, ascending, and their 1/π; None and None: all of it.
-
-    Args:
-        gradients: the first ones; None where there is none yet. count: coordinates to measure.
-    """
-    sizes = [dense(p).numel() for p in parameters]
-    drawn: list[Tensor | None] = [None] * len(sizes)
-    weights: list[Tensor | None] = [None] * len(sizes)
-    if sum(sizes) <= count:
-        return drawn, weights
-    sampled = [i for i, n in enumerate(sizes) if n > WHOLE]
-    left = count - sum(n if n <= WHOLE else n % UNIT for n in sizes)
-    units = max(left, count // 2, UNIT) // UNIT  # small parameters leave the large ones half of the budget at least
-    chances = _Chances([sizes[i] for i in sampled], [gradients[i] for i in sampled], units)
-    generator = torch.Generator().manual_seed(seed)
-    passed = float(torch.rand((), generator=generator, dtype=torch.float64))
-    for place, i in enumerate(sampled):
-        found: list[Tensor] = []
-        inverse: list[Tensor] = []
-        first = 0
-        for piece in chances.of(place):
-            order = torch.randperm(len(piece), generator=generator)
-            after = passed + piece[order].double().cumsum(0)
-            before = torch.cat([after.new_tensor([passed]), after[:-1]])
-            taken = order[torch.floor(after + 1e-9) > torch.floor(before + 1e-9)].sort().values
-            passed = float(after[-1]) % 1.0
-            found.append(first + taken)
-            inverse.append(1.0 / piece[taken].double())
-            first += len(piece)
-        drawn[i], weights[i] = torch.cat(found), torch.cat(inverse)
-    return drawn, weights
+def _sizes(parameters: Sequence[Tensor]) -> list[int]:
+    return [dense(p).numel() for p in parameters]
 
 
 class _Chances:

@@ -1,21 +1,30 @@
-"""Bringing the measured coordinates of tensors together, stretch by stretch: all, or the units that are drawn."""
+"""Where the measured coordinates of some parameters lie in a vector, and how they are brought there.
+
+A vector is a matrix of rows, each of contiguous coordinates of ONE parameter, with zeros where its last row is not
+full: rows of 256 where all coordinates are measured, units of 8 where some are drawn (see draw.py).
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.shards import local
+from lightning_speedlimit.trajectory.shards import are_sharded, local
 
 _Key = TypeVar("_Key")
 _View = TypeVar("_View")
 _PLAIN = (Tensor, torch.nn.Parameter)
+HOST = ("cpu",)  # devices whose memory can be read without waiting for them
+ROW = 256
 UNIT = 8  # contiguous coordinates that are drawn together
+_CACHED = 1 << 16  # coordinates of a stretch, of which a step's vectors stay in the cache of a core
+_AT_ONCE = 1 << 19  # so few are worked on together: more calls would cost more than the cache saves
+_PIECE = 1 << 16  # places that are looked at together
 _MOST = 1 << 14  # views that are kept: other parameters may be without a gradient at each step
 
 
@@ -35,22 +44,18 @@ def dense(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-class Layout(NamedTuple):
-    """Of each parameter its rows, its shape, and the units that are drawn of it (None: all of it is measured)."""
-
-    rows: list[slice]
-    shapes: list[torch.Size]
-    drawn: list[Tensor | None]
-    width: int
-    length: int
+def compute_dtype(parameter: Tensor) -> torch.dtype:
+    """At least float32: differences of half-precision weights are exact there."""
+    double = parameter.dtype in (torch.float64, torch.complex128)
+    return torch.float64 if double else torch.float32
 
 
 class _Piece(NamedTuple):
-    """Neighbouring coordinates of one parameter.
+    """Neighbouring rows of one parameter.
 
-    view: where they go. low, high: the first and the end, where all are measured; None: the whole parameter. units:
-    the drawn ones; first: the place of the first of them. arrays: on the host these and the view, for numpy. tail:
-    room for the parameter's last coordinates, which fill no unit.
+    view: where their coordinates go. low, high: the first coordinate and the end, where all are measured; None: the
+    whole parameter. units: the drawn ones; first: the place of the first of them. arrays: on the host these and the
+    view, for numpy. tail: room for the parameter's last coordinates, which fill no unit.
     """
 
     member: int
@@ -82,37 +87,84 @@ class Vector:
         self.last: _Stretch | None = None
 
 
-class Gathering:
-    """See the module.
+class Layout:
+    """The measured coordinates of some parameters on one device, in one dtype.
 
     Args:
-        stretches: all rows, in pieces that are worked on at a time. on_host: the device's memory can be read without
-            waiting for it. plain: there are neither shards nor complex parameters.
+        parameters: each once. drawn: for each the drawn units (ascending, whole ones), or None: all coordinates.
     """
 
-    def __init__(
-        self, layout: Layout, stretches: list[slice], dtype: torch.dtype, *, on_host: bool, plain: bool
-    ) -> None:
-        self._layout, self._stretches, self._dtype = layout, stretches, dtype
-        self._on_host, self._plain = on_host, plain
-        self._room: Vector | None = None
-        self._exact = all(d is None for d in layout.drawn)
+    def __init__(self, parameters: Sequence[Tensor], drawn: Sequence[Tensor | None]) -> None:
+        self.parameters, self.shapes = list(parameters), [dense(p).shape for p in parameters]
+        self.dtype, self.device = compute_dtype(parameters[0]), parameters[0].device
+        self.on_host = self.device.type in HOST
+        self.drawn = [None if d is None else d.to(self.device) for d in drawn]
+        self.exact = all(d is None for d in drawn)
+        self.width = ROW if self.exact else UNIT
+        self.local = not are_sharded(self.parameters)
+        self._plain = self.local and not any(p.is_complex() for p in parameters)
+        self.rows: list[slice] = []
+        self.count = 0
+        for shape, units in zip(self.shapes, drawn, strict=True):
+            size = shape.numel()
+            low, length = self.count, -(-size // self.width) if units is None else len(units) + (size % UNIT > 0)
+            self.count += length
+            self.rows.append(slice(low, self.count))
+        size = self.count * self.width
+        together = not self.on_host or (self.exact and size <= _AT_ONCE)
+        number = 1 if together else max(1, round(size / _CACHED))
+        self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time
+        self.all_stretches = self.stretches(slice(0, self.count))
         self._offsets: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._room: Vector | None = None
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of each parameter the coordinates that are measured."""
+        sizes = [shape.numel() for shape in self.shapes]
+        return [n if d is None else UNIT * len(d) + n % UNIT for n, d in zip(sizes, self.drawn, strict=True)]
+
+    def stretches(self, rows: slice) -> list[slice]:
+        """The rows in pieces that stay in the cache while they are worked on."""
+        starts = range(rows.start, rows.stop, self.stretch)
+        return [slice(low, min(low + self.stretch, rows.stop)) for low in starts]
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.count, self.width, dtype=self.dtype, device=self.device)
+
+    def row(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros, a number for each row."""
+        return torch.zeros(self.count, dtype=dtype or self.dtype, device=self.device)
+
+    def vector(self) -> Vector:
+        """Zeros, to be gathered into."""
+        return Vector(self.zeros())
+
+    def room(self) -> Tensor:
+        """Zeros, as many as a stretch may have."""
+        return torch.zeros(min(self.stretch, self.count), self.width, dtype=self.dtype, device=self.device)
 
     def prepared(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Strided, real, local; contiguous where they may lie in several stretches."""
         found = tensors
         if not self._plain or not all(t is None or t.layout is torch.strided for t in tensors):
             found = [None if t is None else dense(t) for t in tensors]
-        if self._exact and len(self._stretches) > 1 and not all(t is None or t.is_contiguous() for t in found):
+        if self.exact and len(self.all_stretches) > 1 and not all(t is None or t.is_contiguous() for t in found):
             found = [None if t is None else t.contiguous() for t in found]
         return found
 
-    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice, first: int = 0) -> Tensor:
-        """The measured coordinates at some rows, of one prepared tensor for each parameter; zeros for None.
+    def gather_all(self, tensors: Sequence[Tensor | None], into: Vector) -> Tensor:
+        """The measured coordinates of one tensor for each parameter; zeros for None."""
+        tensors = self.prepared(tensors)
+        for rows in self.all_stretches:
+            self.gather(tensors, into, rows)
+        return into.rows
 
-        Args:
-            first: the parameter that the first tensor belongs to.
+    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice, first: int = 0) -> Tensor:
+        """Those at some rows, of tensors that are `prepared`; first: the parameter that the first one belongs to.
+
+        Raises:
+            ValueError: a parameter has another size than it had.
         """
         stretch = self._stretch(into, rows)
         if stretch.pads and into.last is not stretch:
@@ -131,29 +183,49 @@ class Gathering:
             elif piece.low is None and piece.units is None:
                 views.append(piece.view)
                 sources.append(tensor)
-            elif tensor.numel() != (size := self._layout.shapes[piece.member].numel()):
+            elif tensor.numel() != (size := self.shapes[piece.member].numel()):
                 raise ValueError(f"a parameter of {size} coordinates has {tensor.numel()} now: measure anew from there")
             elif piece.units is None:
                 views.append(piece.view)
                 sources.append(tensor.reshape(-1)[piece.low : piece.high])
+            elif tensor.is_contiguous():
+                _take(piece, piece.units, tensor.detach())
             else:
-                self._take(piece, tensor.detach())
+                self._take_strided(piece, tensor.detach())
         if views:
             torch._foreach_copy_(views, sources)
         return stretch.found
 
     def holds(self, vector: Vector, tensors: Sequence[Tensor | None]) -> bool:
         """On the host: gathered now, they would be what the vector holds. On a device False: it is not known."""
-        if not self._on_host or not self._stretches:
-            return self._on_host
-        if self._exact and self._plain:
-            known = _as_they_are(self._stretch(vector, slice(0, self._layout.length)).pieces, tensors, self._dtype)
+        if not self.on_host or not self.all_stretches:
+            return self.on_host
+        if self.exact and self._plain:
+            known = _as_they_are(self._stretch(vector, slice(0, self.count)).pieces, tensors, self.dtype)
             if known is not None:
                 return known
-        self._room = self._room or Vector(torch.zeros_like(vector.rows[self._stretches[0]]), room=True)
-        tensors, room = self.prepared(tensors), self._room
-        pairs = ((self.gather(tensors, room, rows), vector.rows[rows]) for rows in self._stretches)
+        room = self._room = self._room or Vector(self.room(), room=True)
+        tensors = self.prepared(tensors)
+        pairs = ((self.gather(tensors, room, rows), vector.rows[rows]) for rows in self.all_stretches)
         return all(np.array_equal(now.numpy(), known.numpy()) for now, known in pairs)
+
+    def places(self, i: int) -> Iterator[Tensor]:
+        """Parameter i's measured coordinates within it, in the order in which they lie in a vector, on the host."""
+        size, drawn, first = self.shapes[i].numel(), self.drawn[i], 0
+        if drawn is not None:
+            first = size // UNIT * UNIT
+            for units in torch.split(drawn.cpu(), _PIECE // UNIT):
+                yield (units[:, None] * UNIT + torch.arange(UNIT)).view(-1)
+        for low in range(first, size, _PIECE):
+            yield torch.arange(low, min(low + _PIECE, size))
+
+    def scatter(self, rows: Tensor, i: int, elsewhere: float = 0.0) -> Tensor:
+        """One parameter's coordinates of a vector, in its shape (complex: pairs); another number elsewhere."""
+        own, found = rows[self.rows[i]].reshape(-1), rows.new_full(self.shapes[i], elsewhere)
+        for places in self.places(i):
+            found.view(-1)[places.to(self.device)] = own[: len(places)]
+            own = own[len(places) :]
+        return found
 
     def _stretch(self, into: Vector, rows: slice) -> _Stretch:
         key = rows.start, rows.stop
@@ -161,75 +233,48 @@ class Gathering:
         if found is None:
             found = self._made(into, rows)
             into.pieces += len(found.pieces)
-            if into.pieces > max(_MOST, 4 * len(self._layout.rows)):
+            if into.pieces > max(_MOST, 4 * len(self.rows)):
                 into.stretches.clear()
                 into.pieces = len(found.pieces)
             into.stretches[key] = found
         return found
 
     def _made(self, into: Vector, rows: slice) -> _Stretch:
-        layout, offset = self._layout, rows.start if into.room else 0
-        flat, width = into.rows.view(-1), layout.width
-        pieces, pads = list[_Piece](), list[Tensor]()
-        for i, own in enumerate(layout.rows):
+        offset = rows.start if into.room else 0
+        flat, pieces, pads = into.rows.view(-1), list[_Piece](), list[Tensor]()
+        for i, own in enumerate(self.rows):
             low, high = max(own.start, rows.start), min(own.stop, rows.stop)
             if low < high:
-                place = flat[(low - offset) * width : (high - offset) * width]
+                place = flat[(low - offset) * self.width : (high - offset) * self.width]
                 piece, used = self._piece(i, low - own.start, high - own.start, place)
                 pieces.append(piece)
                 if used < len(place) and into.room:
                     pads.append(place[used:])
-        found = into.rows[rows.start - offset : rows.stop - offset]
-        whole = len(pieces) == len(layout.rows) and all(p.low is None and p.units is None for p in pieces)
-        return _Stretch(found, pieces, pads, [p.view for p in pieces] if whole else None)
+        here = into.rows[rows.start - offset : rows.stop - offset]
+        whole = len(pieces) == len(self.rows) and all(p.low is None and p.units is None for p in pieces)
+        return _Stretch(here, pieces, pads, [p.view for p in pieces] if whole else None)
 
     def _piece(self, i: int, first: int, last: int, place: Tensor) -> tuple[_Piece, int]:
         """Of some of a parameter's rows, and how many coordinates it has."""
-        shape, drawn = self._layout.shapes[i], self._layout.drawn[i]
+        shape, drawn = self.shapes[i], self.drawn[i]
         size = shape.numel()
         if drawn is None:
-            low, high = first * self._layout.width, min(last * self._layout.width, size)
+            low, high = first * self.width, min(last * self.width, size)
             if high - low == size:
                 return _Piece(i, place[:size].view(shape)), size
             return _Piece(i, place[: high - low], low, high), high - low
         units = drawn[first : min(last, len(drawn))]
         used = len(units) * UNIT
         view, tail = place[:used].view(-1, UNIT), size % UNIT if last > len(drawn) else 0
-        arrays = (units.numpy(), view.numpy()) if self._on_host else None
+        arrays = (units.numpy(), view.numpy()) if self.on_host else None
         rest = place[used : used + tail] if tail else None
         return _Piece(i, view, units=units, first=first, arrays=arrays, tail=rest), used + tail
 
-    def _take(self, piece: _Piece, tensor: Tensor) -> None:
-        """The drawn units of a parameter."""
-        view, units = piece.view, piece.units
-        assert units is not None
-        if not tensor.is_contiguous():
-            self._take_strided(piece, tensor)
-            return
-        whole = tensor.numel() // UNIT * UNIT
-        if piece.arrays is not None and tensor.dtype is view.dtype:  # half the time of index_select
-            (numbers, into), values = piece.arrays, tensor.numpy().reshape(-1)
-            values[:whole].reshape(-1, UNIT).take(numbers, 0, out=into, mode="clip")
-            if piece.tail is not None:
-                piece.tail.numpy()[:] = values[whole:]
-            return
-        flat = tensor.view(-1)
-        if tensor.dtype == view.dtype:
-            torch.index_select(flat[:whole].view(-1, UNIT), 0, units, out=view)
-        else:
-            view.copy_(flat[:whole].view(-1, UNIT).index_select(0, units))
-        if piece.tail is not None:
-            piece.tail.copy_(flat[whole:])
-
     def _take_strided(self, piece: _Piece, tensor: Tensor) -> None:
         """From another memory order (channels_last): by each coordinate's place in it, without copying the whole."""
-        drawn = self._layout.drawn[piece.member]
-        assert drawn is not None
         key = piece.member, tuple(tensor.stride())
         if key not in self._offsets:
-            whole = tensor.numel() // UNIT * UNIT
-            tail = torch.arange(whole, tensor.numel(), device=drawn.device)
-            index = torch.cat([(drawn[:, None] * UNIT + torch.arange(UNIT, device=drawn.device)).view(-1), tail])
+            index = torch.cat(list(self.places(piece.member))).to(self.device)
             offset = torch.zeros_like(index)
             for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
                 offset += index % size * stride
@@ -240,7 +285,25 @@ class Gathering:
         here = offsets[piece.first * UNIT :][: piece.view.numel()]
         piece.view.copy_(values.index_select(0, here).view(-1, UNIT))
         if piece.tail is not None:
-            piece.tail.copy_(values.index_select(0, offsets[len(drawn) * UNIT :]))
+            piece.tail.copy_(values.index_select(0, offsets[-len(piece.tail) :]))
+
+
+def _take(piece: _Piece, units: Tensor, tensor: Tensor) -> None:
+    """The drawn units of a contiguous tensor."""
+    view, tail, whole = piece.view, piece.tail, tensor.numel() // UNIT * UNIT
+    if piece.arrays is not None and tensor.dtype is view.dtype:  # half the time of index_select
+        (numbers, into), values = piece.arrays, tensor.numpy().reshape(-1)
+        values[:whole].reshape(-1, UNIT).take(numbers, 0, out=into, mode="clip")
+        if tail is not None:
+            tail.numpy()[:] = values[whole:]
+        return
+    flat = tensor.view(-1)
+    if tensor.dtype is view.dtype:
+        torch.index_select(flat[:whole].view(-1, UNIT), 0, units, out=view)
+    else:
+        view.copy_(flat[:whole].view(-1, UNIT).index_select(0, units))
+    if tail is not None:
+        tail.copy_(flat[whole:])
 
 
 def _as_they_are(pieces: list[_Piece], tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool | None:

@@ -17,8 +17,11 @@ _APART, _DOUBTED = 5.0, 3.0  # standard errors between lines of two windows: the
 _NEAR = 8  # losses at least, around a short window, whose noise counts for it
 _JUMP = 5.0  # standard deviations of a loss from the middle of its neighbours
 
-
 _Numbers = npt.NDArray[np.float64]
+_Window = tuple[list[int], list[float]]  # steps and their losses
+_Entry = tuple[
+    Tensor, Tensor | None
+]  # a loss and, where it is the mean of several, their finite number; −1: of no step
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,6 @@ class LossDrop:
     last_error: float
 
 
-_UNKNOWN = LossDrop(math.nan, math.nan, math.nan, math.nan, math.nan)
-
-
 def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapolation:
     """L(target) from the least-squares line through (step, loss).
 
@@ -74,18 +74,19 @@ def extrapolate(steps: list[int], losses: list[float], target: int) -> Extrapola
     A bend that noise hides is in no bias that the data show: the error that is stated goes as far as the shorter
     windows' lines do. It is about that of the shortest one, 0.8 of a loss's noise, where the choice is free.
     """
+    if not steps:
+        raise ValueError("extrapolate needs at least one recorded loss, got none")
     order = sorted(range(len(steps)), key=lambda i: abs(steps[i] - target))
+    steps, losses = [steps[i] for i in order], [losses[i] for i in order]
     variance = _noise_variance(steps, losses)
     found: list[Extrapolation] = []
     size = len(order)
     while size:
-        kept, near = order[:size], order[: max(2 * size, _NEAR)]
-        local = _noise_variance([steps[i] for i in near], [losses[i] for i in near])
+        near = max(2 * size, _NEAR)
+        local = _noise_variance(steps[:near], losses[:near])
         noise = variance if math.isnan(local) else max(variance, local)
-        found.append(_line_at(target, [steps[i] for i in kept], [losses[i] for i in kept], noise))
+        found.append(_line_at(target, steps[:size], losses[:size], noise))
         size = 0 if size <= _SMALLEST_WINDOW else max(_SMALLEST_WINDOW, size // 2)
-    if not found:
-        raise ValueError("extrapolate needs at least one recorded loss, got none")
     compared = [_compared(line, found[i + 1 :], _APART) for i, line in enumerate(found)]
     chosen = min(range(len(found)), key=lambda i: compared[i].error_squared)
     doubted = [replace(line, variance=variance) for line in found[chosen:]]
@@ -144,7 +145,7 @@ def _bias_squared(mean: float, first: _Numbers, squares: float, residual: _Numbe
     return at_target * at_target * max(0.0, coefficient * coefficient - variance / height)
 
 
-def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float]], step: int) -> LossDrop:
+def drop(first: _Window, last: _Window, step: int) -> LossDrop:
     """L_0 − L_K and √(Σ weights² · variance + bias²); steps that serve both ends are subtracted first.
 
     Args:
@@ -152,10 +153,8 @@ def drop(first: tuple[list[int], list[float]], last: tuple[list[int], list[float
     NaN where a window is empty; a non-finite loss in a window makes the value NaN.
     The standard error is 0 where a window has fewer than three points: nothing tells noise from descent there.
     """
-    if not first[0] or not last[0]:
-        return _UNKNOWN
-    if not all(map(math.isfinite, (*first[1], *last[1]))):
-        return _UNKNOWN
+    if not first[0] or not last[0] or not all(map(math.isfinite, (*first[1], *last[1]))):
+        return LossDrop(*[math.nan] * 5)
     start, end = _extrapolated_start(tuple(first[0]), tuple(first[1])), extrapolate(*last, step)
     # Decays bend where they start; at the end what a bend may hide is counted where the data show it.
     squared = max(start.bias_squared, start.hidden_squared) + end.bias_squared
@@ -172,7 +171,7 @@ def _extrapolated_start(steps: tuple[int, ...], losses: tuple[float, ...]) -> Ex
     return extrapolate(*_without_jumps(list(steps), list(losses)), 0)
 
 
-def _without_jumps(steps: list[int], losses: list[float]) -> tuple[list[int], list[float]]:
+def _without_jumps(steps: list[int], losses: list[float]) -> _Window:
     """The window without single losses that stand out against both neighbours.
 
     An optimizer without bias correction may throw the weights far in its first step and come back in the next:
@@ -210,10 +209,7 @@ def paired_drop(probe: Tensor) -> LossDrop:
 
 
 class LossWindows:
-    """The first and the last `size` losses, kept on their device: nothing is computed or read before `tensor` is asked.
-
-    An entry is a loss and, where it is the mean of several, how many finite ones; −1: its step was none.
-    """
+    """The first and the last `size` losses, kept on their device: nothing is computed before `tensor` is asked."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -271,16 +267,13 @@ class LossWindows:
             for place, step in enumerate(window):
                 window[step] = losses[place], counts[place]
 
-    def windows(self, host: Tensor) -> tuple[tuple[list[int], list[float]], tuple[list[int], list[float]]]:
+    def windows(self, host: Tensor) -> tuple[_Window, _Window]:
         """The two windows as (steps, losses), from a host copy of `tensor`; without the losses that are left out."""
-        rows = host.reshape(4, self.size).tolist()
-
-        def window(number: int) -> tuple[list[int], list[float]]:
-            ends = zip(self._windows[number], rows[2 * number], rows[2 * number + 1], strict=False)
-            kept = [(s, y) for s, y, n in ends if n >= 0]
-            return [s for s, _ in kept], [y for _, y in kept]
-
-        return window(0), window(1)
+        rows, found = host.reshape(4, self.size).tolist(), list[_Window]()
+        for window, losses, counts in zip(self._windows, rows[::2], rows[1::2], strict=True):
+            kept = [(s, y) for s, y, n in zip(window, losses, counts, strict=False) if n >= 0]
+            found.append(([s for s, _ in kept], [y for _, y in kept]))
+        return found[0], found[1]
 
     def state_dict(self) -> dict[str, object]:
         tensor = self.tensor
@@ -290,12 +283,9 @@ class LossWindows:
         values, steps = cast(Tensor | None, state["values"]), cast(list[list[int]], state["steps"])
         if values is not None:
             self.size = values.shape[1]
-            self._windows = dict.fromkeys(steps[0], _NONE), dict.fromkeys(steps[1], _NONE)
+            none: _Entry = torch.zeros(()), None
+            self._windows = dict.fromkeys(steps[0], none), dict.fromkeys(steps[1], none)
             self.take(values.to(device))
-
-
-_Entry = tuple[Tensor, Tensor | None]
-_NONE: _Entry = torch.zeros(()), None
 
 
 def _counted(loss: Tensor, count: Tensor | None) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
-from lightning_speedlimit.trajectory.coordinates import Coordinates, compute_dtype
+from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.gathering import compute_dtype
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.runs import Member
@@ -97,12 +98,8 @@ class Membership:
         return member
 
     def take_in(self, coordinates: Coordinates, members: list[Member]) -> Motion:
-        settings = self._settings
-        motion = Motion(
-            self._optimizer, coordinates, members, per_rate=settings.per_rate, snapshots=settings.snapshots,
-            layers=settings.layers, overlaps=settings.overlaps,
-        )  # fmt: skip
-        for run in motion.runs.current([]) if settings.response else ():
+        motion = Motion(self._optimizer, coordinates, members, self._settings)
+        for run in motion.runs.current([]) if self._settings.response else ():
             if "square_avg" in run.names and 0.0 < _momentum(run.group) < 1.0:
                 motion.mobility.start_response(run)
         self.motions.append(motion)

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from lightning_speedlimit.checks.arguments import MOST_LOSSES, check_at_least, check_choice, check_coordinates
 from lightning_speedlimit.trajectory import checkpoint, mobility
-from lightning_speedlimit.trajectory.clipping import GradientChanges
 from lightning_speedlimit.trajectory.description import describe
 from lightning_speedlimit.trajectory.draw import DEFAULT, Draw
 from lightning_speedlimit.trajectory.estimates import Estimates, Estimator, of_layers
@@ -26,7 +25,7 @@ from lightning_speedlimit.trajectory.ranks import Ranks
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
 from lightning_speedlimit.trajectory.run_totals import RunTotals
-from lightning_speedlimit.trajectory.settings import Clock, Places, Settings, count, parameters_of
+from lightning_speedlimit.trajectory.settings import Clock, GradientChanges, Places, Settings, count, parameters_of
 from lightning_speedlimit.trajectory.shards import are_sharded, group_of
 from lightning_speedlimit.trajectory.sketch import BUCKETS
 
@@ -283,4 +282,5 @@ class TrajectoryMeter:
                 "settings that it was made with; sums of different definitions do not add"
             )
         checkpoint.load(self.recorder, self.reader, state)
-        self._places.load([motion for follower in self._followers for motion in follower.motions])
+        motions = [motion for follower in self._followers for motion in follower.motions]
+        self._places.load([p for m in motions for p in zip(m.coordinates.parameters, m.members, strict=True)])

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_speedlimit.trajectory.sums import sum_dtype
+
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
+_Stretch = Mapping[str, Tensor]
 Scalar = float | Tensor
 MomentumMobility = Literal["steady", "response"]
 MobilityFunction = Callable[[Optimizer, dict[str, Any], Tensor], Tensor | float]
@@ -53,7 +56,7 @@ class Formula:
     before: the state entry that has to be read before the step.
     """
 
-    evaluate: Callable[[Group, State, Mapping[str, Tensor], Tensor | None], Scalar]
+    evaluate: Callable[[Group, State, _Stretch, Tensor], Scalar]
     coordinates: Callable[[Group], tuple[str, ...]]
     inertia: Callable[[Group], Inertia] = lambda group: UNKNOWN
     before: str | None = None
@@ -61,10 +64,8 @@ class Formula:
 
 def number(value: Any) -> Scalar:
     """A Python float where reading costs no device sync, else the device tensor in float64 (float32 on MPS)."""
-    if isinstance(value, Tensor):
-        if value.device.type == "cpu":
-            return float(value)
-        return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return value.to(sum_dtype(value.device))
     return float(value)
 
 
@@ -72,20 +73,9 @@ def _sqrt(value: Scalar) -> Scalar:
     return torch.sqrt(value) if isinstance(value, Tensor) else math.sqrt(value)
 
 
-def _write_root(source: Tensor, epsilon: Scalar, out: Tensor | None) -> None:
+def _write_root(source: Tensor, epsilon: Scalar, out: Tensor) -> None:
     """out = √source + ε."""
-    assert out is not None
-    torch.sqrt(source, out=out)
-    out.add_(epsilon)
-
-
-def _momentum_response(group: Group, state: State) -> float:
-    """b_k of heavy ball, kept by the meter in `state[RESPONSE]`; the steady value where it keeps none."""
-    momentum, dampening = float(group["momentum"]), float(group["dampening"])
-    if momentum == 0.0:
-        return 1.0
-    response = float(state.get(RESPONSE, (1.0 - dampening) / (1.0 - momentum)))
-    return 1.0 + momentum * response if group["nesterov"] else response
+    torch.sqrt(source, out=out).add_(epsilon)
 
 
 def next_momentum_response(group: Group, previous: float | None) -> float:
@@ -95,14 +85,19 @@ def next_momentum_response(group: Group, previous: float | None) -> float:
     return float(group["momentum"]) * previous + 1.0 - float(group["dampening"])
 
 
-def _sgd(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
-    """lr (1−d)/(1−β), or lr b_k; Nesterov lr (1 + β b_k), whose steady limit is the same for d = 0."""
-    return number(group["lr"]) * _momentum_response(group, state)
+def _sgd(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+    """lr (1−d)/(1−β), or lr b_k where the meter keeps b; Nesterov lr (1 + β b_k), whose limit is the same for d = 0."""
+    momentum = float(group["momentum"])
+    response: float | None = state[RESPONSE]
+    if momentum == 0.0:
+        return number(group["lr"])
+    if response is None:
+        response = (1.0 - float(group["dampening"])) / (1.0 - momentum)
+    return number(group["lr"]) * (1.0 + momentum * response if group["nesterov"] else response)
 
 
-def _rmsprop(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+def _rmsprop(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
     """lr/(√v + ε), v − ḡ² when centered; with momentum over (1−β), or lr B_k where the meter keeps B."""
-    assert out is not None
     if group["centered"]:
         average = stretch["grad_avg"]
         torch.addcmul(stretch["square_avg"], average, average, value=-1.0, out=out).sqrt_().add_(group["eps"])
@@ -126,15 +121,18 @@ def _corrected_adam(group: Group, state: State) -> tuple[Scalar, Scalar]:
     return 1.0 - beta1**step, 1.0 - beta2**step
 
 
-def _adam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+def _adam_average(group: Group) -> str:
+    return "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+
+
+def _adam(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
     """lr/(√v̂ + ε), v̂ = v/(1 − β₂^t); with AMSGrad v is the maximum of the uncorrected v."""
     root: Scalar = _sqrt(_corrected_adam(group, state)[1])
-    key = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-    _write_root(stretch[key], group["eps"] * root, out)
+    _write_root(stretch[_adam_average(group)], group["eps"] * root, out)
     return number(group["lr"]) * root
 
 
-def _nadam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+def _nadam(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
     """Adam's × [(1−μ_t)/(1−Π_t) + μ_{t+1}(1−β₁^t)/(1−Π_t μ_{t+1})], Π_t the stored product of the μ."""
     first, second = _corrected_adam(group, state)
     step, product = number(state["step"]), number(state["mu_product"])
@@ -147,9 +145,8 @@ def _nadam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tenso
     return number(group["lr"]) * root * response
 
 
-def _radam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+def _radam(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
     """lr while ρ_t ≤ 5 (no denominator), then lr r_t √(1−β₂^t)/(√v + ε)."""
-    assert out is not None
     step, beta2 = number(state["step"]), float(group["betas"][1])
     second = _corrected_adam(group, state)[1]
     limit = 2.0 / (1.0 - beta2) - 1.0
@@ -167,30 +164,27 @@ def _radam(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tenso
     return number(group["lr"]) * _sqrt(rectified * second)
 
 
-def _adamax(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+def _adamax(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
     """lr/`exp_inf`: ε is already inside."""
-    assert out is not None
     out.copy_(stretch["exp_inf"])
     return number(group["lr"])
 
 
-def _adagrad(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+def _adagrad(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
     """lr_k/(√sum + ε), lr_k = lr/(1 + (t−1) lr_decay): the stored step is post-increment."""
     _write_root(stretch["sum"], group["eps"], out)
     return number(group["lr"]) / (1.0 + (number(state["step"]) - 1.0) * float(group["lr_decay"]))
 
 
-def _adadelta(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+def _adadelta(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
     """lr √((acc_delta before the step + ε)/(square_avg + ε))."""
-    assert out is not None
     torch.add(stretch["square_avg"], group["eps"], out=out)
     out.div_(stretch["acc_delta"] + group["eps"]).sqrt_()
     return number(group["lr"])
 
 
-def _custom(group: Group, state: State, stretch: Mapping[str, Tensor], out: Tensor | None) -> Scalar:
+def _custom(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
     """A registered function's μ: out = 1/μ, kept finite so that an idle coordinate with μ = 0 counts 0."""
-    assert out is not None
     torch.reciprocal(stretch[CUSTOM], out=out)
     out.clamp_(max=torch.finfo(out.dtype).max ** 0.5)  # clipping divides it by its factor
     return 1.0
@@ -207,18 +201,14 @@ def _beta1_inertia(group: Group) -> Inertia:
     return Inertia(1.0 / (1.0 - beta1), beta1)
 
 
+_ADAM = Formula(_adam, lambda group: (_adam_average(group),), _beta1_inertia)
 _BUILT_IN: dict[type[Optimizer], Formula] = {
     torch.optim.SGD: Formula(_sgd, lambda group: (), _momentum_inertia),
     torch.optim.RMSprop: Formula(
-        _rmsprop,
-        lambda group: ("square_avg", "grad_avg") if group["centered"] else ("square_avg",),
+        _rmsprop, lambda group: ("square_avg", "grad_avg") if group["centered"] else ("square_avg",)
     ),
-    torch.optim.Adam: Formula(
-        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_inertia
-    ),
-    torch.optim.AdamW: Formula(
-        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), _beta1_inertia
-    ),
+    torch.optim.Adam: _ADAM,
+    torch.optim.AdamW: _ADAM,
     torch.optim.NAdam: Formula(_nadam, lambda group: ("exp_avg_sq",)),
     torch.optim.RAdam: Formula(_radam, lambda group: ("exp_avg_sq",)),
     torch.optim.Adamax: Formula(_adamax, lambda group: ("exp_inf",)),
@@ -276,9 +266,7 @@ def decays(optimizer: Optimizer, group: Group) -> Literal["coupled", "decoupled"
     Decoupled: the group's flag `decoupled_weight_decay`, AdamW, Muon, Adafactor. An optimizer from elsewhere
     that has no such flag may do either: its decay is then counted as part of the update.
     """
-    decoupled = tuple(
-        c for c in (getattr(torch.optim, name, None) for name in ("AdamW", "Muon", "Adafactor")) if c is not None
-    )
+    decoupled = tuple(getattr(torch.optim, name, torch.optim.AdamW) for name in ("AdamW", "Muon", "Adafactor"))
     if group.get("decoupled_weight_decay", False) or isinstance(optimizer, decoupled):
         return "decoupled"
     known = formula(optimizer, group) is not None and registered(optimizer) is None

@@ -13,25 +13,23 @@ its overlap counts, two for m, two for decoupled decay, and one where moves went
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility, Answer
+from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.decay import Decay
 from lightning_speedlimit.trajectory.gathering import Vector, remember
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.moves import Moves
 from lightning_speedlimit.trajectory.overlap import Overlap
-from lightning_speedlimit.trajectory.row_sums import RowSums
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
+from lightning_speedlimit.trajectory.settings import Settings
 from lightning_speedlimit.trajectory.shards import gradient_of
-from lightning_speedlimit.trajectory.sums import sum_dtype
-from lightning_speedlimit.trajectory.valid import masked
+from lightning_speedlimit.trajectory.sums import RowSums, RunningSum, masked, sum_dtype
 
 
 class _Views(NamedTuple):
@@ -51,17 +49,15 @@ class Motion:
     """See the module.
 
     Args:
-        members: of each of the coordinates' parameters, in their order.
-        per_rate: the action's clock is the learning rate. snapshots: of the sums, before each measured step's own.
-        layers: names of all layers of the run, to which the members' are added. overlaps: of neighbouring gradients.
+        members: of each of the coordinates' parameters, in their order. settings: of the meter; names of layers are
+            added to its own.
     """
 
     def __init__(
-        self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], *, per_rate: bool, snapshots: bool,
-        layers: list[str], overlaps: bool,
-    ) -> None:  # fmt: skip
+        self, optimizer: Optimizer, coordinates: Coordinates, members: list[Member], settings: Settings
+    ) -> None:
         self.optimizer, self.coordinates, self.members = optimizer, coordinates, members
-        self.per_rate = per_rate
+        self.per_rate, self.snapshots = settings.per_rate, settings.snapshots
         self.theta, self.gradient = coordinates.vector(), coordinates.vector()  # θ_k; from `close` on θ_{k+1}
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
         # Where one stretch is all, θ_{k+1} is gathered beside θ_k, and they change places.
@@ -69,11 +65,11 @@ class Motion:
         self.room = coordinates.vector() if self._turns else Vector(coordinates.room(), room=True)
         self.scratch = coordinates.room(), coordinates.room()
         self.mobility = AccumulatedMobility(optimizer, coordinates, self.scratch, self.start)
-        self.decay = Decay(coordinates, self.start, sampled=snapshots)
-        self.overlap = Overlap(coordinates) if overlaps else None
+        self.decay = Decay(coordinates, self.start, sampled=self.snapshots)
+        self.overlap = Overlap(coordinates) if settings.overlaps else None
         self.closed = False  # the gradient is the last step's
         self.total = sum_dtype(coordinates.device)
-        self.sums = RowSums(coordinates)
+        self.sums = RowSums(coordinates.weights, coordinates.unscaled)
         # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
         self.squares, self.work, self.anti, self.last = (coordinates.row() for _ in range(4))
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
@@ -82,8 +78,8 @@ class Motion:
         self.runs = Runs(optimizer, coordinates, members)
         self._stretches: dict[tuple[int, int, int, int], _Views] = {}
         self._met = False
-        self.snapshots = snapshots
-        self.snapshot: Tensor | None = None
+        self.snapshot: Tensor | None = None  # of the sums before the last measured step's own
+        layers = settings.layers
         layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
         self._layer = [layers.index(m.layer) for m in members]
         coordinates.gather_all(coordinates.parameters, self.theta)
@@ -113,25 +109,21 @@ class Motion:
     def open(self) -> None:
         """θ_k; moves since the last step go into θ_0."""
         coordinates = self.coordinates
-        if not coordinates.holds(self.theta, coordinates.parameters):
-            self.moves.take_in(self._moved())
-
-    def _moved(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-        """Of each stretch what `Moves.take_in` asks for."""
-        parameters = self.coordinates.prepared(self.coordinates.parameters)
-        for rows in self.coordinates.all_stretches:
-            here, now = self._at(rows), self.coordinates.gather(parameters, self.room, rows)
-            yield rows, here.theta, now, here.room, here.work
+        if coordinates.holds(self.theta, coordinates.parameters):
+            return
+        parameters = coordinates.prepared(coordinates.parameters)
+        for rows in coordinates.all_stretches:
+            here, now = self._at(rows), coordinates.gather(parameters, self.room, rows)
+            self.moves.take_in(torch.sub(now, here.theta, out=here.room), rows, here.work)
             here.theta.copy_(now)
+        self.moves.add()
 
     def force(self) -> None:
         """g ← −f = ±g + wθ_k, the upper sign unless the loss is maximized; the update that waits meets it."""
         runs = self.runs.current(self.missing)
         self.mobility.keep(runs)
         for run in runs:
-            if run.missing:
-                continue
-            if run.group.get("maximize", False):
+            if run.group.get("maximize", False) and not run.missing:
                 self._at(run.rows).gradient.neg_()
             if run.coupled:
                 self._at(run.rows).gradient.add_(self._at(run.rows).theta, alpha=run.coupled)
@@ -164,11 +156,13 @@ class Motion:
             return
         self.snapshot = self.sums.totals() if self.snapshots else None
         runs = self.runs.current(self.missing)
-        waited = None if valid is None or not self.waiting else self.update.clone()
+        waited = self.update.clone() if valid is not None and self.waiting else None
         self.decay.begin(runs, self.theta.rows)
         for run in runs:
             self.runs.count(run, measured=True)
-            answer = self._answer(run, clip, valid)
+            answer = None
+            if run.formula is not None and not run.missing:
+                answer = self.mobility.answer(run, clip, valid, self.members[run.members.start].response)
             for rows in run.stretches:
                 self._move(run, rows, parameters, valid)
                 if answer is not None:
@@ -191,9 +185,8 @@ class Motion:
         """f_k·u_k and f_{k+1}·u_k of the update that waited."""
         if not self._met:
             return
-        met, anti = masked(self.last, valid), masked(self.anti, valid)
-        self.sums.add("work_met", met)
-        self.sums.add("work_anti_ito", anti)
+        self.sums.add("work_met", masked(self.last, valid))
+        self.sums.add("work_anti_ito", masked(self.anti, valid))
         if self.overlap is not None:
             self.overlap.add(self.sums, valid)
         self._met, self.waiting = False, valid is not None
@@ -227,21 +220,13 @@ class Motion:
         if not self._turns:
             here.theta.copy_(after)
 
-    def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> Answer | None:
-        """m and Σ u²/μ, where there is a formula."""
-        if run.formula is None or run.missing:
-            return None
-        response = self.members[run.members.start].response
-        return self.mobility.answer(run, clip, valid, response)
-
     def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
         if valid is None:
             self.last.copy_(self.work)
         else:
             self.squares.copy_(masked(self.squares, valid))
-            kept = self.last if self.waiting else torch.zeros_like(self.last)
-            self.last.copy_(torch.where(valid, self.work, kept))
+            self.last.copy_(torch.where(valid, self.work, self.last) if self.waiting else masked(self.work, valid))
         self.decay.add(self.sums, runs, valid)
         self.sums.add("squares", self.squares)
         if self.per_rate:
@@ -284,3 +269,46 @@ def _over(squared: Tensor, rate: Scalar) -> Tensor:
     else:
         moved = squared / rate if rate > 0 else torch.full_like(squared, torch.nan)
     return torch.where(squared == 0, torch.zeros_like(squared), moved)
+
+
+class Moves:
+    """What moved θ outside of `step`, seen by its values, moves θ_0 along: D = ‖θ − θ_0‖ is of the steps alone.
+
+    sums: of moves Σ 1 and Σ ‖move‖², and the latter of those that came before θ_0 was kept apart.
+    origin: θ_0 as it was, where there have been any.
+    """
+
+    def __init__(self, coordinates: Coordinates, start: Tensor) -> None:
+        self._coordinates, self._start = coordinates, start
+        self.sums = RunningSum(3, device=coordinates.device)
+        self.origin: Tensor | None = None
+        self._squares: list[Tensor] = []  # of the move that is being taken in, by stretch
+        self.settled()
+
+    def settled(self) -> None:
+        """A step has ended: writes to the weights count from here on."""
+        self._version = self._written()
+
+    def take_in(self, moved: Tensor, rows: slice, row: Tensor) -> None:
+        """The move of some rows, which is written over; row: room for a number of each of them."""
+        coordinates = self._coordinates
+        if coordinates.on_host and not any(torch.aminmax(moved)):
+            return  # on a device, looking would wait for it
+        if self.origin is None and (coordinates.on_host or self._written() != self._version):
+            self.origin = self._start.clone()
+        self._start[rows].add_(moved)
+        coordinates.dot(moved, moved, moved, row)
+        self._squares.append(torch.dot(row.to(coordinates.weights.dtype), coordinates.weights[rows]))
+
+    def add(self) -> None:
+        """All rows have been taken in."""
+        if self._squares:
+            total = torch.stack(self._squares).sum() * self._coordinates.unscaled
+            self.sums.add_(torch.stack([total.sign(), total, total * (self.origin is None)]))
+            self._squares = []
+
+    def _written(self) -> int:
+        """Grows with each write to the parameters (not through .data); 0 where the values themselves tell of moves."""
+        if self._coordinates.on_host or self.origin is not None:
+            return 0
+        return sum(p._version for p in self._coordinates.parameters)

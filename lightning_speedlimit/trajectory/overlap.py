@@ -7,8 +7,7 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.gathering import Vector
-from lightning_speedlimit.trajectory.row_sums import RowSums
-from lightning_speedlimit.trajectory.valid import masked
+from lightning_speedlimit.trajectory.sums import RowSums, masked
 
 
 class Overlap:
@@ -20,8 +19,7 @@ class Overlap:
     def __init__(self, coordinates: Coordinates) -> None:
         self._coordinates = coordinates
         self.before = coordinates.vector()  # g_{k−1}, with the sign and the L2 term of −f
-        self.known: Tensor | None = None  # on the device, where that alone knows whether there is a g_{k−1} to meet
-        self._is_known = False  # where there is no such tensor
+        self.known: Tensor | bool = False  # there is a g_{k−1} to meet; a tensor where the device alone knows
         self._signal, self._squares = coordinates.row(), coordinates.row()
 
     def meet(self, gradient: Vector, rows: slice, room: Tensor) -> None:
@@ -33,9 +31,7 @@ class Overlap:
 
     def add(self, sums: RowSums, valid: Tensor | None) -> None:
         """The products go into the sums; valid: False where g_k is of no step."""
-        known = self.known
-        if valid is not None:
-            known = valid & (self._is_known if known is None else known)
+        known = self.known if valid is None else valid & self.known
         sums.add("gradient_signal", masked(self._signal, known))
         sums.add("gradient_noise", masked(self._squares - self._signal, known))
 
@@ -45,18 +41,11 @@ class Overlap:
         measured: of sampled steps, the gradients after the others meet none.
         """
         if valid is None:
-            self.known, self._is_known = None, measured
+            self.known = measured
             return
         torch.where(valid, gradient.rows, self.before.rows, out=gradient.rows)
-        known = torch.full_like(valid, self._is_known) if self.known is None else self.known
-        self.known = torch.where(valid, torch.full_like(valid, measured), known)
+        self.known = self.known | valid if measured else self.known & ~valid
 
-    @property
-    def is_known(self) -> bool:
-        """The next gradient has one before it to meet. Syncs."""
-        return self._is_known if self.known is None else bool(self.known)
-
-    @is_known.setter
-    def is_known(self, known: bool) -> None:
-        self._is_known = known
-        self.known = None if known else torch.zeros((), dtype=torch.bool, device=self._coordinates.device)
+    def restore(self, *, known: bool) -> None:
+        """The saved gradient is there to be met, or is of no step."""
+        self.known = known or torch.zeros((), dtype=torch.bool, device=self._coordinates.device)

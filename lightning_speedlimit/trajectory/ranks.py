@@ -48,15 +48,11 @@ class Ranks:
         return filled[: flat.numel()]
 
 
-def mark(facts: object) -> float:
-    """A number that differs (but for one in a million) where plain facts differ."""
-    return float(zlib.crc32(repr(facts).encode()) % _MARKS)
-
-
 def header(failed: bool, facts: object, device: torch.device) -> Tensor:
-    """What the processes compare: whether one has failed, and whether all know the same facts."""
-    own = mark(facts)
-    return torch.tensor([float(failed), own, own * own], dtype=torch.float64).to(device)
+    """What the processes compare: whether one has failed, and a number that (but for one in a million) differs where
+    the plain facts that they know differ."""
+    mark = float(zlib.crc32(repr(facts).encode()) % _MARKS)
+    return torch.tensor([float(failed), mark, mark * mark], dtype=torch.float64).to(device)
 
 
 def alike(total: Tensor, size: int) -> bool:
@@ -68,8 +64,7 @@ class Rows:
     """What is not linear in shards or steps, step by step: kept on the device from one reading to the next."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.full = False
+        self.count, self.full = 0, False
         self._rows: Tensor | None = None
 
     def append(self, row: Tensor) -> None:

@@ -16,11 +16,10 @@ from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.ranks import MOST, Ranks, Share, alike, header
 from lightning_speedlimit.trajectory.recorder import Recorder
-from lightning_speedlimit.trajectory.row_sums import SUMS
 from lightning_speedlimit.trajectory.run_totals import COLUMNS, NAMES, NAN, Error, RunTotals, SectionTotals, added
 from lightning_speedlimit.trajectory.sketch import BUCKETS, Sketch
 from lightning_speedlimit.trajectory.stepwise import Stepwise
-from lightning_speedlimit.trajectory.sums import RunningSum, sum_dtype
+from lightning_speedlimit.trajectory.sums import SUMS, RunningSum, sum_dtype
 from lightning_speedlimit.trajectory.totals import Table
 
 _NOT_ALIKE = (
@@ -271,9 +270,7 @@ class Reader:
 
     def _sketch_of(self, motion: Motion) -> Sketch:
         if id(motion) not in self._sketches:
-            members = motion.members
-            places = [m.position for m in members], [m.first or 0 for m in members], [m.size for m in members]
-            self._sketches[id(motion)] = Sketch(motion.coordinates, *places)
+            self._sketches[id(motion)] = Sketch(motion.coordinates, motion.members)
         return self._sketches[id(motion)]
 
     def _put_norms(self, mail: Mail) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.losses import LossDrop
 from lightning_speedlimit.trajectory.mobility import Inertia
-from lightning_speedlimit.trajectory.row_sums import SUMS
+from lightning_speedlimit.trajectory.sums import SUMS
 
 NAN = math.nan
 Numbers = Any  # a float; in `RunTotals.shifted` an array (2, n) of what it would be
@@ -39,7 +39,7 @@ class SectionTotals:
 
     group: which parameters share one effective mobility and one inertia, whatever their layers.
     effective: the mobility is Σ‖u‖²/work_ito.
-    sums: by NAMES; see `row_sums.SUMS`. Squares in parameter², works in loss units.
+    sums: by NAMES; see `sums.SUMS`. Squares in parameter², works in loss units.
     inertia: how the group's optimizer spreads a force over steps.
     """
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.trajectory.clipping import GradientChanges
 from lightning_speedlimit.trajectory.draw import Draw
-from lightning_speedlimit.trajectory.motion import Motion
+from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.shards import is_flat
 
 Clock = Literal["steps", "lr"]
+GradientChanges = Literal["clipping", "given", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,8 @@ class Places:
         self._known[id(parameter)] = self._next
         self._next += size_of(parameter)
 
-    def load(self, motions: list[Motion]) -> None:
+    def load(self, members: list[tuple[Tensor, Member]]) -> None:
         """Some may have left the optimizer: the others keep their places, and new ones come after them all."""
-        members = [pair for m in motions for pair in zip(m.coordinates.parameters, m.members, strict=True)]
         if any(self._known.get(id(parameter)) != member.position for parameter, member in members):
             self._known = {id(parameter): member.position for parameter, member in members}
             self._next = max(member.position + member.size for _, member in members)

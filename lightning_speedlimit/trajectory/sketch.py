@@ -13,14 +13,14 @@ Of drawn coordinates each counts √weight times: the squared norm of the sketch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.gathering import UNIT
+from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 BUCKETS = 4093  # prime: a power of two resonates with layer widths
@@ -58,16 +58,16 @@ class Sketch:
     """The buckets of one vector's coordinates; 2 bytes for each.
 
     Args:
-        positions: of each parameter its place in the whole parameter vector. firsts: where in the whole parameter
-            this process's coordinates begin. sizes: of the whole parameters.
+        members: of each of the coordinates' parameters, in their order.
     """
 
-    def __init__(self, coordinates: Coordinates, positions: list[int], firsts: list[int], sizes: list[int]) -> None:
+    def __init__(self, coordinates: Coordinates, members: Sequence[Member]) -> None:
         self._width = coordinates.width
         buckets = torch.zeros(coordinates.count * coordinates.width, dtype=torch.int16)
-        for i, rows in enumerate(coordinates.rows):
+        for i, (member, rows) in enumerate(zip(members, coordinates.rows, strict=True)):
             low = rows.start * coordinates.width
-            for found in signed_buckets(_measured(coordinates, i, firsts[i]), positions[i], sizes[i]):
+            places = (place + (member.first or 0) for place in coordinates.places(i))
+            for found in signed_buckets(places, member.position, member.size):
                 buckets[low : low + len(found)] = found
                 low += len(found)
         self._buckets = buckets.to(coordinates.device)
@@ -80,8 +80,8 @@ class Sketch:
     def add(self, moved: Tensor, rows: slice, buckets: Tensor) -> None:
         """buckets (2·4093,) += the moved coordinates of some rows, by bucket and sign."""
         size = max(1, _PIECE // self._width)
-        for part in torch.split(moved, size):
-            here = slice(rows.start, rows.start + len(part))
+        for low, part in zip(range(rows.start, rows.stop, size), torch.split(moved, size), strict=True):
+            here = slice(low, low + len(part))
             values = part.to(buckets.dtype)
             if self._weights is not None:
                 weights = self._weights[here]
@@ -89,7 +89,6 @@ class Sketch:
                 values = values * (weights * (weights + missing).rsqrt())[:, None]  # in place it might be `moved`
             own = self._buckets[here.start * self._width : here.stop * self._width].int()
             buckets.index_add_(0, own, values.view(-1))
-            rows = slice(here.stop, rows.stop)
 
     @staticmethod
     def empty(device: torch.device) -> Tensor:
@@ -99,15 +98,3 @@ class Sketch:
     def signed(buckets: Tensor) -> Tensor:
         """(4093,): Σ s_i Δθ_i."""
         return buckets[:BUCKETS] - buckets[BUCKETS:]
-
-
-def _measured(coordinates: Coordinates, i: int, first: int) -> Iterator[Tensor]:
-    """The measured coordinates of parameter i, in the order in which they lie in a vector; `first`: its own first."""
-    size, drawn = coordinates.shapes[i].numel(), coordinates.drawn[i]
-    whole = 0
-    if drawn is not None:
-        whole = size // UNIT * UNIT
-        for units in torch.split(drawn.cpu(), _PIECE // UNIT):
-            yield first + (units[:, None] * UNIT + torch.arange(UNIT)).view(-1)
-    for low in range(whole, size, _PIECE):
-        yield first + torch.arange(low, min(low + _PIECE, size))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.ranks import MOST, lengths_and_unevenness
-from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
 from lightning_speedlimit.trajectory.run_totals import NAMES, Error, SectionTotals, directions
+from lightning_speedlimit.trajectory.sums import NEGATIVE, SUMS
 
 _STEP = len(SUMS) + 1  # numbers of a sampled step: its sums, and its mean mobility
 

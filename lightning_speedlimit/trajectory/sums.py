@@ -5,6 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Sums over the run of each row. Of drawn coordinates they are unweighted; the signs are those of −f.
+SUMS = (
+    "squares",  # Σ ‖u‖²
+    "action",  # Σ ‖u‖²/lr, on the clock "lr"
+    "path_length",  # Σ ‖u‖²/‖u of all‖, which adds up to Σ ‖u‖
+    "free_squares",  # Σ ‖u‖², u without decoupled decay, where there is one
+    "work_met",  # Σ −f_k·u_k over the steps whose next gradient is known
+    "work_anti_ito",  # Σ −f_{k+1}·u_k over those steps
+    "l2_drop",  # ½w Σ (‖θ_{k+1}‖² − ‖θ_k‖²)
+    "work_action",  # Σ u²/μ
+    "work_decay",  # Σ f_k·v_k of decoupled decay, v = −lr w θ_k; with this sign
+    "gradient_signal",  # Σ g_k·g_{k−1} over the steps whose gradient before is known
+    "gradient_noise",  # Σ (‖g_k‖² − g_k·g_{k−1}) over those steps
+)
+NEGATIVE = ("work_met", "work_anti_ito", "l2_drop")  # products with −f
 _RENORMALISED = 64  # additions to `Pair.low` between two renormalisations: it rounds to 4e-6 of itself at most
 
 
@@ -16,6 +31,14 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 def on(device: torch.device | str, tensor: Tensor | None) -> Tensor | None:
     """A copy on a device, where there is something to copy."""
     return None if tensor is None else tensor.detach().to(device, copy=True)
+
+
+def masked(row: Tensor, valid: Tensor | bool | None) -> Tensor:
+    """0 of a step that was none.
+
+    valid: on the device, False where a loss scaler skipped the step. No tensor: it was one.
+    """
+    return torch.where(valid, row, torch.zeros_like(row)) if isinstance(valid, Tensor) else row
 
 
 class RunningSum:
@@ -66,6 +89,47 @@ class RunningSum:
         return first - rest[0] if rest else first.clone()
 
 
+class RowSums:
+    """SUMS of each row; those that nothing has been added to take no memory.
+
+    Args:
+        weights: of the rows. unscaled: what products of rows are multiplied by, which are scaled.
+    """
+
+    def __init__(self, weights: Tensor, unscaled: float) -> None:
+        self._weights, self._count, self._unscaled = weights, len(weights), unscaled
+        self.known: dict[str, RunningSum] = {}
+
+    def add(self, name: str, row: Tensor, factor: float | Tensor = 1.0, rows: slice | None = None) -> None:
+        """S[rows] ← S[rows] + factor · row, where the row is as `Coordinates.dot` makes it, scaled."""
+        whole = rows is None or (rows.start == 0 and rows.stop == self._count)
+        self._sum(name).add_(row, factor * self._unscaled, None if whole else rows)
+
+    def begin(self, name: str, like: str) -> None:
+        """A sum that was the same as another one up to now."""
+        if name not in self.known and like in self.known:
+            self._sum(name).copy_(self.known[like])
+
+    def of(self, name: str) -> RunningSum | None:
+        """None: 0. Without decoupled decay all of u is free of it."""
+        found = self.known.get(name)
+        return self.known.get("squares") if found is None and name == "free_squares" else found
+
+    def totals(self) -> Tensor:
+        """Over all rows as they are now, (SUMS,)."""
+        weights = self._weights
+        return torch.stack([weights.new_zeros(()) if (s := self.of(n)) is None else s.value @ weights for n in SUMS])
+
+    def load(self, name: str, value: Tensor) -> None:
+        """Take over what was saved."""
+        self._sum(name).load_(value)
+
+    def _sum(self, name: str) -> RunningSum:
+        if name not in self.known:
+            self.known[name] = RunningSum(self._count, device=self._weights.device)
+        return self.known[name]
+
+
 class Pair:
     """high + low: what is added step by step goes into `low`, which keeps its digits beside a sum of many steps.
 
@@ -88,7 +152,6 @@ class Pair:
         self.low -= total - self.high
         self.high.copy_(total)
 
-    def value(self, rows: slice) -> Tensor:
-        """The sum at some rows, float64 where there is one."""
-        dtype = sum_dtype(self.high.device)
-        return self.high[rows].to(dtype) + self.low[rows]
+    def value(self) -> Tensor:
+        """The sum, float64 where there is one."""
+        return self.high.to(sum_dtype(self.high.device)) + self.low

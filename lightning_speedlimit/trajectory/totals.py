@@ -13,9 +13,9 @@ from lightning_speedlimit.trajectory.clipping import verdict
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.mobility import UNKNOWN
 from lightning_speedlimit.trajectory.norms import raw_gradient
-from lightning_speedlimit.trajectory.row_sums import NEGATIVE, SUMS
 from lightning_speedlimit.trajectory.run_totals import COLUMNS, NAMES, Error, Numbers, SectionTotals, directions
 from lightning_speedlimit.trajectory.sketch import Sketch
+from lightning_speedlimit.trajectory.sums import NEGATIVE, SUMS
 
 _PIECE = 1 << 13  # units that are looked at together: so many times the columns are little memory
 _LITTLE = 1e-30  # where all units of a parameter are certain, nothing is divided by it

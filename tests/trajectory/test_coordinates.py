@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
-from lightning_speedlimit.trajectory.coordinates import ROW, Coordinates
-from lightning_speedlimit.trajectory.gathering import UNIT, Vector, dense
+from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.gathering import ROW, UNIT, Vector, dense
 
 SINGLE = [torch.float32, torch.bfloat16, torch.float16, torch.complex64]
 DOUBLE = [torch.float64, torch.complex128]

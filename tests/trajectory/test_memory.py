@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer, RMSprop
 
-from lightning_speedlimit.trajectory import TrajectoryMeter, coordinates
+from lightning_speedlimit.trajectory import TrajectoryMeter, gathering
 
 NUMEL = 1 << 21  # four stretches of a core
 
@@ -119,7 +119,7 @@ def test_memory_in_vectors(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     # On top some thirty numbers for each row of 256, twice as wide.
-    copies = vectors + rooms * coordinates._CACHED / NUMEL
+    copies = vectors + rooms * gathering._CACHED / NUMEL
     assert copies <= copies_kept(meter, optimizer, weight) < copies + 0.2
     meter.compute()
     assert copies <= copies_kept(meter, optimizer, weight) < copies + 0.2
@@ -174,15 +174,15 @@ def tensors_kept(drawn: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.parametrize("drawn", ["all", 256])
 def test_views_are_not_kept_for_ever(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are ever new stretches: the views of them are kept up to a bound, each place for itself."""
-    monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates._AT_ONCE", 512)
-    monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates._CACHED", 512)
+    monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._AT_ONCE", 512)
+    monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._CACHED", 512)
     few, many = (tensors_kept(drawn, most, monkeypatch) for most in (40, 10**9))
     assert few < 0.6 * many
 
 
 @pytest.mark.parametrize("hosts", [("cpu",), ()], ids=["host", "device"])
 def test_a_reading_keeps_nothing(hosts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates.HOST", hosts)
+    monkeypatch.setattr("lightning_speedlimit.trajectory.gathering.HOST", hosts)
     parameters = [nn.Parameter(torch.randn(300)) for _ in range(4)]
     optimizer = AdamW([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=0.01)
     meter, counts = TrajectoryMeter(optimizer, layer_of=lambda p: str(parameters[0] is p)), []

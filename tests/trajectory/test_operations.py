@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from lightning_speedlimit import TrajectoryMeter
-from lightning_speedlimit.trajectory import coordinates
+from lightning_speedlimit.trajectory import coordinates, gathering
 
 STEPS = 6
 KINDS: dict[str, tuple[type[Optimizer], int]] = {"SGD": (SGD, 60), "AdamW": (AdamW, 90)}
@@ -73,7 +73,7 @@ def test_growth_with_the_number_of_parameters(kind: str) -> None:
 def test_growth_with_their_size(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of few; then as many for each stretch more: on a CPU long vectors are walked in pieces."""
     monkeypatch.setattr(coordinates, "_LARGE", math.inf)  # products are never left to numpy, which is not counted
-    few, stretch = coordinates._AT_ONCE, coordinates._CACHED
+    few, stretch = gathering._AT_ONCE, gathering._CACHED
     assert len({added(kind, [(n,)]) for n in (10, 1000, few - 1)}) == 1
     beyond = [added(kind, [(few + n * stretch,)]) for n in (1, 2, 3)]
     assert beyond[1] - beyond[0] == beyond[2] - beyond[1] <= 40

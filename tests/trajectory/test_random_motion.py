@@ -14,8 +14,8 @@ from lightning_speedlimit.trajectory.estimates import Estimates
 from lightning_speedlimit.trajectory.losses import LossDrop
 from lightning_speedlimit.trajectory.mobility import UNKNOWN, Inertia
 from lightning_speedlimit.trajectory.random_motion import mean_inertia, random_motion, share_left
-from lightning_speedlimit.trajectory.row_sums import SUMS
 from lightning_speedlimit.trajectory.run_totals import NOW, RunTotals, SectionTotals
+from lightning_speedlimit.trajectory.sums import SUMS
 
 PARTICLES, RATE, NOISE, START = 20_000, 0.05, 2.0, 1.5
 

@@ -99,7 +99,7 @@ def test_a_state_of_the_host_is_gone_on_with_on_a_device(monkeypatch: pytest.Mon
     assert meter.recorder.followers[0].motions[0].coordinates.held
     state = meter.state_dict()
     meter.close()
-    monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates.HOST", ())
+    monkeypatch.setattr("lightning_speedlimit.trajectory.gathering.HOST", ())
     resumed = TrajectoryMeter(optimizer)
     resumed.load_state_dict(state)
     assert not resumed.recorder.followers[0].motions[0].coordinates.held

@@ -197,7 +197,7 @@ def test_what_the_host_sees_at_once_is_what_a_device_would_say(
     """
     found = []
     for hosts in (("cpu",), ()):
-        monkeypatch.setattr("lightning_speedlimit.trajectory.coordinates.HOST", hosts)
+        monkeypatch.setattr("lightning_speedlimit.trajectory.gathering.HOST", hosts)
         torch.manual_seed(4)
         weight = nn.Parameter(torch.randn(1000))
         optimizer = SGD([weight], lr=0.1)
