@@ -135,12 +135,13 @@ class RunTotals:
             sum(own[name] for own in changes.values()) for name in ("path_length", "gradient_squares", "step_squares")
         )
         gradient = 0.0 if self.whole_norm else gradient
+        clipping = ratio(self.clipped_norm, self.gradient_norm) if self.gradient_norm else 1.0
         return replace(
             self,
             sections=[s.plus(changes[s.group]) if s.group in changes else s for s in self.sections],
             path_length=self.path_length + path,
             gradient_norm=_norm(self.gradient_norm, gradient),
-            clipped_norm=_norm(self.clipped_norm, ratio(self.clipped_norm, self.gradient_norm) ** 2 * gradient),
+            clipped_norm=_norm(self.clipped_norm, clipping**2 * gradient),
             step_norm=_norm(self.step_norm, step),
         )
 

@@ -254,6 +254,18 @@ def test_every_value_of_a_draw_states_its_error(kind: str) -> None:
         assert drawn["elapsed"] == STEPS
 
 
+def test_of_a_step_without_a_gradient_the_norms_are_known() -> None:
+    weight = nn.Parameter(torch.ones(1000))
+    optimizer = optim.SGD([weight], lr=0.1)
+    meter = TrajectoryMeter(optimizer, coordinates=80)
+    for gradient in (torch.randn(1000), None):
+        weight.grad = gradient
+        optimizer.step()
+    values = meter.compute()
+    names = ("grad_norm", "grad_norm_se", "grad_norm_clipped", "grad_norm_clipped_se")
+    assert [values[name] for name in names] == [0.0] * 4
+
+
 # ---- which coordinates -----------------------------------------------------------------------------------
 
 
