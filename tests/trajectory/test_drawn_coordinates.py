@@ -266,6 +266,21 @@ def test_of_a_step_without_a_gradient_the_norms_are_known() -> None:
     assert [values[name] for name in names] == [0.0] * 4
 
 
+def test_an_error_that_can_not_be_told_is_not_0() -> None:
+    """Products of neighbouring gradients are beyond float32, and with them the covariances of the draw."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.ones(1000))
+    optimizer = optim.SGD([weight], lr=1e-20, momentum=0.5)
+    meter = TrajectoryMeter(optimizer, coordinates=80)
+    for _ in range(6):
+        weight.grad = 1e20 * torch.randn(1000, generator=generator)
+        optimizer.step()
+    values = meter.compute()
+    assert math.isnan(values["gradient_signal"])
+    assert values["step_norm"] > 0.0
+    assert math.isnan(values["step_norm_se"])
+
+
 # ---- which coordinates -----------------------------------------------------------------------------------
 
 
