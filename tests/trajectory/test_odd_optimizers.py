@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from optimizer_cases import (
     EXACT,
     KINEMATIC,
@@ -21,6 +22,8 @@ from optimizer_cases import (
 )
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
+
+from lightning_speedlimit.trajectory import TrajectoryMeter
 
 STEPS = 10
 THREE = ((4, 3), (5,), (2,))
@@ -70,6 +73,24 @@ def test_the_first_of_those_that_share_a_parameter_measures_it(second: type[Opti
     for name in ("action", "work_ito", "work_anti_ito"):  # sums over coordinates
         assert values[name] == pytest.approx(a[name] + b[name], rel=EXACT), name
     assert values["moved_outside"] == pytest.approx(a["moved_outside"], rel=EXACT)
+
+
+def test_a_shared_parameter_that_a_third_is_given_later_is_measured_once() -> None:
+    weights = [torch.zeros(n, requires_grad=True) for n in (5, 7, 3)]
+    optimizers = [SGD(weights[:1], lr=0.1), SGD(weights[:2], lr=0.1), SGD(weights[2:], lr=0.1)]
+    with pytest.warns(UserWarning, match="measured as those of SGD"):
+        meter = TrajectoryMeter(optimizers)
+    for step in range(3):
+        if step == 1:
+            optimizers[2].add_param_group({"params": weights[:1]})
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizers[0].step()
+        optimizers[2].step()
+    values = meter.compute()
+    assert meter.measured_coordinates == 5 + 3  # the second has not stepped
+    assert values["displacement"] == pytest.approx(0.3 * 8**0.5, rel=1e-6)  # the third's steps of the first are moves
+    meter.close()
 
 
 @pytest.mark.parametrize("kind", [Bare, Deaf])
