@@ -29,20 +29,26 @@ def state_of(recorder: Recorder, reader: Reader) -> dict[str, Any]:
     }
 
 
-def load(recorder: Recorder, reader: Reader, state: dict[str, Any]) -> None:
-    """Raises ValueError where the state is of other optimizers or parameters."""
+def load(recorder: Recorder, reader: Reader, state: dict[str, Any]) -> list[Motion]:
+    """Go on from a state; returns the motions that it had.
+
+    Raises:
+        ValueError: the state is of other optimizers or parameters.
+    """
     followers = recorder.followers
     if len(state["followers"]) != len(followers):
         raise ValueError(f"the saved measurement is of {len(state['followers'])} optimizers, got {len(followers)}")
     recorder.joint.layers[:] = state["joint"]["layers"]  # the motions take their places among them
     for follower, entry in zip(followers, state["followers"], strict=True):
         _load_follower(follower, entry)
-    device = _device([motion for follower in followers for motion in follower.motions])
+    motions = [motion for follower in followers for motion in follower.motions]
+    device = _device(motions)
     recorder.joint.load_state_dict(state["joint"], device)
     recorder.losses.load_state_dict(state["losses"], device)
     reader.stepwise.load_state_dict(state["stepwise"])
     reader.coordinates = state["coordinates"]
     recorder.failure = state["failure"]
+    return motions
 
 
 def _device(motions: list[Motion]) -> torch.device:

@@ -95,8 +95,7 @@ class TrajectoryMeter:
     ) -> None:
         self.optimizers, shared = followed(optimizers)
         parameters = parameters_of(self.optimizers)
-        group = group_of(parameters, process_group)
-        ranks = None if group is None else Ranks(group)
+        ranks = None if (group := group_of(parameters, process_group)) is None else Ranks(group)
         self.sharded = are_sharded(parameters) and ranks is not None
         check_choice("clock", clock, get_args(Clock))
         check_choice("entropy_production", entropy_production, get_args(Estimator))
@@ -281,6 +280,5 @@ class TrajectoryMeter:
                 f"the saved measurement was made with {state['settings']}, got {self._settings}: resume with the "
                 "settings that it was made with; sums of different definitions do not add"
             )
-        checkpoint.load(self.recorder, self.reader, state)
-        motions = [motion for follower in self._followers for motion in follower.motions]
+        motions = checkpoint.load(self.recorder, self.reader, state)
         self._places.load([p for m in motions for p in zip(m.coordinates.parameters, m.members, strict=True)])
