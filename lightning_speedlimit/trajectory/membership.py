@@ -15,7 +15,7 @@ from lightning_speedlimit.trajectory.gathering import compute_dtype
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.runs import Member
-from lightning_speedlimit.trajectory.settings import Settings, size_of
+from lightning_speedlimit.trajectory.settings import Settings, parameters_of, size_of
 from lightning_speedlimit.trajectory.shards import first_coordinate, gradient_of, is_flat, replication
 
 
@@ -74,8 +74,13 @@ class Membership:
             (index, p)
             for index, group in enumerate(self._optimizer.param_groups)
             for p in dict.fromkeys(group["params"])
-            if id(p) not in self._seen and self._settings.owners.get(id(p), self._optimizer) is self._optimizer
+            if id(p) not in self._seen and not self._is_anothers(p)
         ]
+
+    def _is_anothers(self, parameter: Tensor) -> bool:
+        """Another optimizer measures it, as long as it holds it."""
+        owner = self._settings.owners.get(id(parameter), self._optimizer)
+        return owner is not self._optimizer and any(p is parameter for p in parameters_of([owner]))
 
     def _member(self, index: int, parameter: Tensor) -> Member:
         group, settings = self._optimizer.param_groups[index], self._settings

@@ -134,8 +134,8 @@ class RunTotals:
         path, gradient, step = (
             sum(own[name] for own in changes.values()) for name in ("path_length", "gradient_squares", "step_squares")
         )
-        gradient = 0.0 if self.whole_norm else gradient
-        clipping = ratio(self.clipped_norm, self.gradient_norm) if self.gradient_norm else 1.0
+        known = self.whole_norm or self.gradient_norm == 0.0
+        gradient, clipping = (0.0, 0.0) if known else (gradient, ratio(self.clipped_norm, self.gradient_norm))
         return replace(
             self,
             sections=[s.plus(changes[s.group]) if s.group in changes else s for s in self.sections],

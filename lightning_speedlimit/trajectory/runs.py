@@ -57,7 +57,8 @@ class Run:
 
     def weigh(self) -> None:
         """The group's weight decay as it is now."""
-        weight = 0.0 if self.missing else float(self.group.get("weight_decay") or 0.0)
+        known = not self.missing and self.decays != "unknown"  # else it may be anything
+        weight = float(self.group.get("weight_decay") or 0.0) if known else 0.0
         self.coupled = weight if self.decays == "coupled" else 0.0
         self.decoupled = weight if self.decays == "decoupled" else 0.0
 

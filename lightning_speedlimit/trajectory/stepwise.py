@@ -80,7 +80,7 @@ class Stepwise:
         whole = sum(s.sums["squares"] for s in sections) or 1.0
         errors: Error = {}
         for section in sections:
-            own = named * (section.sums["squares"] / whole)
+            own = torch.where(named == 0.0, named, named * (section.sums["squares"] / whole))  # 0 beside NaN too
             own[:, NAMES.index("weighted")] = -mobility * section.sums["weighted"]
             errors[section.group] = errors.get(section.group, 0.0) + own.numpy().T
         return [errors]

@@ -266,6 +266,18 @@ def test_of_a_step_without_a_gradient_the_norms_are_known() -> None:
     assert [values[name] for name in names] == [0.0] * 4
 
 
+def test_of_sampled_steps_without_a_loss_too() -> None:
+    weight = nn.Parameter(torch.randn(1200, generator=torch.Generator().manual_seed(0)))
+    optimizer = optim.Adam([weight], lr=0.01)
+    meter = TrajectoryMeter(optimizer, coordinates=600, measure_every_n_steps=2, gradient_changes="unknown")
+    for step in range(9):
+        weight.grad = weight.detach() - 1.0 if step < 6 else None
+        optimizer.step()
+    values = meter.compute()
+    names = ("grad_norm", "grad_norm_se", "grad_norm_clipped", "grad_norm_clipped_se")
+    assert [values[name] for name in names] == [0.0] * 4
+
+
 def test_an_error_that_can_not_be_told_is_not_0() -> None:
     """Products of neighbouring gradients are beyond float32, and with them the covariances of the draw."""
     generator = torch.Generator().manual_seed(0)

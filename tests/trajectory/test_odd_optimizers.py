@@ -93,6 +93,44 @@ def test_a_shared_parameter_that_a_third_is_given_later_is_measured_once() -> No
     meter.close()
 
 
+def test_a_shared_parameter_that_its_optimizer_hands_to_a_third_is_measured_there() -> None:
+    weights = [torch.zeros(n, requires_grad=True) for n in (5, 7, 3)]
+    optimizers = [SGD(weights[:2], lr=0.1), SGD(weights[:2], lr=0.1), SGD(weights[2:], lr=0.1)]
+    with pytest.warns(UserWarning, match="measured as those of SGD"):
+        meter = TrajectoryMeter(optimizers)
+    for optimizer in optimizers[:2]:
+        del optimizer.param_groups[0]["params"][0]
+    optimizers[2].add_param_group({"params": weights[:1]})
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizers[2].step()
+    values = meter.compute()
+    assert (meter.measured_coordinates, values["moved_outside"]) == (5 + 3, 0.0)
+    assert values["displacement"] == pytest.approx(0.3 * 8**0.5, rel=1e-6)
+    meter.close()
+
+
+@pytest.mark.parametrize("decay", [(0.1, 0.2), "cosine", {"matrices": 0.1}])
+def test_an_option_of_this_name_may_be_anything(decay: Any) -> None:
+    class Own(Optimizer):
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, {"weight_decay": decay})
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data -= 0.1 * p.grad
+
+    weight = torch.zeros(5, requires_grad=True)
+    optimizer = Own([weight])
+    meter = TrajectoryMeter(optimizer)
+    for _ in range(3):
+        weight.grad = torch.ones(5)
+        optimizer.step()
+    assert meter.compute()["displacement"] == pytest.approx(0.3 * 5**0.5, rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", [Bare, Deaf])
 @pytest.mark.parametrize("place", [0, 1])
 def test_one_whose_hooks_do_not_work_is_named_and_the_rest_measured(kind: type[Optimizer], place: int) -> None:

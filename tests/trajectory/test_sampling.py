@@ -338,3 +338,17 @@ def test_standard_errors_only_where_steps_are_sampled() -> None:
     for sample in run.sampled:
         assert set(sample) >= STANDARD_ERRORS
         assert all(sample[name] > 0 for name in STANDARD_ERRORS)
+
+
+def test_what_needs_no_sampling_has_no_error_where_the_sums_overflow() -> None:
+    weight = nn.Parameter(torch.zeros(300))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    meter = TrajectoryMeter(optimizer, measure_every_n_steps=2)
+    for step in range(12):
+        weight.grad = torch.full((300,), 1e25 if step == 8 else 1.0)
+        optimizer.step()
+        weight.grad = torch.full((300,), -1e25 if step == 8 else 1.0)
+        optimizer.step()
+    values = meter.compute()
+    assert math.isfinite(values["displacement"])
+    assert values["displacement_se"] == 0.0
