@@ -7,7 +7,9 @@ full: rows of 256 where all coordinates are measured, units of 8 where some are 
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -147,9 +149,9 @@ class Layout:
     def prepared(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Strided, real, local; contiguous where they may lie in several stretches."""
         found = tensors
-        if not self._plain or not all(t is None or t.layout is torch.strided for t in tensors):
+        if not self._plain or [t for t in tensors if t is not None and t.layout is not torch.strided]:
             found = [None if t is None else dense(t) for t in tensors]
-        if self.exact and len(self.all_stretches) > 1 and not all(t is None or t.is_contiguous() for t in found):
+        if self.exact and len(self.all_stretches) > 1:
             found = [None if t is None else t.contiguous() for t in found]
         return found
 
@@ -170,7 +172,7 @@ class Layout:
         if stretch.pads and into.last is not stretch:
             torch._foreach_zero_(stretch.pads)
         into.last = stretch
-        if stretch.whole is not None and all(t is not None for t in tensors):  # of all parameters
+        if stretch.whole is not None and not any(map(operator.is_, tensors, repeat(None))):  # of all parameters
             torch._foreach_copy_(stretch.whole, tensors)  # type: ignore[arg-type]
             return stretch.found
         views, sources = list[Tensor](), list[Tensor]()

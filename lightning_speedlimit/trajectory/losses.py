@@ -19,9 +19,8 @@ _JUMP = 5.0  # standard deviations of a loss from the middle of its neighbours
 
 _Numbers = npt.NDArray[np.float64]
 _Window = tuple[list[int], list[float]]  # steps and their losses
-_Entry = tuple[
-    Tensor, Tensor | None
-]  # a loss and, where it is the mean of several, their finite number; −1: of no step
+# A loss and, where it is the mean of several, their finite number; −1: of no step.
+_Entry = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
