@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter
-from lightning_speedlimit.callback import lightning, logged_metrics
+from lightning_speedlimit.callback import lightning, logged_metrics, training_data
 from lightning_speedlimit.callback.measurement import Measurement
 from lightning_speedlimit.callback.unseen_steps import UnseenSteps
 from lightning_speedlimit.checks import guard
@@ -325,12 +325,14 @@ def test_what_could_not_be_looked_at_is_left_out_of_the_description(tmp_path: Pa
 
 
 def test_what_raises_is_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lightning, "batches_per_epoch", raising)
+    monkeypatch.setattr(lightning, "_version", raising)
+    monkeypatch.setitem(training_data._KNOWN, "batches_per_epoch", raising)
     monkeypatch.setattr(lightning, "describe_optimizers", raising)
     callback = quiet()
     run(tmp_path, {}, callback)
     assert callback.record is not None
-    assert "batches_per_epoch" not in callback.record.run
+    assert "versions" not in callback.record.run
+    assert callback.record.run["batches_per_epoch"] is None
     assert callback.record.run["optimizers"] == [{"class": "SGD", "groups": []}]
     assert callback.record.run["model"] == "Untaped"
     assert callback.record.run["precision"] == "32-true"

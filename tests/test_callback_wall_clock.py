@@ -22,7 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_speedlimit.callback import lightning
+from lightning_speedlimit.callback import training_data
 
 PAUSE = 0.03  # seconds
 
@@ -120,7 +120,7 @@ def test_of_several_processes_the_samplers_share_tells(tmp_path: Path) -> None:
 
     def told(sampler: Any) -> int | None:
         loads = SimpleNamespace(batch_sampler=SimpleNamespace(sampler=sampler), batch_size=4)
-        return lightning.samples_without_replacement(
+        return training_data.samples_without_replacement(
             SimpleNamespace(train_dataloader=loads, world_size=2, num_training_batches=3)
         )
 

@@ -358,6 +358,17 @@ def test_a_step_that_sees_most_of_an_epoch_is_left_as_it_is() -> None:
     assert Tuning(data, some).values != Tuning(data, PLAIN).values
 
 
+@pytest.mark.parametrize(("start", "size"), [(None, 32), (9, 96)])
+def test_of_a_run_whose_batch_size_changed_a_stretch_has_its_own(start: int | None, size: int) -> None:
+    """The run's mean is that of neither: 64."""
+    data = without_overlap(columns(np.random.default_rng(0)))
+    data["samples"] = np.where(data["step"] <= 100, 320.0, 960.0).cumsum()
+    run, stop = PLAIN | {"samples_without_replacement": 640}, 9 if start is None else -1
+    changed = run | {"batch_size": None, "samples_per_step": 64}
+    assert Tuning(data, changed, start, stop).values == Tuning(data, run | {"batch_size": size}, start, stop).values
+    assert Tuning(data, changed).noise_share == Tuning(data, run | {"batch_size": 64}).noise_share
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("each", [10, 50])
 def test_momentum_gathers_what_batches_of_an_epoch_have_in_common(each: int, nesterov: bool) -> None:

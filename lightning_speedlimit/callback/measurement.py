@@ -134,7 +134,7 @@ class Measurement:
             self.say(f"SpeedLimit keeps {NO_SKETCH}", "sketch")
         record.run["measured_coordinates"] = meter.measured_coordinates
         record.run["optimized_coordinates"] = meter.optimized_coordinates
-        record.run.update(self.samples.per_step(meter.steps))
+        record.run.update(self.samples.described() | self.samples.per_step(meter.steps))
         costs = {**self.samples.columns(), SECONDS: seconds}
         record.append(meter.steps, {**values, **costs}, self._reasons(meter) | self.samples.reasons)
         values |= record.tune()

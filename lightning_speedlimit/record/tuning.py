@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_speedlimit.record.drawn import parts_of_balance, share_of_epoch
+from lightning_speedlimit.record.drawn import Parts, parts_of_balance, share_of_epoch
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
@@ -109,11 +109,13 @@ class Tuning:
 
     def __init__(self, columns: Columns, run: Mapping[str, Any], start: int | None = None, stop: int = -1) -> None:
         rows = len(columns["step"])
-        self._columns, self._run = _begun_at_0(columns, run), run
+        self._columns = _begun_at_0(columns, run)
         begun = int(np.searchsorted(columns["step"], 1))  # a row at step 0 is the start
         start = None if start is not None and start % rows < begun else start
         self._stop = stop % rows if rows else -1
         self._start = -1 if start is None else start % rows
+        own = self._per_step("samples")  # the run's are of all its steps
+        self._run = run if math.isnan(own) else {**run, "samples_per_step": own}
         if rows and self._start >= self._stop:
             raise ValueError(f"a stretch got rows {start} to {stop}, wanted one that ends after it begins")
         first = max(begun - 1, min(self._start, self._stop - _BLOCKS))
@@ -140,7 +142,7 @@ class Tuning:
     @property
     def step_headroom(self) -> Tuned:
         """S/C: the multiple of each step at which it would have lowered the loss most, to second order."""
-        curvature = _CURVATURE.plus(2.0 * parts_of_balance(self._run).following, _NOISE)
+        curvature = _CURVATURE.plus(2.0 * self._parts.following, _NOISE)
         return self._ratio(self._slope, curvature, "the curvature along the updates")
 
     @property
@@ -181,12 +183,16 @@ class Tuning:
     @cached_property
     def _noise(self) -> _Sum:
         """N: of the updates, the work on the noise of their own batches."""
-        return _NOISE.times(parts_of_balance(self._run).own)
+        return _NOISE.times(self._parts.own)
 
     @cached_property
     def _slope(self) -> _Sum:
         """S = W − N."""
         return _WORK.plus(-1.0, self._noise) if self._drawn else _SLOPE
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return parts_of_balance(self._run)
 
     @cached_property
     def _drawn(self) -> float:
@@ -195,8 +201,11 @@ class Tuning:
     @property
     def batch(self) -> float:
         """B: samples of a step, or tokens where these were counted; NaN where neither was."""
-        steps, name = self._total("step"), self._counted
-        return self._total(name) / steps if name and steps > 0 else _NAN
+        return self._per_step(self._counted) if self._counted else _NAN
+
+    def _per_step(self, name: str) -> float:
+        steps = self._total("step")
+        return self._total(name) / steps if steps > 0 else _NAN
 
     @cached_property
     def _counted(self) -> str:
