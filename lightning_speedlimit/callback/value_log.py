@@ -92,19 +92,20 @@ class ValueLog:
 
         (A callback's own `log` is another module's where trainers share the callback.)
         """
-        tensors = torch.tensor(list(values.values()), dtype=torch.float64).float()
+        tensors = torch.tensor(list(values.values()), dtype=torch.float32, device="cpu")
         for name, value in zip(values, tensors.unbind(), strict=True):
             try:
-                self._metrics.log(
-                    module,
-                    PREFIX + name,
-                    value,
-                    on_step=on_step,
-                    on_epoch=not on_step,
-                    logger=logger and self._has_logger,
-                    prog_bar=self._settings.prog_bar and name in IN_BAR,
-                    batch_size=1,
-                )
+                with torch.device("cpu"):  # a new name's sums, which Lightning makes on torch's default device
+                    self._metrics.log(
+                        module,
+                        PREFIX + name,
+                        value,
+                        on_step=on_step,
+                        on_epoch=not on_step,
+                        logger=logger and self._has_logger,
+                        prog_bar=self._settings.prog_bar and name in IN_BAR,
+                        batch_size=1,
+                    )
             except Exception as error:  # the module logs that name itself in another way, or has a `log` of its own
                 said = f"SpeedLimit could not log {PREFIX}{name} ({guard.told(error)}); it stays in callback.record"
                 self._say(said, "log")

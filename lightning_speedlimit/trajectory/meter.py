@@ -220,7 +220,7 @@ class TrajectoryMeter:
     def sketch(self) -> Tensor:
         """Σ over buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
         found = self.measure(sketch=True)[1]
-        return torch.zeros(BUCKETS) if found is None else found
+        return torch.zeros(BUCKETS, dtype=torch.float32, device="cpu") if found is None else found
 
     def accumulated_mobility(self, parameter: Tensor) -> Tensor:
         """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, in parameter²/loss, in the parameter's shape. Syncs.
