@@ -21,6 +21,7 @@ from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.optimizers import followed
+from lightning_speedlimit.trajectory.owners import Owners
 from lightning_speedlimit.trajectory.ranks import Ranks
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
@@ -93,7 +94,7 @@ class TrajectoryMeter:
         process_group: Any | None = None,
         seed: int = 0,
     ) -> None:
-        self.optimizers, shared = followed(optimizers)
+        self.optimizers = followed(optimizers)
         parameters = parameters_of(self.optimizers)
         ranks = None if (group := group_of(parameters, process_group)) is None else Ranks(group)
         self.sharded = are_sharded(parameters) and ranks is not None
@@ -112,7 +113,7 @@ class TrajectoryMeter:
         self._joint = JointSteps(measure_every_n_steps, seed, sharded=self.sharded)
         settings = Settings(
             optimizers=self.optimizers,
-            owners=shared,
+            owners=Owners(self.optimizers),
             changes="clipping" if self.sharded else gradient_changes,
             response=momentum_mobility == "response",
             per_rate=clock == "lr",
