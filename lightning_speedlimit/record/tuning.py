@@ -143,7 +143,8 @@ class Tuning:
     def step_headroom(self) -> Tuned:
         """S/C: the multiple of each step at which it would have lowered the loss most, to second order."""
         curvature = _CURVATURE.plus(2.0 * self._parts.following, _NOISE)
-        return self._ratio(self._slope, curvature, "the curvature along the updates")
+        bends = "the loss bends downwards along the updates, and to second order a larger step always gains more"
+        return self._ratio(self._slope, curvature, "the curvature along the updates", bends)
 
     @property
     def critical_batch_size(self) -> Tuned:
@@ -173,12 +174,14 @@ class Tuning:
         if self._by_gradients:
             q = self._drawn
             scatter, signal = _SCATTER.times(1 / (1 - q * q)), _SIGNAL.plus(q / (1 + q), _SCATTER)
-            return self._ratio(scatter, signal, "the overlap of neighbouring gradients")
+            opposed = "neighbouring gradients oppose each other, as steps overshoot; a smaller learning rate tells"
+            return self._ratio(scatter, signal, "the overlap of neighbouring gradients", opposed)
         if not is_plain_sgd(self._run):
             return Tuned.undefined(
                 "the overlap of neighbouring gradients was not recorded; a run with this version has it"
             )
-        return self._ratio(self._noise.times(1 / (1 - self._drawn)), self._slope, "the slope along the updates")
+        lost = "the updates raised the mean loss on the whole; a smaller learning rate tells"
+        return self._ratio(self._noise.times(1 / (1 - self._drawn)), self._slope, "the slope along the updates", lost)
 
     @cached_property
     def _noise(self) -> _Sum:
@@ -230,14 +233,20 @@ class Tuning:
 
     # --- sums and their errors
 
-    def _ratio(self, above: _Sum, below: _Sum, name: str) -> Tuned:
-        """x/y with √Var of dx/y − x dy/y²; NaN where y is not two errors above 0."""
+    def _ratio(self, above: _Sum, below: _Sum, name: str, negative: str = "") -> Tuned:
+        """x/y with √Var of dx/y − x dy/y²; NaN where y is not two errors above 0.
+
+        Args:
+            name: of y. negative: what it means where y is two errors below 0, which more steps do not change.
+        """
         x, y = self._of(above), self._of(below)
         if not (math.isfinite(x) and math.isfinite(y)):
             return Tuned.undefined(self._why("a value that it is made of is NaN"))
         error = self._error(below)
         if math.isnan(error):
             return Tuned.undefined(self._why_no_error(below))
+        if y < -_TOLD * error:
+            return Tuned.undefined(f"{name} is below 0 ({y:.2g} +/- {error:.1g}): {negative}")
         if y <= _TOLD * error:
             return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g}); a longer run tells more")
         slope = x / y
