@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lightning_speedlimit.callback import lightning, neuron_clouds
+from lightning_speedlimit.callback.layer_names import LayerNames, layer_key
 from lightning_speedlimit.callback.logged_metrics import LoggedMetrics
 from lightning_speedlimit.callback.settings import Settings
 from lightning_speedlimit.checks import guard
@@ -62,9 +63,8 @@ class ValueLog:
         if not self.announces or self._rows_announced:
             return
         self._rows_announced = True
-        parameters = module.named_parameters() if self._settings.per_layer else ()
-        layers = {name.rpartition(".")[0] or "model" for name, _ in parameters}
-        known = [f"layers/{layer}/{value}" for layer in layers for value in LAYER_VALUES]
+        layers = LayerNames.of(module, every=True).logged.values() if self._settings.per_layer else ()
+        known = [layer_key(layer, value) for layer in layers for value in LAYER_VALUES]
         columns = record.columns if record is not None and len(record) else {}
         last = {name: float(columns[name][-1]) for name in LOGGED if name in columns}
         names = [*LOGGED, *sorted(_watched(trainer).intersection(known))]
@@ -79,11 +79,7 @@ class ValueLog:
         if not self.announces or self._clouds_announced or self._settings.clouds is None:
             return
         self._clouds_announced = True
-        names = {
-            neuron_clouds.layer_key(layer.name, name)
-            for layer in neuron_clouds.layers(module)
-            for name in neuron_clouds.SHOWN
-        }
+        names = {layer_key(layer.name, name) for layer in neuron_clouds.layers(module) for name in neuron_clouds.SHOWN}
         awaited = dict.fromkeys([*neuron_clouds.SHOWN, *sorted(names & _watched(trainer))], math.nan)
         self.give(module, awaited | shown, on_step=True, logger=False)
 
