@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
-from lightning_speedlimit.record.tuning import Tuning, is_plain_sgd, latest
+from lightning_speedlimit.record.latest import latest
+from lightning_speedlimit.record.tuning import Tuning, is_plain_sgd
 from lightning_speedlimit.report import advise
 
 Values = npt.NDArray[np.float64]

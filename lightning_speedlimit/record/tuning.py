@@ -38,10 +38,8 @@ TUNING = ("critical_batch_size", "step_headroom", "noise_share")
 _NAN = math.nan
 _BLOCKS = 8  # rows whose spread tells the noise of steps, at least, where there are so many
 _FEWEST = 4  # rows
-_SHORT = 16  # rows of a run that is looked at as a whole
 _SAME_BATCH = 0.2  # epochs end with smaller batches
 _TOLD = 3.0  # standard errors that a difference must have to be divided by
-_KNOWN = {"critical_batch_size": (0.0, 0.3), "step_headroom": (0.0, 0.3), "noise_share": (0.1, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -234,10 +232,10 @@ class Tuning:
     # --- sums and their errors
 
     def _ratio(self, above: _Sum, below: _Sum, name: str, negative: str = "") -> Tuned:
-        """x/y with √Var of dx/y − x dy/y²; NaN where y is not two errors above 0.
+        """x/y with √Var of dx/y − x dy/y²; NaN where y is not three errors above 0.
 
         Args:
-            name: of y. negative: what it means where y is two errors below 0, which more steps do not change.
+            name: of y. negative: what it means where y is three errors below 0, which more steps do not change.
         """
         x, y = self._of(above), self._of(below)
         if not (math.isfinite(x) and math.isfinite(y)):
@@ -363,32 +361,6 @@ def _finite(found: Tuned) -> Tuned:
     if found.reason or (math.isfinite(found.value) and math.isfinite(found.standard_error)):
         return found
     return Tuned.undefined("a sum that it is made of is beyond the range of its products")
-
-
-def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:
-    """Of the last row's steps, or as many rows before as it takes: the last 2, 4, 8, …, a half; all of a short run.
-
-    What a run was like in its beginning would come and go from one row to the next.
-
-    So many that the standard error is at most 0.1 of a noise share, and 0.3 of the value of the others.
-    """
-    rows, found, wanting = len(columns["step"]), dict[str, Tuned](), dict(_KNOWN)
-    length, most = 1, rows if rows <= _SHORT else rows // 2
-    steps = "all steps" if most == rows else "the last half of the steps"
-    while wanting:
-        length = min(length, most)
-        tuning = Tuning(columns, run, None if length >= rows else rows - 1 - length)
-        for name, tuned in tuning.only(wanting).items():
-            absolute, relative = _KNOWN[name]
-            if tuned.standard_error <= absolute + relative * abs(tuned.value):
-                found[name] = tuned
-                del wanting[name]
-            elif length >= most:
-                known = f"{tuned.value:.2g} +/- {tuned.standard_error:.1g}"
-                found[name] = Tuned.undefined(tuned.reason or f"even of {steps} it is but {known}")
-                del wanting[name]
-        length *= 2
-    return found
 
 
 def is_plain_sgd(run: Mapping[str, Any]) -> bool:
