@@ -201,7 +201,7 @@ class SpeedLimit(Measuring):
         if self._values is not None:
             self._values.announce_clouds(trainer, pl_module, {} if measured is None else measured.clouds_shown)
         if measured is not None:
-            measured.samples.begin(trainer, batch)
+            measured.samples.begin(trainer, batch, first=batch_idx == 0)
             measured.begin_probe(trainer, pl_module, batch)
 
     @never_raising

@@ -120,8 +120,9 @@ class Recorder:
     def record_loss(self, loss: Tensor | float, step: int | None) -> None:
         if step is None and self.in_step and self.failure is None:
             return
-        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
-        value = value.reshape(())
+        if not isinstance(loss, Tensor):
+            loss = torch.tensor(float(loss), dtype=torch.float64, device="cpu")
+        value = loss.detach().reshape(())
         at = self.joint.steps if step is None else step
         if self.joint.moved and step is None:
             at += 1  # the joint step has moved: the loss belongs to what follows it
