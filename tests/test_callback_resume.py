@@ -15,7 +15,7 @@ from packaging.version import Version
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_speedlimit import RunRecord
-from lightning_speedlimit.record.tuning import TUNING
+from lightning_speedlimit.record.tuning import TUNING, latest
 
 PER_EPOCH, STEPS = 8, 24
 
@@ -62,10 +62,16 @@ def same(record: RunRecord | None, other: RunRecord | None) -> None:
     mine, its = both_have(record.columns["step"], other.columns["step"])
     for name, column in of_a_row(repeatable(other.columns)).items():
         np.testing.assert_array_equal(record.columns[name][mine], column[its], err_msg=name)
+    if OF_ALL_ROWS:  # then of the rows that both have
+        assert repr(tuned(record, mine)) == repr(tuned(other, its))
     mine, its = both_have(record.sketch_steps, other.sketch_steps)
     np.testing.assert_array_equal(record.sketches[mine], other.sketches[its])
     assert of_a_row(record.reasons) == of_a_row(other.reasons)
     assert record.run == other.run
+
+
+def tuned(record: RunRecord, rows: np.ndarray) -> Any:
+    return latest({name: column[rows] for name, column in record.columns.items()}, record.run)
 
 
 def of_a_row(values: Mapping[str, Any]) -> dict[str, Any]:
