@@ -382,6 +382,33 @@ class Compiled(Case):
         return len(GRAPHS)
 
 
+class CompiledInAList(Compiled):
+    """Where no module knows of it."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.parts = [self.quick]
+        del self.quick
+
+    def touch(self, batch: Any, batch_idx: int) -> Any:
+        return self.parts[0](self.net[0](batch[0])).square().mean()
+
+
+class CompiledFunction(Compiled):
+    """Each copy of the module that it is given would be compiled anew."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.function = torch.compile(squared, backend=counted)
+
+    def touch(self, batch: Any, batch_idx: int) -> Any:
+        return self.function(self.net, batch[0]).mean()
+
+
+def squared(net: nn.Module, x: Tensor) -> Tensor:
+    return net(x).square()
+
+
 class Loops(Case):
     """Counts in the trainer's loops."""
 
@@ -668,9 +695,10 @@ class Address(Case):
         return self.mark, vars(self.trainer)["mark"]
 
 
+COMPILED: list[type[Case]] = [Compiled, CompiledInAList, CompiledFunction]
 ISOLATED: list[type[Case]] = [
     Teacher, HiddenTeacher, Queue, Clamped, Nested, Arrays, Generators, Globals, Iterators, Counts, InPlace, Stops,
-    Rates, Asks, Child, Outputs, Loops, Lazy, Hooked, Bound, Compiled,
+    Rates, Asks, Child, Outputs, Loops, Lazy, Hooked, Bound, *COMPILED,
 ]  # fmt: skip
 GIVEN_UP: list[type[Case]] = [
     Closure, Through, Weakly, BoundBuiltin, GlobalList, GlobalGenerator, GlobalCount, ModuleCount, GlobalIterator,

@@ -226,9 +226,39 @@ class Noisy(Regressor):
         return super().loss(batch) * (drawn + torch.rand(()) + np.random.rand() + random.random())  # noqa: NPY002
 
 
-def test_generators_draw_the_same_numbers_at_both_ends(tmp_path: Path) -> None:
+class CopiesItself:
+    """`copy.deepcopy` is not told of the generator that its copy holds."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CopiesItself":
+        own = torch.Generator()
+        own.set_state(self.generator.get_state())
+        return CopiesItself(own)
+
+    def draw(self) -> Tensor:
+        return torch.rand((), generator=self.generator)
+
+
+class NoisyPart(Regressor):
+    """Noise from generators deep within it, two of which share their bits."""
+
+    def __init__(self) -> None:
+        super().__init__(sgd(lr=0.0))
+        bits = np.random.PCG64(1)
+        self.held = {"shared": [np.random.Generator(bits), np.random.Generator(bits)]}
+        self.part = CopiesItself(torch.Generator())
+
+    def loss(self, batch: Batch) -> Tensor:
+        drawn = sum(generator.random() for generator in self.held["shared"])
+        return super().loss(batch) * (drawn + self.part.draw())
+
+
+@pytest.mark.parametrize("kind", [Noisy, NoisyPart])
+def test_generators_draw_the_same_numbers_at_both_ends(tmp_path: Path, kind: type[Regressor]) -> None:
     callback = quiet(probe_batches=3)
-    trainer(tmp_path, callback).fit(Noisy(), loader(batches(6)))
+    trainer(tmp_path, callback).fit(kind(), loader(batches(6)))
     assert last_row(callback)["loss_drop"] == 0.0
 
 

@@ -149,9 +149,11 @@ def test_arrays_come_back_as_they_were(array: Any) -> None:
     assert type(found) is type(array)
     assert found.dtype == array.dtype
     assert found.shape == array.shape
-    assert found.tobytes() == array.tobytes()
     if isinstance(array, np.ndarray):
+        assert found.tobytes() == array.tobytes()
         assert found.flags.writeable
+    else:
+        assert found == array  # a long double has bytes that mean nothing
 
 
 @pytest.mark.parametrize(

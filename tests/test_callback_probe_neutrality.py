@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from callback_cases import heard, last_row, quiet, trainer
-from probe_cases import GIVEN_UP, ISOLATED, KINDS, Case, Reads, Stream, Whole, counted, data
+from probe_cases import COMPILED, GIVEN_UP, ISOLATED, KINDS, Case, Reads, Stream, Whole, counted, data
 
 from lightning_speedlimit import SpeedLimit
 
@@ -76,6 +76,17 @@ def test_a_probe_changes_nothing(tmp_path: Path, kind: type[Case]) -> None:
     assert said == []
     assert callback.record is not None
     assert "loss_drop" not in callback.record.reasons
+    assert last_row(callback)["loss_drop_se"] > 0.0
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+def test_it_compiles_nothing_where_torch_can_not_be_told_to(
+    tmp_path: Path, kind: type[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before torch 2.6."""
+    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)
+    callback, said = both(tmp_path, kind)
+    assert said == []
     assert last_row(callback)["loss_drop_se"] > 0.0
 
 

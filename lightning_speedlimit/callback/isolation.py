@@ -46,7 +46,7 @@ class Isolation:
         size = sum(x.nbytes for x in own if isinstance(x, (Tensor, np.ndarray)) and id(x) not in known)
         if size > MOST_BYTES + sum(t.nbytes for t in weights):
             raise NotIsolated(f"the module holds {size / 2**30:.1f} GiB besides its parameters: keep data out of it")
-        self._generators = [x for x in own if isinstance(x, GENERATORS)]
+        self._draws = any(isinstance(x, GENERATORS) for x in own)
         self._checked = False
 
     @contextmanager
@@ -91,12 +91,16 @@ class Isolation:
                     if id(parameter) not in memo:
                         raise NotIsolated("a parameter that is trained is not held by the module")
                     memo[id(parameter)].copy_(value)
-            _seed(seed, [*_global_generators(), *(memo[id(g)] for g in self._generators if id(g) in memo)])
+            _seed(seed, [*_global_generators(), *self._generators_of(twin)])
             yield twin
         finally:
             _free(twin)
             memo.clear()
             vars(stand_in).clear()
+
+    def _generators_of(self, twin: torch.nn.Module) -> list[Any]:
+        """Those that a copy holds. A deep copy's memo need not: before numpy 2 a Generator's bits are made anew."""
+        return [x for x in reach([twin]).own if isinstance(x, GENERATORS)] if self._draws else []
 
     def _check_apart(self, twin: torch.nn.Module) -> None:
         """Nothing that a copy reaches is the module's own."""
@@ -164,7 +168,25 @@ def _global_generators() -> list[Any]:
 
 def _eager() -> AbstractContextManager[Any]:
     """Compiled parts run as they are written: each copy would be compiled anew, and count to torch's limit of these."""
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return eager
-    return nullcontext()
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    if not hasattr(torch.compiler, "set_stance"):
+        return _as_if_traced()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
+
+
+@contextmanager
+def _as_if_traced() -> Iterator[None]:
+    """Before torch 2.6 nothing public does it; but within a trace of torch.fx compiled parts run as they are written.
+
+    Besides these only torch.export asks for that flag, and torch 2.5's `nested_tensor_from_jagged`, which then raises.
+    """
+    tracing: Any = sys.modules["torch.fx._symbolic_trace"]
+    before = tracing._is_fx_tracing_flag
+    with torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+        tracing._is_fx_tracing_flag = True
+        try:
+            yield
+        finally:
+            tracing._is_fx_tracing_flag = before
