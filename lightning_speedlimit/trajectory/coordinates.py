@@ -57,7 +57,7 @@ class Coordinates(Layout):
         self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
         self._starts = np.array([self.rows[i].start for i in self._filled], dtype=np.int64)
         self._unweighted = self.exact and set(self.shares) <= {1.0}
-        weights = torch.ones(self.count, dtype=torch.float64)
+        weights = torch.ones(self.count, dtype=torch.float64, device="cpu")
         self.counts = []
         for rows, own, share in zip(self.rows, inverse, shares, strict=True):
             if own is not None:
@@ -162,6 +162,5 @@ class Coordinates(Layout):
 
     def of_each(self, numbers: Sequence[float]) -> Tensor:
         """(count,): a number of each parameter at all its rows."""
-        lengths = torch.tensor([rows.stop - rows.start for rows in self.rows])
-        spread = torch.repeat_interleave(torch.tensor(numbers), lengths, output_size=self.count)
-        return spread.to(self.device, non_blocking=True)
+        spread = np.repeat(numbers, [rows.stop - rows.start for rows in self.rows])
+        return torch.from_numpy(spread).to(self.device, non_blocking=True)

@@ -70,12 +70,12 @@ class Draw:
         left = count - sum(n if n <= WHOLE else n % UNIT for n in sizes)
         units = max(left, count // 2, UNIT) // UNIT  # small parameters leave the large ones half of it at least
         chances = _Chances([sizes[i] for i in large], list(large.values()), units)
-        generator = torch.Generator().manual_seed(seed)
-        passed = float(torch.rand((), generator=generator, dtype=torch.float64))
+        generator = torch.Generator("cpu").manual_seed(seed)
+        passed = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
         for place, i in enumerate(large):
             first, found = 0, list[tuple[Tensor, Tensor]]()
             for piece in chances.of(place):
-                order = torch.randperm(len(piece), generator=generator)
+                order = torch.randperm(len(piece), generator=generator, device="cpu")
                 after = passed + piece[order].double().cumsum(0)
                 before = torch.cat([after.new_tensor([passed]), after[:-1]])
                 taken = order[torch.floor(after + 1e-9) > torch.floor(before + 1e-9)].sort().values
@@ -117,7 +117,7 @@ class _Chances:
         if not self._by_gradient or gradient is None:
             most = _PIECE // UNIT
             for low in range(0, count, most):
-                yield torch.full((min(most, count - low),), self._scale * even).clamp_(max=1.0)
+                yield torch.full((min(most, count - low),), self._scale * even, device="cpu").clamp_(max=1.0)
             return
         for squares in _unit_squares(dense(gradient)):
             share = squares.mul_(0.5 / self._by_gradient).add_(0.5 * even)

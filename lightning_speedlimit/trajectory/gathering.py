@@ -217,9 +217,9 @@ class Layout:
         if drawn is not None:
             first = size // UNIT * UNIT
             for units in torch.split(drawn.cpu(), _PIECE // UNIT):
-                yield (units[:, None] * UNIT + torch.arange(UNIT)).view(-1)
+                yield (units[:, None] * UNIT + torch.arange(UNIT, device="cpu")).view(-1)
         for low in range(first, size, _PIECE):
-            yield torch.arange(low, min(low + _PIECE, size))
+            yield torch.arange(low, min(low + _PIECE, size), device="cpu")
 
     def scatter(self, rows: Tensor, i: int, elsewhere: float = 0.0) -> Tensor:
         """One parameter's coordinates of a vector, in its shape (complex: pairs); another number elsewhere."""

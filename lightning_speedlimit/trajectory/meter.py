@@ -192,6 +192,7 @@ class TrajectoryMeter:
         """
         return self.measure(sketch=False)[0]
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def measure(self, *, sketch: bool) -> tuple[dict[str, float], Tensor | None]:
         """`compute`, and with it the sketch (4093 float32 on the host) where it is asked for: one sync for both."""
@@ -220,7 +221,7 @@ class TrajectoryMeter:
     def sketch(self) -> Tensor:
         """Σ over buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
         found = self.measure(sketch=True)[1]
-        return torch.zeros(BUCKETS) if found is None else found
+        return torch.zeros(BUCKETS, device="cpu") if found is None else found
 
     def accumulated_mobility(self, parameter: Tensor) -> Tensor:
         """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, in parameter²/loss, in the parameter's shape. Syncs.
@@ -266,6 +267,7 @@ class TrajectoryMeter:
         self.end_step()
         return {"settings": self._settings} | checkpoint.state_of(self.recorder, self.reader)
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with a measurement: call it on a new meter, before the first step.

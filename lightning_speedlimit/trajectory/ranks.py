@@ -52,7 +52,7 @@ def header(failed: bool, facts: object, device: torch.device) -> Tensor:
     """What the processes compare: whether one has failed, and a number that (but for one in a million) differs where
     the plain facts that they know differ."""
     mark = float(zlib.crc32(repr(facts).encode()) % _MARKS)
-    return torch.tensor([float(failed), mark, mark * mark], dtype=torch.float64).to(device)
+    return torch.tensor([float(failed), mark, mark * mark], dtype=torch.float64, device="cpu").to(device)
 
 
 def alike(total: Tensor, size: int) -> bool:

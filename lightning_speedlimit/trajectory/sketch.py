@@ -34,7 +34,7 @@ _PIECE = 1 << 16  # coordinates that are looked at together
 @cache
 def rotations() -> Tensor:
     """(64,) the rotations r, whole numbers in [0, 4093); drawn on the CPU, as the signs are."""
-    generator = torch.Generator().manual_seed(_ROTATION_SEED)
+    generator = torch.Generator("cpu").manual_seed(_ROTATION_SEED)
     return torch.randint(BUCKETS, (ROTATIONS,), generator=generator, device="cpu")
 
 
@@ -45,8 +45,8 @@ def signed_buckets(pieces: Iterable[Tensor], position: int, size: int) -> Iterat
         pieces: of the coordinates within the parameter. position: its place in the whole parameter vector.
         size: its number of coordinates.
     """
-    generator = torch.Generator().manual_seed(_SIGN_SEED + position)
-    words = torch.empty(-(-size // _WORD), dtype=torch.int32)
+    generator = torch.Generator("cpu").manual_seed(_SIGN_SEED + position)
+    words = torch.empty(-(-size // _WORD), dtype=torch.int32, device="cpu")
     words.random_(-(2**31), 2**31 - 1, generator=generator)
     for i in pieces:
         bucket = (position + i + rotations()[i // BUCKETS % ROTATIONS]) % BUCKETS
@@ -63,7 +63,7 @@ class Sketch:
 
     def __init__(self, coordinates: Coordinates, members: Sequence[Member]) -> None:
         self._width = coordinates.width
-        buckets = torch.zeros(coordinates.count * coordinates.width, dtype=torch.int16)
+        buckets = torch.zeros(coordinates.count * coordinates.width, dtype=torch.int16, device="cpu")
         for i, (member, rows) in enumerate(zip(members, coordinates.rows, strict=True)):
             low = rows.start * coordinates.width
             places = (place + (member.first or 0) for place in coordinates.places(i))
