@@ -17,6 +17,8 @@ from lightning_speedlimit.trajectory.recorder import Recorder
 from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.sums import Pair, on
 
+_CHANGES = ("steps", "by_others", "late")
+
 
 def state_of(recorder: Recorder, reader: Reader) -> dict[str, Any]:
     return {
@@ -63,7 +65,7 @@ def _follower_state(follower: Follower) -> dict[str, Any]:
         "motions": [_motion_state(motion) for motion in follower.motions],
         "took_part": follower.took_part,
         "norms": on("cpu", norms),
-        "changes": {"stats": on("cpu", changes.stats), "steps": changes.steps, "by_others": changes.by_others},
+        "changes": {"stats": on("cpu", changes.stats)} | {name: getattr(changes, name) for name in _CHANGES},
         "unforced": on("cpu", follower.unforced),
     }
 
@@ -85,7 +87,8 @@ def _load_follower(follower: Follower, state: dict[str, Any]) -> None:
     follower.restore(on(device, state["norms"]))
     follower.took_part, follower.unforced = state["took_part"], on(device, state["unforced"])
     follower.changes.stats = on(device, changes["stats"])
-    follower.changes.steps, follower.changes.by_others = changes["steps"], changes["by_others"]
+    for name in _CHANGES:
+        setattr(follower.changes, name, changes[name])
 
 
 def _motion_state(motion: Motion) -> dict[str, Any]:

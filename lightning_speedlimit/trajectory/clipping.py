@@ -31,6 +31,10 @@ UNTOLD = (
     "gradients were changed between backward and step by a factor that is neither clipping to one norm nor the same at "
     "each step: whether it is part of the loss can't be told"
 )
+LATE = (
+    "a hook that was registered after the meter's may have changed the gradients within the step: "
+    "register_step_pre_hook it before the meter is made"
+)
 
 
 class Changes:
@@ -40,6 +44,7 @@ class Changes:
         self.mode = mode
         self.writes: int | None = None  # in place, that clipping does to each gradient; None: any number
         self.by_others = False  # other writes were seen
+        self.late = False  # written to in a step, in which other hooks came after the meter's
         self.stats: Tensor | None = None
         self.steps = 0  # in which gradients were looked at
 

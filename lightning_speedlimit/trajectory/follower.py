@@ -14,6 +14,8 @@ from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.norms import norms_as_used, norms_observed, total
 from lightning_speedlimit.trajectory.settings import Settings, parameters_of
 
+LOOKS = "_changes_nothing"  # an attribute of meters' hooks
+
 
 class Follower:
     """`observe` (gradients) → `open` (θ_k) → `force` → (the update) → `close`."""
@@ -25,6 +27,8 @@ class Follower:
         self.changes = Changes(settings.changes)
         self._given: list[Vector] = []
         self.in_step = self.observed = self.stepped = False
+        self.hook = 0  # the number of the hook in which its gradients are looked at
+        self._looked: Marks | None = None  # the gradients then, where other hooks come later
         self.unforced: Tensor | None = None  # steps that moved weights without any gradient
         self.took_part = False  # in the last measured joint step
         self.nested = False  # its `step` calls another that torch hooks too
@@ -115,6 +119,15 @@ class Follower:
         for motion in self.motions:
             motion.force()
 
+    def look_again(self) -> None:
+        """After the step: hooks that come later than the meter's may have changed what the optimizer was given."""
+        for number, hook in reversed(self.optimizer._optimizer_step_pre_hooks.items()):
+            if number == self.hook:
+                return
+            if not hasattr(hook, LOOKS):
+                self._looked = Marks(self._gradients())
+                return
+
     def _written_by_others(self) -> bool:
         """More than clipping. (Under a TorchDispatchMode foreach operations, and clipping is one, leave no mark.)"""
         expected = self.changes.writes
@@ -189,6 +202,9 @@ class Follower:
         if not self.observed:  # no gradient came, not even within a closure
             self.observe(None, measure=measure)
         self.force()
+        if self._looked is not None:
+            self.changes.late |= not self._looked.hold(self._gradients())
+            self._looked = None
         found = getattr(self.optimizer, "found_inf", None)
         valid = (found == 0).reshape(()) if isinstance(found, Tensor) else None
         # A batch without a loss is no step to speak of: the update before waits on, unless weights moved all the same.

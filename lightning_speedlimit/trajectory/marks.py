@@ -1,38 +1,73 @@
-"""Whether tensors are the ones that were there, as they were: by identity and version, without a sync."""
+"""Whether tensors are the ones that were there, as they were: by memory and version, without a sync."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+
+_NO_MEMORY = (RuntimeError, NotImplementedError)  # of sparse, functional and other tensors
 
 
 class Marks:
-    """Of tensors, some of which may be None; keeps none of them alive (an address alone is soon another's)."""
+    """Of tensors, some of which may be None; keeps none of them alive.
+
+    Addresses are soon another's, and weak references to tensors would forbid `torch.utils.swap_tensors`, by which
+    modules change some parameters. So what is kept are weak references to their memory: no other has its number then.
+    """
 
     def __init__(self, tensors: Sequence[Tensor | None] = ()) -> None:
-        try:
-            self._marks = [None if t is None else (weakref.ref(t), t._version, t.data_ptr()) for t in tensors]
-        except (RuntimeError, NotImplementedError):
-            self._marks = [None if t is None else (weakref.ref(t), t._version, _address(t)) for t in tensors]
+        self._memory: list[int] = []
+        self._others: list[Any] = []
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            try:
+                self._memory.append(tensor.untyped_storage()._weak_ref())  # type: ignore[arg-type]
+            except _NO_MEMORY:
+                self._others.append(weakref.ref(tensor))
+        self._marks = _marks(tensors, 0)
+
+    def __del__(self, free: Callable[[int], object] = UntypedStorage._free_weak_ref) -> None:
+        for memory in self._memory:
+            free(memory)
 
     def hold(self, tensors: Sequence[Tensor | None], writes: int = 0) -> bool:
         """They are the same, each written to so many times in place (through .data it would leave no trace)."""
-        if len(tensors) != len(self._marks):
-            return False
-        for mark, tensor in zip(self._marks, tensors, strict=True):
-            if tensor is not None and mark is not None and mark[0]() is tensor:
-                if mark[1] + writes != tensor._version or mark[2] != _address(tensor):
-                    return False
-            elif tensor is not None or mark is not None:
-                return False
-        return True
+        return len(tensors) == len(self._marks) and self._marks == _marks(tensors, writes)
 
 
-def _address(tensor: Tensor) -> int:
-    """Changes where another tensor's memory was put in (`.data = …`); 0 of what has none."""
+def _marks(tensors: Sequence[Tensor | None], writes: int) -> list[tuple[int, ...] | None]:
+    """What tells the tensors, and the writes to them but for so many."""
+    if writes:
+        return [None if t is None else _mark(t, writes * n) for t, n in zip(tensors, _alike(tensors), strict=True)]
     try:
-        return tensor.data_ptr()
-    except (RuntimeError, NotImplementedError):  # fake, sparse, functional and other tensors without storage
-        return 0
+        return [
+            None if t is None else (id(t), t.untyped_storage()._cdata, t._version - writes, t.data_ptr())
+            for t in tensors
+        ]
+    except _NO_MEMORY:
+        return [None if t is None else _mark(t, writes) for t in tensors]
+
+
+def _alike(tensors: Sequence[Tensor | None]) -> list[int]:
+    """How many count their writes together: views of one tensor, as a bucket of several processes' gradients, do."""
+    bases = [None if t is None else t._base for t in tensors]
+    numbers = Counter(map(id, bases))
+    return [1 if base is None else numbers[id(base)] for base in bases]
+
+
+def _mark(tensor: Tensor, writes: int) -> tuple[int, ...]:
+    """Of one that lacks something: in inference mode no writes are counted."""
+    version = 0 if tensor.is_inference() else tensor._version - writes
+    try:
+        memory = tensor.untyped_storage()._cdata
+    except _NO_MEMORY:
+        return id(weakref.ref(tensor)), version  # there is one of a tensor, as long as it is kept
+    try:
+        return id(tensor), memory, version, tensor.data_ptr()
+    except _NO_MEMORY:
+        return id(tensor), memory, version

@@ -193,6 +193,7 @@ class TrajectoryMeter:
         """
         return self.measure(sketch=False)[0]
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def measure(self, *, sketch: bool) -> tuple[dict[str, float], Tensor | None]:
         """`compute`, and with it the sketch (4093 float32 on the host) where it is asked for: one sync for both."""
@@ -267,6 +268,7 @@ class TrajectoryMeter:
         self.end_step()
         return {"settings": self._settings} | checkpoint.state_of(self.recorder, self.reader)
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with a measurement: call it on a new meter, before the first step.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_speedlimit.checks.guard import warn
 from lightning_speedlimit.trajectory import losses
-from lightning_speedlimit.trajectory.clipping import UNTOLD
+from lightning_speedlimit.trajectory.clipping import LATE, UNTOLD
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.ranks import MOST, Ranks, Share, alike, header
@@ -167,6 +167,7 @@ class Reader:
         (measured, there), (steps, lasting, elapsed) = self.coordinates, self._clock(host)
         norms = host.get("whole gradients", host.get("gradients", none[:2] + NAN)).sqrt().tolist()
         moves = torch.stack([none, *(host[f"moves {table.place}"] for table in tables)])
+        late = any(follower.changes.late for follower in self._followers)
         unforced = any(float(host[name]) > 0 for name in host if name.startswith("unforced"))
         return RunTotals(
             sections=sections,
@@ -189,7 +190,7 @@ class Reader:
             moves=float((moves[:, 0].max() / self._processes).ceil()),  # each process has counted its own
             moved=float(moves[:, 1].sum().sqrt()),
             unkept=bool(moves[:, 2].sum() > 0),
-            no_work=_UNFORCED if unforced else UNTOLD if untold else "",
+            no_work=_UNFORCED if unforced else LATE if late else UNTOLD if untold else "",
             single=any(table.motion.coordinates.dtype == torch.float32 for table in tables),
             no_formula=tuple(sorted({type(t.motion.optimizer).__name__ for t in tables if t.without_formula()})),
             errors=(*errors, *self.stepwise.errors(sections, joint)),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.checks.guard import told, warn
-from lightning_speedlimit.trajectory.follower import Follower
+from lightning_speedlimit.trajectory.follower import LOOKS, Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
 from lightning_speedlimit.trajectory.mobility import Scalar
@@ -32,6 +32,9 @@ def _never_raising(method: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
         if recorder.failure is not None:
             return None
+        if torch.is_inference_mode_enabled():  # what is made there can't be written to elsewhere
+            with torch.inference_mode(mode=False):
+                return guarded(recorder, *args, **kwargs)
         enabled = torch.is_grad_enabled()
         try:
             torch.set_grad_enabled(False)
@@ -69,8 +72,10 @@ class Recorder:
         untraced: Callable[[Any], Any] = torch.compiler.disable
         self.observe, self._after_closure = untraced(self._observe), untraced(self._observe_closure)
         before, after = untraced(self._before_step), untraced(self._after_step)
+        setattr(before, LOOKS, True)
         for follower in followers:
             self._handles.append(follower.optimizer.register_step_pre_hook(before))
+            follower.hook = self._handles[-1].id
             self._handles.append(follower.optimizer.register_step_post_hook(after))
 
     def follower(self, optimizer: Optimizer) -> Follower:
@@ -168,6 +173,7 @@ class Recorder:
             seen_before = follower.observed
             follower.observe(scale, measure=measure)
             follower.force(seen_now=not seen_before)
+            follower.look_again()
             return None
         follower.remember_gradients(scale)
         wrapped = self._wrapped(follower, closure, measure)

@@ -34,7 +34,7 @@ _PIECE = 1 << 16  # coordinates that are looked at together
 @cache
 def rotations() -> Tensor:
     """(64,) the rotations r, whole numbers in [0, 4093); drawn on the CPU, as the signs are."""
-    generator = torch.Generator().manual_seed(_ROTATION_SEED)
+    generator = torch.Generator("cpu").manual_seed(_ROTATION_SEED)
     return torch.randint(BUCKETS, (ROTATIONS,), generator=generator, device="cpu")
 
 

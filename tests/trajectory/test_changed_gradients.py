@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_cases import EXACT, KINEMATIC, WORKS, Copies, assert_effective, assert_right
+from optimizer_cases import EXACT, KINEMATIC, WORKS, Copies, Writer, assert_effective, assert_right
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -191,4 +191,96 @@ def test_a_change_before_clipping_is_seen_where_the_gradient_gets_other_memory(e
         optimizer.step()
     assert math.isnan(meter.compute()["work_ito"])
     assert "part of the loss can't be told" in meter.reasons["work_ito"]
+    meter.close()
+
+
+def hooked(change: Callable[[Tensor], Any], first: bool, observes: bool = False) -> Any:
+    """A run whose gradients a hook changes just before the step; `first`: registered before the meter's."""
+    p = nn.Parameter(torch.ones(6, dtype=torch.float64))
+    optimizer, copies = SGD([p], lr=RATE), Copies([p])
+
+    def hook(*step: Any) -> None:
+        change(p)
+
+    if first:
+        optimizer.register_step_pre_hook(hook)
+    meter = TrajectoryMeter(optimizer)
+    if not first:
+        optimizer.register_step_pre_hook(hook)
+    for k in range(5):
+        p.grad = torch.arange(1.0, 7.0, dtype=torch.float64) * (k + 1)
+        if observes:
+            meter.observe_gradients()
+        copies.step(optimizer.step, raw=copies.gradient)
+    meter.close()
+    return meter, copies
+
+
+HOOKS: dict[str, Callable[[Tensor], Any]] = {
+    "quartered": lambda p: p.grad.div_(4),
+    "replaced": lambda p: setattr(p, "grad", p.grad / 4),
+    "clipped": lambda p: nn.utils.clip_grad_norm_([p], 0.1),
+}
+
+
+@pytest.mark.parametrize("change", HOOKS.values(), ids=HOOKS)
+def test_a_hook_before_the_meters_gives_the_gradient(change: Callable[[Tensor], Any]) -> None:
+    assert_right(*hooked(change, first=True))
+
+
+@pytest.mark.parametrize("observes", [False, True])
+@pytest.mark.parametrize("change", HOOKS.values(), ids=HOOKS)
+def test_a_hook_after_the_meters_leaves_no_work(change: Callable[[Tensor], Any], observes: bool) -> None:
+    """The step may have changed the gradients itself: what the hook did can't be told from it."""
+    meter, copies = hooked(change, first=False, observes=observes)
+    values = assert_right(meter, copies, KINEMATIC)
+    for name in (*WORKS, "work_action", "efficiency_action"):
+        assert math.isnan(values[name]), name
+        assert "register" in meter.reasons[name], name
+    resumed = TrajectoryMeter(meter.optimizers)
+    resumed.load_state_dict(meter.state_dict())
+    assert math.isnan(resumed.compute()["work_ito"])
+    resumed.close()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_hook_that_only_looks_is_no_change(first: bool) -> None:
+    assert_right(*hooked(lambda p: p.grad.norm(), first=first))
+
+
+def test_other_meters_change_nothing() -> None:
+    """Even of an optimizer that writes into its gradients."""
+    p = nn.Parameter(torch.ones(6, dtype=torch.float64))
+    optimizer, copies = Writer([p], lambda p: p.grad.mul_(2)), Copies([p])
+    meters = [TrajectoryMeter(optimizer) for _ in range(3)]
+    for k in range(5):
+        p.grad = torch.arange(1.0, 7.0, dtype=torch.float64) * (k + 1)
+        copies.step(optimizer.step)
+    for meter in meters:
+        assert_right(meter, copies)
+        meter.close()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_clipping_of_gradients_in_one_bucket(others: bool) -> None:
+    """As DistributedDataParallel keeps them: what is written to one view counts as written to each."""
+    parameters = [nn.Parameter(torch.ones(n, dtype=torch.float64)) for n in (4, 3, 5)]
+    bucket = torch.zeros(12, dtype=torch.float64)
+    optimizer, copies = SGD(parameters, lr=RATE), Copies(parameters)
+    meter = TrajectoryMeter(optimizer)
+    meter.recorder.expect_writes(1)
+    for p, view in zip(parameters, bucket.split([4, 3, 5]), strict=True):
+        p.grad = view
+    for k in range(5):
+        bucket.copy_(torch.arange(1.0, 13.0) * (k + 1))
+        meter.observe_gradients()
+        raw = copies.gradient()
+        if others:
+            parameters[1].grad.mul_(0.5)  # type: ignore[union-attr]
+        nn.utils.clip_grad_norm_(parameters, 0.5)
+        copies.step(optimizer.step, raw=lambda raw=raw: raw)
+    if others:
+        assert math.isnan(meter.compute()["work_ito"])
+    else:
+        assert_right(meter, copies)
     meter.close()
