@@ -26,7 +26,9 @@ VERSIONS = """\
 The fast tests of the callback, the trajectory, the record and the closed forms, on a CPU, in environments of their own
 (`make test-matrix`, lists in tests/matrix). The default tests run with the versions in constraints.txt. What the oldest
 cannot do: Lightning 2.4, resumed within an epoch, itself logs and validates one step late, so that rows lie at other
-steps (those at the same steps are the same); torch 2.4 has no mean squared error in half precision on a CPU.
+steps (those at the same steps are the same, but for `noise_share`, `critical_batch_size` and `step_headroom`, whose
+errors are told from all rows); its `LearningRateFinder` at the start of a fit takes the batches of its trials from the
+first epoch; torch 2.4 has no mean squared error in half precision on a CPU.
 
 """
 
