@@ -35,6 +35,10 @@ class Marks:
         for memory in self._memory:
             free(memory)
 
+    def __reduce__(self) -> tuple[type[Marks], tuple[()]]:
+        """A copy knows nothing: it would free the same references once more."""
+        return Marks, ()
+
     def hold(self, tensors: Sequence[Tensor | None], writes: int = 0) -> bool:
         """They are the same, each written to so many times in place (through .data it would leave no trace)."""
         return len(tensors) == len(self._marks) and self._marks == _marks(tensors, writes)

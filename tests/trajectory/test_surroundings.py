@@ -1,5 +1,7 @@
 """What surrounds a measurement neither reaches its numbers nor is hindered: modes, and tensors that are swapped."""
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -11,6 +13,7 @@ from torch import nn
 from torch.optim import SGD, Adadelta, AdamW
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.marks import Marks
 
 STEPS = 8
 
@@ -113,3 +116,14 @@ def test_modules_may_swap_their_parameters_for_others(graded: bool) -> None:
             model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
     assert assert_right(meter, copies, (*KINEMATIC, "moved_outside"))["moved_outside"] > 0  # by rounding to float32
     meter.close()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda marks: pickle.loads(pickle.dumps(marks))])
+def test_a_copy_holds_no_reference_that_would_be_freed_twice(copied: Callable[[Marks], Marks]) -> None:
+    """Of a meter in a callback that is copied: the process would end."""
+    tensors = [torch.zeros(3)]
+    marks = Marks(tensors)
+    found = copied(marks)
+    assert found._memory == []
+    assert not found.hold(tensors)
+    assert marks.hold(tensors)
