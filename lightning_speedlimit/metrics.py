@@ -36,7 +36,7 @@ class _KeepsPrecision(Metric):
         # Metric shields its states from .half() and the like, but not from .to(dtype), with which Lightning's
         # "bf16-true" would leave 8 bits of the sums; torchmetrics has no public hook for it.
         def move(state: Tensor) -> Tensor:
-            device = fn(torch.empty(0, device=state.device)).device
+            device = fn(torch.empty(0, dtype=torch.float32, device=state.device)).device
             dtype = sum_dtype(device) if state.ndim == 0 else _kept(state.dtype, device)
             # What loses precision is cast here, what gains it there: one of the two may know no float64.
             state = state if dtype == torch.float64 else state.to(dtype)
@@ -310,7 +310,7 @@ def _gather_particles(held: Tensor, group: dist.ProcessGroup | None = None) -> l
     particles knows.
     """
     rows, width = held.shape if held.ndim == 2 else (0, 0)
-    own = torch.tensor([rows, width, _CLOUD_DTYPES.index(held.dtype)], device=held.device)
+    own = torch.tensor([rows, width, _CLOUD_DTYPES.index(held.dtype)], dtype=torch.int64, device=held.device)
     every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(every, own, group=group)
     sizes = torch.stack(every).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -128,11 +129,76 @@ def test_it_comes_at_the_nth_row_that_says_so(tmp_path: Path) -> None:
     assert seen.index(1) == first, "the alert came at the end of that row's batch"
 
 
-@pytest.mark.parametrize("after", [None, 1000])
-def test_no_alert_is_given_by_itself(tmp_path: Path, after: int | None) -> None:
+def test_no_alert_is_given_by_itself(tmp_path: Path) -> None:
     logger = Alerting()
-    runs_away(tmp_path, logger, after=after)
+    runs_away(tmp_path, logger, after=None)
     assert logger.given == []
+
+
+class Blown(Regressor):
+    """Its loss is multiplied from one batch on; `stops`: raises some batches later."""
+
+    def __init__(self, factor: float, *, at: int, stops: int | None = None) -> None:
+        super().__init__(sgd(lr=0.05))
+        self.factor, self.at, self.stops = factor, at, stops
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if self.stops is not None and batch_idx == self.at + self.stops:
+            raise FloatingPointError("the loss is not finite")
+        return loss * self.factor if batch_idx >= self.at else loss
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e6])
+@pytest.mark.parametrize(("every", "stops"), [(50, None), (10, None), (50, 3)])
+def test_one_that_blows_up_before_the_first_row_is_alerted_of(
+    tmp_path: Path, factor: float, every: int, stops: int | None
+) -> None:
+    """However few log steps there are until the fit ends, by itself or by an exception."""
+    logger, callback = Alerting(), quiet(alert_after=4, dirpath=tmp_path / "run")
+    run = trainer(tmp_path, callback, logger=logger, log_every_n_steps=every)
+    with pytest.raises(FloatingPointError) if stops else contextlib.nullcontext():
+        run.fit(Blown(factor, at=2, stops=stops), loader(batches(20)))
+    ((title, text),) = logger.given
+    assert title == "SpeedLimit: divergence"
+    assert "of the fit" in text or "It held at the fit's last log step." in text
+
+
+def test_a_fit_that_ends_well_is_alerted_of_nothing(tmp_path: Path) -> None:
+    logger, callback = Alerting(), quiet(alert_after=4, dirpath=tmp_path / "run")
+    trainer(tmp_path, callback, logger=logger, log_every_n_steps=5).fit(Regressor(sgd(lr=0.02)), loader(batches(30)))
+    assert logger.given == []
+
+
+def test_what_was_alerted_of_is_not_repeated_at_the_end() -> None:
+    logger = Alerting()
+    alerts_of = Alerts(2, [logger], refuse)
+    record = RunRecord({"loss_window": 1})
+    for row in range(1, 4):
+        record.append(row, {"loss": 9.0 + row, "loss_drop": -float(row), "loss_se": 1e-3, "loss_drop_se": 1e-3})
+        alerts_of.look(record)
+    alerts_of.conclude()
+    alerts_of.conclude()
+    assert len(logger.given) == 1
+
+
+def test_a_plateau_that_has_just_begun_is_none_of_the_ends(tmp_path: Path) -> None:
+    logger = Alerting()
+    found = Alerts(1000, [logger], refuse)
+    looked_at(found, falls_and_stops(120, flat_from=40))
+    found.conclude()
+    assert logger.given == []
+
+
+def test_a_start_that_is_rounded_off_is_not_told() -> None:
+    record = RunRecord({"loss_window": 1})
+    for row, loss in enumerate((2.0, 1e8, 1e20), 1):
+        record.append(row, {"loss": loss, "loss_drop": 2.0 - loss, "loss_se": 1e-3, "loss_drop_se": 1e-3})
+    (finding,) = [f for f in diagnose(record) if f.cause == "divergence"]
+    assert "The loss rose to 1.00e+20" in finding.sentence
+    assert "loss_start" not in finding.evidence
+    (finding,) = [f for f in diagnose(begun(record, 2)) if f.cause == "divergence"]
+    assert "The loss rose from 2" in finding.sentence
 
 
 def test_a_fit_after_it_alerts_again(tmp_path: Path) -> None:

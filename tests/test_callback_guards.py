@@ -18,7 +18,7 @@ from callback_cases import Batch, ByHand, Regressor, batches, flat, heard, last_
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter
+from lightning_speedlimit import RunRecord, SpeedLimit, TrajectoryMeter, loaders
 from lightning_speedlimit.callback import lightning, logged_metrics
 from lightning_speedlimit.callback.measurement import Measurement
 from lightning_speedlimit.callback.unseen_steps import UnseenSteps
@@ -324,13 +324,20 @@ def test_what_could_not_be_looked_at_is_left_out_of_the_description(tmp_path: Pa
     json.dumps(run_told)
 
 
+def drawn_in_pairs(data: list[Batch]) -> Any:
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data[0]), batch_size=2)
+
+
 def test_what_raises_is_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lightning, "batches_per_epoch", raising)
+    monkeypatch.setattr(lightning, "_version", raising)
+    monkeypatch.setattr(loaders, "_drawn_once", raising)
     monkeypatch.setattr(lightning, "describe_optimizers", raising)
     callback = quiet()
-    run(tmp_path, {}, callback)
+    run(tmp_path, {"loader": drawn_in_pairs}, callback)
     assert callback.record is not None
-    assert "batches_per_epoch" not in callback.record.run
+    assert "versions" not in callback.record.run
+    assert callback.record.run["batches_per_epoch"] is None
+    assert callback.record.run["batch_size"] == 2
     assert callback.record.run["optimizers"] == [{"class": "SGD", "groups": []}]
     assert callback.record.run["model"] == "Untaped"
     assert callback.record.run["precision"] == "32-true"

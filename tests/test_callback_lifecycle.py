@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from callback_cases import EXACT, Batch, Regressor, batches, flat, last_row, loader, of, quiet, trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_speedlimit import RunRecord
@@ -345,6 +345,38 @@ def test_layers_are_logged_on_request(tmp_path: Path) -> None:
         assert logged["displacement"] == pytest.approx(displacement, rel=1e-6)  # float32 logs
         assert logged["path_length"] == pytest.approx(path, rel=1e-6)
         assert logged["work_ito"] == pytest.approx(work, rel=1e-6)
+
+
+class Wrapping(Regressor):
+    """Has a parameter of its own beside a layer that is called as the model itself is in the logs."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part.double())
+        self.scale = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outer = [part(x) for name, part in self.named_children() if name.startswith("model")]
+        return super().forward(x) * self.scale + sum(outer)
+
+
+@pytest.mark.parametrize(
+    ("parts", "own"),
+    [((), "model"), (("model",), "model_itself"), (("model", "model_itself"), "model_itself_itself")],
+)
+def test_no_two_layers_are_logged_under_one_name(tmp_path: Path, parts: tuple[str, ...], own: str) -> None:
+    model, callback = Wrapping(**{name: nn.Linear(4, 1) for name in parts}), quiet(per_layer=True)
+    keep = ModelCheckpoint(tmp_path, monitor=f"speed_limit/layers/{own}/displacement", every_n_train_steps=1)
+    begun = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    run = trainer(tmp_path, keep, callback, enable_checkpointing=True)
+    run.fit(model, loader(batches(4)))
+    assert keep.best_model_score is not None
+    moved = {name: float((p.detach() - begun[name]).square().sum()) for name, p in model.named_parameters()}
+    for layer in (*parts, ""):
+        wanted = math.sqrt(sum(square for name, square in moved.items() if name.rpartition(".")[0] == layer))
+        found = run.callback_metrics[f"speed_limit/layers/{layer or own}/displacement"]
+        assert float(found) == pytest.approx(wanted, rel=1e-6)  # float32 logs
 
 
 def test_layers_are_in_the_record_without_a_request(tmp_path: Path) -> None:

@@ -109,17 +109,51 @@ def test_a_batch_that_can_not_be_looked_into_ends_nothing(kind: Any) -> None:
     assert kind.__name__ in count.reasons["samples"]
 
 
-@pytest.mark.parametrize(("rows", "said"), [(12, 8), (8, 4)], ids=["other rows", "another loader"])
-def test_batches_that_are_no_longer_as_the_loader_says(rows: int, said: int) -> None:
-    fake = SimpleNamespace(
-        world_size=1, num_training_batches=4, is_last_batch=False, train_dataloader=SimpleNamespace(batch_size=8)
-    )
+def saying(size: int) -> SimpleNamespace:
+    return SimpleNamespace(batch_size=size)
+
+
+def sampling(size: int) -> SimpleNamespace:
+    """A loader with a batch sampler of one's own says no size itself."""
+    return SimpleNamespace(batch_size=None, batch_sampler=SimpleNamespace(batch_size=size))
+
+
+def another_loader(fake: SimpleNamespace) -> None:
+    fake.train_dataloader = saying(4)
+
+
+def another_sampler(fake: SimpleNamespace) -> None:
+    fake.train_dataloader.batch_sampler = saying(4)
+
+
+def another_size(fake: SimpleNamespace) -> None:
+    fake.train_dataloader.batch_sampler.batch_size = 4
+
+
+def another_size_of_the_loader(fake: SimpleNamespace) -> None:
+    fake.train_dataloader.batch_size = 4
+
+
+@pytest.mark.parametrize(
+    ("begun", "change", "rows", "said"),
+    [
+        (saying, None, 12, 8),
+        (saying, another_loader, 8, 4),
+        (saying, another_size_of_the_loader, 8, 4),
+        (sampling, None, 12, 8),
+        (sampling, another_loader, 8, 4),
+        (sampling, another_sampler, 8, 4),
+        (sampling, another_size, 8, 4),
+    ],
+)
+def test_batches_that_are_no_longer_as_the_loader_says(begun: Any, change: Any, rows: int, said: int) -> None:
+    fake = SimpleNamespace(world_size=1, num_training_batches=4, is_last_batch=False, train_dataloader=begun(8))
     count = SampleCount(None, fake)
     for _ in range(2):
         count.begin(fake, torch.zeros(8, 3))
     assert not count.reasons
-    if said != 8:
-        fake.train_dataloader = SimpleNamespace(batch_size=said)
+    if change is not None:
+        change(fake)
     count.begin(fake, torch.zeros(rows, 3))
     assert f"{rows} rows, where the DataLoader says {said} samples" in count.reasons["samples"]
 
@@ -217,6 +251,86 @@ def test_steps_by_hand_every_second_batch_have_the_samples_of_both(tmp_path: Pat
     model = Accumulating()
     trainer(tmp_path, callback).fit(model, loader(uneven()))
     assert column(callback, "samples") == [12, 24, 36]  # the last batch belongs to a step that never came
+
+
+class Schedule(pl.Callback):
+    """Sets the batch size of a sampler in place, at the start of an epoch or in its middle."""
+
+    def __init__(self, sampler: Any, sizes: dict[int, int], *, batch: int = 0) -> None:
+        self.sampler, self.sizes, self.batch = sampler, sizes, batch
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        if not self.batch:
+            self.change(trainer)
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if self.batch and batch_idx == self.batch:
+            self.change(trainer)
+
+    def change(self, trainer: Any) -> None:
+        self.sampler.batch_size = self.sizes.get(trainer.current_epoch, self.sampler.batch_size)
+
+
+ROWS_THERE = 24
+
+
+def scheduled(folder: Path, sizes: dict[int, int], *, batch: int = 0, epochs: int = 3) -> SpeedLimit:
+    """24 samples in batches of 4, until the schedule says otherwise."""
+    data = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*batches(4), strict=True)))
+    sampler = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(data), 4, drop_last=False)
+    callback, loads = quiet(), torch.utils.data.DataLoader(data, batch_sampler=sampler)
+    schedule = Schedule(sampler, sizes, batch=batch)
+    trainer(folder, schedule, callback, max_epochs=epochs).fit(Regressor(), loads)
+    return callback
+
+
+DATA = ("batch_size", "batches_per_epoch", "samples_without_replacement")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "counts", "wanted"),
+    [
+        ({}, 0, [4] * 18, (4, 6, ROWS_THERE)),
+        ({1: 8}, 0, [4] * 6 + [8] * 6, (None, None, ROWS_THERE)),
+        ({1: 8, 2: 4}, 0, [4] * 6 + [8] * 3 + [4] * 6, (None, None, ROWS_THERE)),
+        ({0: 8}, 0, [8] * 9, (8, 3, ROWS_THERE)),  # before the first step
+        ({1: 2}, 0, [4] * 6 + [2] * 12, (None, None, ROWS_THERE)),  # Lightning ends epochs as long as the first
+    ],
+)
+def test_a_batch_size_that_changes_in_place_is_none_of_the_runs(
+    tmp_path: Path, sizes: dict[int, int], batch: int, counts: list[int], wanted: tuple[int | None, ...]
+) -> None:
+    record = scheduled(tmp_path, sizes, batch=batch).record
+    assert record is not None
+    assert record.columns["samples"].tolist() == list(itertools.accumulate(counts))
+    assert tuple(record.run[name] for name in DATA) == wanted
+    assert record.columns["epochs"][-1] == pytest.approx(3, rel=1e-14)  # each as long as it was
+
+
+def test_a_batch_size_that_changes_within_an_epoch(tmp_path: Path) -> None:
+    """The batches still to come were drawn already: they are not as the sampler says."""
+    record = scheduled(tmp_path, {0: 6}, batch=4, epochs=1).record
+    assert record is not None
+    assert record.columns["samples"].tolist() == list(range(4, 25, 4))
+    assert record.run["batch_size"] is None
+    assert "4 rows, where the DataLoader says 6 samples" in record.reasons["samples"]
+
+
+def test_what_trial_steps_drew_is_none_of_the_data() -> None:
+    """A state holds what was said until then, and takes back what was said since."""
+    fake = SimpleNamespace(world_size=1, num_training_batches=4, is_last_batch=False, train_dataloader=sampling(8))
+    count = SampleCount(None, fake)
+    count.begin(fake, torch.zeros(8, 3), first=True)
+    state = count.state(stepped=False)
+    fake.train_dataloader.batch_sampler.batch_size = 4
+    count.begin(fake, torch.zeros(4, 3), first=True)
+    assert count.described()["batch_size"] is None
+    count.load(state)
+    assert count.described()["batch_size"] == 8
+    resumed = SampleCount(None, fake)  # with a loader of another size
+    resumed.load(state)
+    resumed.begin(fake, torch.zeros(4, 3), first=True)
+    assert resumed.described()["batch_size"] is None
 
 
 def test_what_is_told_overrides_what_is_found(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,12 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    DistributedSampler,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
-
-from lightning_speedlimit.callback import lightning
 
 PAUSE = 0.03  # seconds
 
@@ -110,23 +106,3 @@ def test_the_record_knows_whether_samples_may_come_again(tmp_path: Path) -> None
         trainer(tmp_path / str(number), callback).fit(Regressor(), DataLoader(data, batch_size=4, sampler=sampler))
         assert callback.record is not None
         assert callback.record.run["samples_without_replacement"] == wanted, number
-
-
-def test_of_several_processes_the_samplers_share_tells(tmp_path: Path) -> None:
-    """A stand-in Trainer of two processes: Lightning's own wrapper, its own sampler, and one that knows of neither."""
-    from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
-
-    data = TensorDataset(torch.zeros(24, 1))
-
-    def told(sampler: Any) -> int | None:
-        loads = SimpleNamespace(batch_sampler=SimpleNamespace(sampler=sampler), batch_size=4)
-        return lightning.samples_without_replacement(
-            SimpleNamespace(train_dataloader=loads, world_size=2, num_training_batches=3)
-        )
-
-    two = {"num_replicas": 2, "rank": 0}
-    assert told(DistributedSampler(data, **two)) == 24
-    assert told(DistributedSamplerWrapper(SubsetRandomSampler(range(10)), **two)) == 10
-    assert told(DistributedSamplerWrapper(WeightedRandomSampler([1.0] * 24, 24), **two)) is None
-    assert told(DistributedSamplerWrapper(RandomSampler(data, replacement=True), **two)) is None
-    assert told(RandomSampler(data)) is None, "each process draws for itself"

@@ -28,6 +28,7 @@ ROOMS = {
     "words": room(-1),
     "display": room(-1),
     "checks": room(-1, "torch", "numpy"),
+    "loaders": room(0, "torch"),
     "theory": room(0, "torch"),
     "trajectory": room(0, "torch", "numpy"),
     "optim": room(0, "torch"),

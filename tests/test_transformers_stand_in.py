@@ -39,6 +39,7 @@ class Trainer:
 
     is_deepspeed_enabled = False
     saved_at: tuple[int, ...] = ()  # besides the end
+    loader: Any = None  # that the batches come from, as events have it
 
     def __init__(self, folder: Path, skipped: tuple[int, ...] = ()) -> None:
         self.model, self.batches = problem()
@@ -61,7 +62,7 @@ class Trainer:
 
     def send(self, event: str, **more: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, event)(self.args, self.state, SimpleNamespace(), **more)
+            getattr(callback, event)(self.args, self.state, SimpleNamespace(), train_dataloader=self.loader, **more)
 
     def log(self, logs: dict[str, float]) -> None:
         self.logged.append(logs)
@@ -161,6 +162,16 @@ def test_it_measures_what_a_plain_loop_measures(
     assert record.columns["grad_norm"][-1] > record.columns["grad_norm_clipped"][-1]  # clipping was at work
     assert record.columns["samples"][-1] == STEPS * ACCUMULATED * ROWS
     assert "kinematic efficiency" in capsys.readouterr().out
+
+
+def test_what_the_loader_tells_of_its_data(callback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what the arguments say of a batch, and nothing more."""
+    plain = trained(callback, tmp_path / "plain", print_summary=False).callbacks[0].record.run
+    assert (plain["batch_size"], plain["batches_per_epoch"], plain["samples_without_replacement"]) == (ROWS, None, None)
+    data = torch.utils.data.TensorDataset(torch.zeros(6 * 24))
+    monkeypatch.setattr(Trainer, "loader", torch.utils.data.DataLoader(data, batch_size=6, shuffle=True))
+    run = trained(callback, tmp_path / "told", print_summary=False).callbacks[0].record.run
+    assert (run["batch_size"], run["batches_per_epoch"], run["samples_without_replacement"]) == (6, 24, 6 * 24)
 
 
 def test_a_resumed_run_goes_on(callback: Any, tmp_path: Path) -> None:

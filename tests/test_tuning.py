@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
-from lightning_speedlimit.record.tuning import Tuning, is_plain_sgd, latest
+from lightning_speedlimit.record.latest import latest
+from lightning_speedlimit.record.tuning import Tuning, is_plain_sgd
 from lightning_speedlimit.report import advise
 
 Values = npt.NDArray[np.float64]
@@ -103,7 +104,8 @@ def test_what_cannot_be_told_says_why() -> None:
     assert "overlap of neighbouring gradients was not recorded" in undefined(works, ADAM)["critical_batch_size"]
     assert "batch size is not known" in undefined(data, ADAM, samples=data["step"] * math.nan)["critical_batch_size"]
     assert "loss_drop is NaN" in undefined(works, PLAIN, loss_drop=data["step"] * math.nan)["noise_share"]
-    assert "can't be told from 0" in undefined(works, PLAIN, loss_drop=0 * data["step"])["critical_batch_size"]
+    level = undefined(works, PLAIN, loss_drop=data["work_anti_ito"] / 2)["critical_batch_size"]
+    assert "slope along the updates can't be told from 0" in level
     straight = undefined(works, PLAIN, loss_drop=data["work_anti_ito"])
     assert "curvature along the updates can't be told from 0" in straight["step_headroom"]
     assert "no work was done" in undefined(works, PLAIN, work_ito=-data["work_ito"])["noise_share"]
@@ -111,6 +113,49 @@ def test_what_cannot_be_told_says_why() -> None:
     assert "fewer than four rows" in undefined(three, ADAM)["step_headroom"]
     nothing = {n: c[:0] for n, c in data.items()}
     assert set(undefined(nothing, ADAM)) == {"critical_batch_size", "step_headroom", "noise_share"}
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "changes", "reason"),
+    [
+        ("critical_batch_size", ADAM, {"gradient_signal": -1.0}, "neighbouring gradients oppose each other"),
+        ("critical_batch_size", PLAIN, {"loss_drop": -1.0}, "the updates raised the mean loss"),
+        ("step_headroom", PLAIN, {"work_anti_ito": 3.0}, "the loss bends downwards along the updates"),
+    ],
+)
+def test_what_is_clearly_below_0_is_no_matter_of_a_longer_run(
+    name: str, run: dict[str, Any], changes: dict[str, float], reason: str
+) -> None:
+    data = columns(np.random.default_rng(4))
+    data = data if run is ADAM else without_overlap(data)
+    told = undefined(data, run, **{name: factor * data[name] for name, factor in changes.items()})[name]
+    assert reason in told
+    assert "+/-" in told
+    assert "a longer run" not in told
+
+
+@pytest.mark.parametrize("lr", [0.02, 0.4])
+def test_nesterov_near_the_edge_of_stability_says_what_is_the_matter(lr: float) -> None:
+    """A step goes along its own batch's noise, and the next gradient takes it back. Edge: lr·h = 2(1 + β)/(1 + 2β)."""
+    torch.manual_seed(0)
+    weights = nn.Parameter(torch.ones(50))
+    optimizer = torch.optim.SGD([weights], lr=lr, momentum=0.9, nesterov=True)
+    meter = TrajectoryMeter(optimizer)
+    record = RunRecord(meter.description())
+    for step in range(1, 161):
+        loss = 1.5 * (weights + 0.3 * torch.randn(50)).square().sum()  # curvature 3: the edge is at 0.45
+        meter.record_loss(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 8 == 0:
+            record.take(meter, {"samples": 8.0 * step})
+    found = record.tuning(0, 160)["critical_batch_size"]
+    if lr == 0.02:
+        assert found.value > 0
+    else:
+        assert "neighbouring gradients oppose each other" in found.reason
+        assert "smaller learning rate" in found.reason
 
 
 def test_a_stretch_ends_after_it_begins() -> None:
@@ -356,6 +401,17 @@ def test_a_step_that_sees_most_of_an_epoch_is_left_as_it_is() -> None:
     most, some = (PLAIN | {"batch_size": 32, "samples_without_replacement": samples} for samples in (40, 320))
     assert Tuning(data, most).values == Tuning(data, PLAIN).values
     assert Tuning(data, some).values != Tuning(data, PLAIN).values
+
+
+@pytest.mark.parametrize(("start", "size"), [(None, 32), (9, 96)])
+def test_of_a_run_whose_batch_size_changed_a_stretch_has_its_own(start: int | None, size: int) -> None:
+    """The run's mean is that of neither: 64."""
+    data = without_overlap(columns(np.random.default_rng(0)))
+    data["samples"] = np.where(data["step"] <= 100, 320.0, 960.0).cumsum()
+    run, stop = PLAIN | {"samples_without_replacement": 640}, 9 if start is None else -1
+    changed = run | {"batch_size": None, "samples_per_step": 64}
+    assert Tuning(data, changed, start, stop).values == Tuning(data, run | {"batch_size": size}, start, stop).values
+    assert Tuning(data, changed).noise_share == Tuning(data, run | {"batch_size": 64}).noise_share
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -56,7 +56,7 @@ def advised(run: dict[str, Any]) -> float | None:
     """What the rate is to be multiplied by; None where the headroom is not told from 1, or not known."""
     headroom, error = run["step_headroom"], run["step_headroom_se"]
     if headroom is None:
-        return MOST if run["step_headroom_reason"].startswith("the curvature along the updates can't be told") else None
+        return MOST if run["step_headroom_reason"].startswith("the curvature along the updates") else None
     return None if abs(headroom - 1) <= error else min(headroom, MOST)
 
 

@@ -9,6 +9,8 @@ from lightning_speedlimit.checks import guard
 from lightning_speedlimit.checks.guard import Say
 from lightning_speedlimit.record import RunRecord
 
+DIVERGENCE = "divergence"  # the finding's cause
+
 
 class Alerts:
     """Says once of each finding on the loss's course that it holds: a loss that ran away, or stopped falling.
@@ -23,6 +25,7 @@ class Alerts:
     def __init__(self, after: int, loggers: Iterable[Any], say: Say) -> None:
         self._after, self._loggers, self._say = after, list(loggers), say
         self._held: dict[str, int] = {}
+        self._found: dict[str, str] = {}  # at the last row
         self._given: set[str] = set()
 
     def look(self, record: RunRecord) -> None:
@@ -32,12 +35,22 @@ class Alerts:
         except Exception as error:  # whatever numbers a training comes to
             self._say(f"SpeedLimit could not look for what to alert of: {guard.told(error)}", "alerts")
             return
-        self._held = {cause: self._held.get(cause, 0) + 1 for cause in found}
+        self._found, self._held = found, {cause: self._held.get(cause, 0) + 1 for cause in found}
         for cause, text in found.items():
             if self._held[cause] >= self._after and cause not in self._given:
                 self._given.add(cause)
                 held = f"It has held for {self._after} log steps." if self._after > 1 else ""
                 self._alert(f"SpeedLimit: {cause}", f"{text} {held}".strip())
+
+    def conclude(self) -> None:
+        """At the end of a fit, however it ended: a loss that ran away has no more rows to hold for."""
+        text = self._found.get(DIVERGENCE)
+        if text is None or DIVERGENCE in self._given:
+            return
+        self._given.add(DIVERGENCE)
+        rows = self._held[DIVERGENCE]
+        held = f"It held at the last {rows} log steps of the fit" if rows > 1 else "It held at the fit's last log step"
+        self._alert(f"SpeedLimit: {DIVERGENCE}", f"{text} {held}.")
 
     def _alert(self, title: str, text: str) -> None:
         taken = [self._give(logger, title, text) for logger in self._loggers]

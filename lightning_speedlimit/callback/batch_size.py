@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_speedlimit.callback import lightning
+from lightning_speedlimit.callback import lightning, training_data
 from lightning_speedlimit.checks.guard import look
 
 SAMPLES, TOKENS, EPOCHS = "samples", "tokens", "epochs"
@@ -42,11 +42,15 @@ class SampleCount:
         self._total = self._of_steps = self._window = _NOTHING
         self._batch: tuple[int, Amounts] | None = None  # that is under way: its id, and what it costs
         self._counted = False  # a state that was loaded had it already
-        self._alike: tuple[Any, int] | None = None  # a DataLoader, and the samples of a batch that are as it says
+        self._data: dict[str, Any] = {}  # what the loader said of them; None of what it has not always said
+        self._said: int | None = None  # the loader's batch size
+        self._length: float | None = None  # batches in this epoch; None: not asked yet
 
-    def begin(self, trainer: Any, batch: Any) -> None:
-        """A batch, as its hooks see it before the step."""
+    def begin(self, trainer: Any, batch: Any, *, first: bool = False) -> None:
+        """A batch, as its hooks see it before the step. first: of its epoch."""
         self._counted = False
+        if first:  # another loader may have come, or this one have changed
+            self._length = None
         self._batch = None if batch is None else (id(batch), self._amounts(trainer, batch))
 
     def end(self, trainer: Any, batch: Any) -> None:
@@ -69,6 +73,10 @@ class SampleCount:
         found = dict(zip((SAMPLES, TOKENS, EPOCHS), self._total, strict=True))
         return {name: value for name, value in found.items() if name != TOKENS or value}
 
+    def described(self) -> dict[str, Any]:
+        """What holds of the data of all steps so far; None where it has changed, or is not known."""
+        return dict(self._data)
+
     def per_step(self, steps: int) -> dict[str, float]:
         """Means over the joint steps, `samples_per_step` and `tokens_per_step`; those that are known."""
         means = {f"{name}_per_step": self._of_steps[i] / steps for i, name in enumerate((SAMPLES, TOKENS))}
@@ -84,7 +92,7 @@ class SampleCount:
             window = _added(window, self._batch[1])
             total, of_steps, window = _added(total, window), _added(of_steps, window), _NOTHING
         sums = {"total": list(total), "of_steps": list(of_steps), "window": list(window)}
-        return sums | {"counted": counted, "reasons": dict(self.reasons)}
+        return sums | {"counted": counted, "reasons": dict(self.reasons), "data": dict(self._data)}
 
     def load(self, state: dict[str, Any] | None) -> None:
         """What `state` returned; None: of a version that did not count."""
@@ -98,6 +106,7 @@ class SampleCount:
             raise ValueError(f"the counts of samples, tokens and epochs got {state!r:.80}, wanted three of each")
         self._total, self._of_steps, self._window = total, of_steps, window  # type: ignore[assignment]
         self._counted, self.reasons = bool(state["counted"]), dict(state["reasons"])
+        self._data = dict(state.get("data", {}))
 
     # -- one batch -------------------------------------------------------------------------------------------
 
@@ -110,20 +119,27 @@ class SampleCount:
         if self._processes is None:
             strategy = type(trainer.strategy).__name__
             self.reasons[SAMPLES] = f"{strategy} does not tell how many processes have samples of their own"
-        length = look(lambda: float(trainer.num_training_batches), math.nan)
-        if not 0 < length < math.inf:
-            self.reasons[EPOCHS], length = "the training's data have no length", math.nan
+        length = self._batches_in_epoch(trainer)
+        if math.isnan(length):
+            self.reasons[EPOCHS] = "the training's data have no length"
         times = math.nan if self._processes is None else self._processes
         tokens = 0 if self._per_batch else look(tokens_of, 0, batch)
         return (math.nan if samples is None else samples * times), (tokens * times if tokens else 0.0), 1.0 / length
 
+    def _batches_in_epoch(self, trainer: Any) -> float:
+        """NaN where their number is not known."""
+        if self._length is None:
+            length = look(training_data.training_batches, math.nan, trainer)
+            self._length = length if 0 < length < math.inf else math.nan
+            now = training_data.described(trainer)
+            self._data = {name: value if self._data.get(name, value) == value else None for name, value in now.items()}
+        return self._length
+
     def _compare(self, samples: int, trainer: Any) -> None:
         """With what the DataLoader says; its last batch may have fewer."""
-        loader = look(lambda: trainer.train_dataloader, None)
-        if self._alike is not None and self._alike[0] is loader and self._alike[1] == samples:
-            return
-        said = look(lightning.batch_size, None, trainer)
-        self._alike = (loader, samples) if said == samples else None
+        said = look(training_data.batch_size, None, trainer)
+        if said != self._said:  # a schedule may change it in place, within an epoch too
+            self._said, self._length = said, None
         if said is not None and (samples > said or (samples < said and not look(_is_last, True, trainer))):
             told = f"a batch's first tensor has {samples} rows, where the DataLoader says {said} samples"
             self.reasons.setdefault(SAMPLES, f"counted by rows: {told}; {_CURE}")

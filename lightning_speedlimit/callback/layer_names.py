@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -34,6 +35,14 @@ class LayerNames:
         names = {id(p): ".".join(path[:depth]) for (_, p), path in zip(named, paths, strict=True)}
         return cls(names, [p for _, p in named])
 
+    @functools.cached_property
+    def logged(self) -> dict[str, str]:
+        """Layer → what it is logged under: "model" for what belongs to the model itself, if no layer is called that."""
+        layers, own = {"", *self.names.values()}, "model"
+        while own in layers:
+            own += "_itself"
+        return {layer: layer or own for layer in layers}
+
     def __call__(self, parameter: Tensor) -> str:
         return self.names.get(id(parameter), "")
 
@@ -44,3 +53,8 @@ class LayerNames:
             numbers[self(p)] += look(p.numel, 0) if p.requires_grad else 0
         found = {name: {"parameters": float(numbers[name])} | dict(values) for name, values in layers.items()}
         return told({name: found[name] for name in dict.fromkeys([*self.names.values(), *found]) if name in found})
+
+
+def layer_key(layer: str, name: str) -> str:
+    """What a value of a layer is logged under."""
+    return f"layers/{layer}/{name}"

@@ -7,7 +7,6 @@ import copy
 import functools
 import importlib
 import importlib.util
-import math
 import operator
 import os
 from collections.abc import Callable
@@ -16,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
+from lightning_speedlimit.callback import training_data
 from lightning_speedlimit.checks.guard import look
 from lightning_speedlimit.trajectory.description import describe_optimizers, plain
 
-_ONCE = (SequentialSampler, SubsetRandomSampler, DistributedSampler)
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 
 
@@ -283,9 +281,6 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         "model": lambda: type(module).__name__,
         "parameters": lambda: sum(p.numel() for p in _known(module)),
         "trainable_parameters": lambda: sum(p.numel() for p in _known(module) if p.requires_grad),
-        "batch_size": lambda: batch_size(trainer),
-        "batches_per_epoch": lambda: batches_per_epoch(trainer),
-        "samples_without_replacement": lambda: samples_without_replacement(trainer),
         "accumulate_grad_batches": lambda: trainer.accumulate_grad_batches,
         "lr_schedules": lambda: [plain(type(c.scheduler).__name__) for c in trainer.lr_scheduler_configs],
         "batch_norm_layers": lambda: sum(isinstance(part, _BatchNorm) for part in module.modules()),
@@ -299,7 +294,7 @@ def run_description(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
     }
     names = [{"class": type(o).__name__, "groups": []} for o in trainer.optimizers]
     described = look(lambda: describe_optimizers(trainer.optimizers), names)
-    found: dict[str, Any] = {"optimizers": described}
+    found: dict[str, Any] = {"optimizers": described, **training_data.described(trainer)}
     for name, at in looks.items():
         with contextlib.suppress(Exception):
             found[name] = at()
@@ -313,45 +308,3 @@ def _known(module: torch.nn.Module) -> list[Tensor]:
 def _version(trainer: Any) -> dict[str, str]:
     lightning = _package(trainer)
     return {lightning.__name__: lightning.__version__}
-
-
-def batches_per_epoch(trainer: Any) -> int | None:
-    """Batches of one process in which an epoch sees all data; None where it sees a part of it, or that is not known.
-
-    `limit_train_batches` and `drop_last` leave a part out, another one in each epoch where the data are shuffled.
-    """
-    batches, size = trainer.num_training_batches, batch_size(trainer)
-    examples = look(lambda: len(trainer.train_dataloader.dataset), None)  # there may be no DataLoader, or a stream
-    if examples is None or size is None or not math.isfinite(batches) or batches * size * trainer.world_size < examples:
-        return None
-    return int(batches)
-
-
-def samples_without_replacement(trainer: Any) -> int | None:
-    """Samples of which an epoch sees none twice, and each epoch in another order; None where that is not known.
-
-    Not of a loader that hands out what its data hold, as these may be batches; nor of several processes that draw for
-    themselves.
-    """
-    sampler: Any = look(lambda: trainer.train_dataloader.batch_sampler.sampler, None)
-    if type(sampler).__name__ == "DistributedSamplerWrapper":  # Lightning's, around any other
-        sampler = look(lambda: sampler.dataset._sampler, None)
-    elif trainer.world_size > 1 and not isinstance(sampler, DistributedSampler):
-        return None
-    if isinstance(sampler, RandomSampler):
-        pool = len(sampler.data_source)
-        return None if sampler.replacement or sampler.num_samples > pool else pool
-    if not isinstance(sampler, _ONCE):
-        return None
-    data: Any = getattr(sampler, "dataset", sampler)  # a DistributedSampler's own length is that of its share
-    seen = trainer.num_training_batches * (batch_size(trainer) or 1) * trainer.world_size
-    return int(min(len(data), seen))  # a part of the data is always the same part
-
-
-def batch_size(trainer: Any) -> int | None:
-    """Examples of one batch of one process, as the training's DataLoader says; None where there is no such thing."""
-    loader = trainer.train_dataloader
-    size = look(lambda: loader.batch_size, None)
-    if size is None:
-        size = look(lambda: loader.batch_sampler.batch_size, None)
-    return size if isinstance(size, int) else None

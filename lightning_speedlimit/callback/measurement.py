@@ -9,7 +9,7 @@ from lightning_speedlimit.callback import neuron_clouds
 from lightning_speedlimit.callback.attaching import attach, new_record
 from lightning_speedlimit.callback.batch_losses import BatchLosses
 from lightning_speedlimit.callback.batch_size import SampleCount
-from lightning_speedlimit.callback.layer_names import LayerNames
+from lightning_speedlimit.callback.layer_names import LayerNames, layer_key
 from lightning_speedlimit.callback.probe import Probe, StartWeights
 from lightning_speedlimit.callback.settings import Settings
 from lightning_speedlimit.callback.unseen_steps import UnseenSteps
@@ -134,7 +134,7 @@ class Measurement:
             self.say(f"SpeedLimit keeps {NO_SKETCH}", "sketch")
         record.run["measured_coordinates"] = meter.measured_coordinates
         record.run["optimized_coordinates"] = meter.optimized_coordinates
-        record.run.update(self.samples.per_step(meter.steps))
+        record.run.update(self.samples.described() | self.samples.per_step(meter.steps))
         costs = {**self.samples.columns(), SECONDS: seconds}
         record.append(meter.steps, {**values, **costs}, self._reasons(meter) | self.samples.reasons)
         values |= record.tune()
@@ -146,8 +146,14 @@ class Measurement:
 
     def layers(self) -> dict[str, float]:
         """Of the last row, by the names under which they are logged."""
-        found = {} if self.meter is None or not self.callback.per_layer else self.meter.layers()
-        return {f"layers/{layer or 'model'}/{name}": v for layer, values in found.items() for name, v in values.items()}
+        if self.meter is None or not self.callback.per_layer:
+            return {}
+        names, found = self._names.logged, self.meter.layers()  # those of a state that was loaded may be others
+        return {
+            layer_key(names.get(layer, layer), name): value
+            for layer, values in found.items()
+            for name, value in values.items()
+        }
 
     def _reasons(self, meter: TrajectoryMeter) -> dict[str, str]:
         reasons, callback = dict(meter.reasons), self.callback

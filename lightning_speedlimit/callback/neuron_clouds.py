@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_speedlimit.callback.layer_names import layer_key
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.estimates import NOTICED
 from lightning_speedlimit.trajectory.gathering import dense
@@ -74,10 +75,6 @@ class Measured:
         for layer, values in self.layers.items():
             found |= {layer_key(layer, name): values.get(name, math.nan) for name in SHOWN}
         return found
-
-
-def layer_key(layer: str, name: str) -> str:
-    return f"layers/{layer}/{name}"
 
 
 def layers(module: nn.Module) -> list[Layer]:

@@ -63,7 +63,8 @@ class SpeedLimit(Measuring):
         log_record: give the record and its page to the logger's run as an artifact at the end (W&B, MLflow).
         print_summary: print a table at the end of the fit.
         alert_after: n: say once when the loss has run away, or stopped falling, for n log steps: by the alert of a
-            logger that has them (W&B), else as a warning. None: never.
+            logger that has them (W&B), else as a warning; of a loss that ran away later than that, at the end of the
+            fit. None: never.
 
     Attributes:
         record: the RunRecord, from the start of the fit on; None before.
@@ -201,7 +202,7 @@ class SpeedLimit(Measuring):
         if self._values is not None:
             self._values.announce_clouds(trainer, pl_module, {} if measured is None else measured.clouds_shown)
         if measured is not None:
-            measured.samples.begin(trainer, batch)
+            measured.samples.begin(trainer, batch, first=batch_idx == 0)
             measured.begin_probe(trainer, pl_module, batch)
 
     @never_raising
@@ -291,6 +292,8 @@ class SpeedLimit(Measuring):
         if changed is not None:
             self._say(f"{changed}, in its last batch: SpeedLimit has not measured what that did")
         self._detach()
+        if self._alerts is not None:
+            self._alerts.conclude()
         self._write(ended=FINISHED)
         if self.record is None or not len(self.record):
             return
@@ -332,6 +335,8 @@ class SpeedLimit(Measuring):
             except Exception as error:  # the device may be lost; the user's exception must get through
                 self._say(f"SpeedLimit could not measure the last step: {guard.told(error)}")
         self._detach()
+        if self._alerts is not None:
+            self._alerts.conclude()
         self._write(ended=type(exception).__name__)
 
     @never_raising

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lightning_speedlimit.callback import lightning, neuron_clouds
+from lightning_speedlimit.callback.layer_names import LayerNames, layer_key
 from lightning_speedlimit.callback.logged_metrics import LoggedMetrics
 from lightning_speedlimit.callback.settings import Settings
 from lightning_speedlimit.checks import guard
@@ -62,9 +63,8 @@ class ValueLog:
         if not self.announces or self._rows_announced:
             return
         self._rows_announced = True
-        parameters = module.named_parameters() if self._settings.per_layer else ()
-        layers = {name.rpartition(".")[0] or "model" for name, _ in parameters}
-        known = [f"layers/{layer}/{value}" for layer in layers for value in LAYER_VALUES]
+        layers = LayerNames.of(module, every=True).logged.values() if self._settings.per_layer else ()
+        known = [layer_key(layer, value) for layer in layers for value in LAYER_VALUES]
         columns = record.columns if record is not None and len(record) else {}
         last = {name: float(columns[name][-1]) for name in LOGGED if name in columns}
         names = [*LOGGED, *sorted(_watched(trainer).intersection(known))]
@@ -79,11 +79,7 @@ class ValueLog:
         if not self.announces or self._clouds_announced or self._settings.clouds is None:
             return
         self._clouds_announced = True
-        names = {
-            neuron_clouds.layer_key(layer.name, name)
-            for layer in neuron_clouds.layers(module)
-            for name in neuron_clouds.SHOWN
-        }
+        names = {layer_key(layer.name, name) for layer in neuron_clouds.layers(module) for name in neuron_clouds.SHOWN}
         awaited = dict.fromkeys([*neuron_clouds.SHOWN, *sorted(names & _watched(trainer))], math.nan)
         self.give(module, awaited | shown, on_step=True, logger=False)
 
@@ -92,19 +88,20 @@ class ValueLog:
 
         (A callback's own `log` is another module's where trainers share the callback.)
         """
-        tensors = torch.tensor(list(values.values()), dtype=torch.float64).float()
+        tensors = torch.tensor(list(values.values()), dtype=torch.float32, device="cpu")
         for name, value in zip(values, tensors.unbind(), strict=True):
             try:
-                self._metrics.log(
-                    module,
-                    PREFIX + name,
-                    value,
-                    on_step=on_step,
-                    on_epoch=not on_step,
-                    logger=logger and self._has_logger,
-                    prog_bar=self._settings.prog_bar and name in IN_BAR,
-                    batch_size=1,
-                )
+                with torch.device("cpu"):  # a new name's sums, which Lightning makes on torch's default device
+                    self._metrics.log(
+                        module,
+                        PREFIX + name,
+                        value,
+                        on_step=on_step,
+                        on_epoch=not on_step,
+                        logger=logger and self._has_logger,
+                        prog_bar=self._settings.prog_bar and name in IN_BAR,
+                        batch_size=1,
+                    )
             except Exception as error:  # the module logs that name itself in another way, or has a `log` of its own
                 said = f"SpeedLimit could not log {PREFIX}{name} ({guard.told(error)}); it stays in callback.record"
                 self._say(said, "log")

@@ -43,7 +43,7 @@ class Currents:
                 f"degree {degree} in {d} dimensions makes {count} currents, at most {MAX_CURRENTS} are fitted; lower "
                 "it, or project the positions on fewer directions: a bound stays a bound"
             )
-        sums = torch.zeros(2, d, dtype=torch.float64)
+        sums = torch.zeros(2, d, dtype=torch.float64, device="cpu")
         first = pairs.positions[0, 0].cpu().double()
         for x, _ in pairs:
             away = x.cpu() - first

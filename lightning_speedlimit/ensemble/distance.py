@@ -58,12 +58,12 @@ def extrapolated(
     replicas, d = x.shape
     # Where no one changes partner, no part of the replicas does.
     matching = transport.matching
-    if matching is None or replicas < 4 or bool((matching.cpu() == torch.arange(replicas)).all()):
+    if matching is None or replicas < 4 or bool((matching.cpu() == torch.arange(replicas, device="cpu")).all()):
         return distance
     cuts, halves = (_CUTS if replicas <= _FEW else 1), 0.0
     generator = torch.Generator().manual_seed(0)
     for _ in range(cuts):
-        order = torch.randperm(replicas, generator=generator).to(x.device)
+        order = torch.randperm(replicas, generator=generator, device="cpu").to(x.device)
         for part in order.chunk(2):
             part_distance = wasserstein2_squared(x[part], y[part], tolerance=tolerance)
             halves += part_distance.value * len(part) / replicas / cuts

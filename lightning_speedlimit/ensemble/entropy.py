@@ -75,7 +75,7 @@ def sampled_gaussian(x: Tensor) -> Sampled:
 
 def _log_root_bias(replicas: int, d: int) -> float:
     """E[½ log det Σ̂] − ½ log det Σ = ½ Σ_i [ψ((R−1−i)/2) − log((R−1)/2)], i < d."""
-    halves = (replicas - 1 - torch.arange(d, dtype=torch.float64)) / 2
+    halves = (replicas - 1 - torch.arange(d, dtype=torch.float64, device="cpu")) / 2
     return 0.5 * float((torch.special.digamma(halves) - math.log((replicas - 1) / 2)).sum())
 
 
@@ -128,7 +128,7 @@ def sampled_neighbours(x: Tensor, k: int) -> Sampled:
 
 
 def _digamma(n: int) -> float:
-    return float(torch.special.digamma(torch.tensor(float(n), dtype=torch.float64)))
+    return float(torch.special.digamma(torch.tensor(float(n), dtype=torch.float64, device="cpu")))
 
 
 def _nearest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ def train_replicas(
                 losses.append(ensemble.losses(data, own=False).detach().cpu())
             if step < steps:
                 _descend(ensemble, optimizer, _batch(data, draw, len(starts)), own=draw is not None and not draw[1])
-    times = lr * torch.tensor(sorted(recorded), dtype=torch.float64)
+    times = lr * torch.tensor(sorted(recorded), dtype=torch.float64, device="cpu")
     return Replicas(times, torch.stack(positions), torch.stack(losses), float(temperature))
 
 
@@ -151,7 +151,7 @@ def _batch(data: Sequence[Tensor], draw: tuple[int, bool, torch.Generator] | Non
         return data
     size, shared, order = draw
     shape = (size,) if shared else (replicas, size)
-    index = torch.randint(len(data[0]), shape, generator=order)
+    index = torch.randint(len(data[0]), shape, generator=order, device="cpu")
     return [part[index.to(part.device)] for part in data]
 
 

@@ -99,12 +99,12 @@ def _held_out(pairs: Pairs, currents: Currents, folds: int) -> tuple[Estimate, E
     tails, of a weight e^{−J}, is all that there is. c is the lesser of 5 standard deviations, √(2w·μ) where J was
     chosen, and log of the number of pairs: J = −c comes at most e^{−c} as often as J = c, where J is right.
     """
-    fold = torch.arange(pairs.blocks) * folds // pairs.blocks
+    fold = torch.arange(pairs.blocks, device="cpu") * folds // pairs.blocks
     moments = CurrentMoments.of(currents, pairs)
     device = moments.first.device
     weights, ratio = moments.grouped(fold.to(device), folds).without_each().optimal()
     cut = (_LIMIT * (2.0 * ratio.clamp(min=0)).sqrt()).clamp(max=math.log(pairs.samples))
-    sums = torch.zeros(pairs.blocks, 3, dtype=torch.float64)
+    sums = torch.zeros(pairs.blocks, 3, dtype=torch.float64, device="cpu")
     gradient = torch.zeros_like(weights[0])
     for block, (x, y) in enumerate(pairs):
         most = cut[fold[block]]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback, __version__
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from lightning_speedlimit import loaders
 from lightning_speedlimit.checks.arguments import check_flag, check_text
 from lightning_speedlimit.checks.guard import look, never_raising, shown, told, warn
 from lightning_speedlimit.record import RunRecord
@@ -93,7 +94,7 @@ class SpeedLimitCallback(TrainerCallback):
         if why is not None:
             warn(f"SpeedLimitCallback measures nothing in this run: {why}", stacklevel=2)
             return
-        run = _Run(self._trainer, self.settings)
+        run = _Run(self._trainer, self.settings, kwargs.get("train_dataloader"))
         if state.global_step:
             run.resume(_checkpoint(args, state), state.global_step)
         self._run, self.record = run, run.record
@@ -150,13 +151,13 @@ class _Run:
         behind: steps were made since the last row.
     """
 
-    def __init__(self, trainer: Any, settings: dict[str, Any]) -> None:
+    def __init__(self, trainer: Any, settings: dict[str, Any], loader: Any) -> None:
         args = trainer.args
         several = args.world_size > 1 and torch.distributed.is_initialized()
         group = torch.distributed.group.WORLD if several else None
         self._trainer = trainer
         self.meter = TrajectoryMeter(trainer.optimizer, **{"process_group": group, **settings})
-        self.record = RunRecord(self.meter.description() | _description(trainer))
+        self.record = RunRecord(self.meter.description() | _description(trainer, loader))
         self._keeper = RecordKeeper(Path(args.output_dir) / FOLDER) if args.should_save else None
         self._told_of_folder = False  # that another training has the one that was wanted
         self._steps = 0  # that have their loss
@@ -271,11 +272,14 @@ def _loss_scale(optimizer: Any) -> Tensor | None:
     return scale if isinstance(scale, Tensor) else None
 
 
-def _description(trainer: Any) -> dict[str, Any]:
+def _description(trainer: Any, loader: Any) -> dict[str, Any]:
     args = trainer.args
+    data = loaders.described(loaders.Epoch(loader, look(len, math.nan, loader), args.world_size))
+    if data["batch_size"] is None:
+        data["batch_size"] = args.train_batch_size
     return {
         "model": look(lambda: type(trainer.accelerator.unwrap_model(trainer.model)).__name__, None),
-        "batch_size": args.train_batch_size,  # of one process
+        **data,
         "accumulate_grad_batches": args.gradient_accumulation_steps,
         "world_size": args.world_size,
         "gradient_clip_val": args.max_grad_norm,

@@ -17,6 +17,7 @@ from lightning_speedlimit.record.clouds import CloudTable
 from lightning_speedlimit.record.files import RecordData, from_json, to_json
 from lightning_speedlimit.record.folders import record_within
 from lightning_speedlimit.record.frames import data_frame
+from lightning_speedlimit.record.latest import latest
 from lightning_speedlimit.record.layers import LayerTable, told
 from lightning_speedlimit.record.reading import checked, plain_reasons, read_folder
 from lightning_speedlimit.record.regimes import Regime, regimes
@@ -26,7 +27,7 @@ from lightning_speedlimit.record.sketches import SketchShelf
 from lightning_speedlimit.record.state import data_of, state_of
 from lightning_speedlimit.record.summary import Summary
 from lightning_speedlimit.record.tables import LayerTables
-from lightning_speedlimit.record.tuning import TUNING, Tuned, Tuning, latest
+from lightning_speedlimit.record.tuning import TUNING, Tuned, Tuning
 from lightning_speedlimit.record.windows import Trajectory, Windows
 from lightning_speedlimit.record.writing import write_folder
 

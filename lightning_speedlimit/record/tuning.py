@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_speedlimit.record.drawn import parts_of_balance, share_of_epoch
+from lightning_speedlimit.record.drawn import Parts, parts_of_balance, share_of_epoch
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
@@ -38,10 +38,8 @@ TUNING = ("critical_batch_size", "step_headroom", "noise_share")
 _NAN = math.nan
 _BLOCKS = 8  # rows whose spread tells the noise of steps, at least, where there are so many
 _FEWEST = 4  # rows
-_SHORT = 16  # rows of a run that is looked at as a whole
 _SAME_BATCH = 0.2  # epochs end with smaller batches
 _TOLD = 3.0  # standard errors that a difference must have to be divided by
-_KNOWN = {"critical_batch_size": (0.0, 0.3), "step_headroom": (0.0, 0.3), "noise_share": (0.1, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,13 @@ class Tuning:
 
     def __init__(self, columns: Columns, run: Mapping[str, Any], start: int | None = None, stop: int = -1) -> None:
         rows = len(columns["step"])
-        self._columns, self._run = _begun_at_0(columns, run), run
+        self._columns = _begun_at_0(columns, run)
         begun = int(np.searchsorted(columns["step"], 1))  # a row at step 0 is the start
         start = None if start is not None and start % rows < begun else start
         self._stop = stop % rows if rows else -1
         self._start = -1 if start is None else start % rows
+        own = self._per_step("samples")  # the run's are of all its steps
+        self._run = run if math.isnan(own) else {**run, "samples_per_step": own}
         if rows and self._start >= self._stop:
             raise ValueError(f"a stretch got rows {start} to {stop}, wanted one that ends after it begins")
         first = max(begun - 1, min(self._start, self._stop - _BLOCKS))
@@ -140,8 +140,9 @@ class Tuning:
     @property
     def step_headroom(self) -> Tuned:
         """S/C: the multiple of each step at which it would have lowered the loss most, to second order."""
-        curvature = _CURVATURE.plus(2.0 * parts_of_balance(self._run).following, _NOISE)
-        return self._ratio(self._slope, curvature, "the curvature along the updates")
+        curvature = _CURVATURE.plus(2.0 * self._parts.following, _NOISE)
+        bends = "the loss bends downwards along the updates, and to second order a larger step always gains more"
+        return self._ratio(self._slope, curvature, "the curvature along the updates", bends)
 
     @property
     def critical_batch_size(self) -> Tuned:
@@ -171,22 +172,28 @@ class Tuning:
         if self._by_gradients:
             q = self._drawn
             scatter, signal = _SCATTER.times(1 / (1 - q * q)), _SIGNAL.plus(q / (1 + q), _SCATTER)
-            return self._ratio(scatter, signal, "the overlap of neighbouring gradients")
+            opposed = "neighbouring gradients oppose each other, as steps overshoot; a smaller learning rate tells"
+            return self._ratio(scatter, signal, "the overlap of neighbouring gradients", opposed)
         if not is_plain_sgd(self._run):
             return Tuned.undefined(
                 "the overlap of neighbouring gradients was not recorded; a run with this version has it"
             )
-        return self._ratio(self._noise.times(1 / (1 - self._drawn)), self._slope, "the slope along the updates")
+        lost = "the updates raised the mean loss on the whole; a smaller learning rate tells"
+        return self._ratio(self._noise.times(1 / (1 - self._drawn)), self._slope, "the slope along the updates", lost)
 
     @cached_property
     def _noise(self) -> _Sum:
         """N: of the updates, the work on the noise of their own batches."""
-        return _NOISE.times(parts_of_balance(self._run).own)
+        return _NOISE.times(self._parts.own)
 
     @cached_property
     def _slope(self) -> _Sum:
         """S = W − N."""
         return _WORK.plus(-1.0, self._noise) if self._drawn else _SLOPE
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return parts_of_balance(self._run)
 
     @cached_property
     def _drawn(self) -> float:
@@ -195,8 +202,11 @@ class Tuning:
     @property
     def batch(self) -> float:
         """B: samples of a step, or tokens where these were counted; NaN where neither was."""
-        steps, name = self._total("step"), self._counted
-        return self._total(name) / steps if name and steps > 0 else _NAN
+        return self._per_step(self._counted) if self._counted else _NAN
+
+    def _per_step(self, name: str) -> float:
+        steps = self._total("step")
+        return self._total(name) / steps if steps > 0 else _NAN
 
     @cached_property
     def _counted(self) -> str:
@@ -221,14 +231,20 @@ class Tuning:
 
     # --- sums and their errors
 
-    def _ratio(self, above: _Sum, below: _Sum, name: str) -> Tuned:
-        """x/y with √Var of dx/y − x dy/y²; NaN where y is not two errors above 0."""
+    def _ratio(self, above: _Sum, below: _Sum, name: str, negative: str = "") -> Tuned:
+        """x/y with √Var of dx/y − x dy/y²; NaN where y is not three errors above 0.
+
+        Args:
+            name: of y. negative: what it means where y is three errors below 0, which more steps do not change.
+        """
         x, y = self._of(above), self._of(below)
         if not (math.isfinite(x) and math.isfinite(y)):
             return Tuned.undefined(self._why("a value that it is made of is NaN"))
         error = self._error(below)
         if math.isnan(error):
             return Tuned.undefined(self._why_no_error(below))
+        if y < -_TOLD * error:
+            return Tuned.undefined(f"{name} is below 0 ({y:.2g} +/- {error:.1g}): {negative}")
         if y <= _TOLD * error:
             return Tuned.undefined(f"{name} can't be told from 0 ({y:.2g} +/- {error:.1g}); a longer run tells more")
         slope = x / y
@@ -345,32 +361,6 @@ def _finite(found: Tuned) -> Tuned:
     if found.reason or (math.isfinite(found.value) and math.isfinite(found.standard_error)):
         return found
     return Tuned.undefined("a sum that it is made of is beyond the range of its products")
-
-
-def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:
-    """Of the last row's steps, or as many rows before as it takes: the last 2, 4, 8, …, a half; all of a short run.
-
-    What a run was like in its beginning would come and go from one row to the next.
-
-    So many that the standard error is at most 0.1 of a noise share, and 0.3 of the value of the others.
-    """
-    rows, found, wanting = len(columns["step"]), dict[str, Tuned](), dict(_KNOWN)
-    length, most = 1, rows if rows <= _SHORT else rows // 2
-    steps = "all steps" if most == rows else "the last half of the steps"
-    while wanting:
-        length = min(length, most)
-        tuning = Tuning(columns, run, None if length >= rows else rows - 1 - length)
-        for name, tuned in tuning.only(wanting).items():
-            absolute, relative = _KNOWN[name]
-            if tuned.standard_error <= absolute + relative * abs(tuned.value):
-                found[name] = tuned
-                del wanting[name]
-            elif length >= most:
-                known = f"{tuned.value:.2g} +/- {tuned.standard_error:.1g}"
-                found[name] = Tuned.undefined(tuned.reason or f"even of {steps} it is but {known}")
-                del wanting[name]
-        length *= 2
-    return found
 
 
 def is_plain_sgd(run: Mapping[str, Any]) -> bool:

@@ -193,8 +193,8 @@ def _cautions(record: RunRecord, stopped: Plateau | None) -> list[str]:
             "BatchNorm: samples of a batch are not independent, and what it normalises by changes with the batch"
         )
         if (run.get("accumulate_grad_batches") or 1) > 1:
-            size = run.get("batch_size")
-            said.append(f"BatchNorm normalises by the {size} samples of one batch, however many are accumulated")
+            size = f"{run['batch_size']} " if run.get("batch_size") else ""
+            said.append(f"BatchNorm normalises by the {size}samples of one batch, however many are accumulated")
     if any("Adam" in str(o.get("class")) for o in run.get("optimizers") or ()):
         said.append(
             "where it was tried, Adam's larger batches took fewer steps than this says, up to three times fewer"

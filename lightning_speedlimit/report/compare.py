@@ -39,7 +39,7 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None, cost: Co
         RecordError: a folder without a record, or none that can be read. Of several runs one that is damaged, or has
             no step yet, is left out, as `notes` say.
         ValueError: nothing to compare by; a run that lacks the cost; different models or clocks; runs of one group
-            with different settings.
+            with different settings; two groups of one name.
 
     Example::
 

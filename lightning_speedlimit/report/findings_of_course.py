@@ -8,6 +8,7 @@ from lightning_speedlimit.report.alignment import SURE
 from lightning_speedlimit.report.findings import Finding, JudgedRun
 from lightning_speedlimit.words import number
 
+_ROUNDING = 1e-12  # of a loss, to which its drop since the start is known, and so is the start
 MOSTLY = 0.5  # of the log steps, from which on clipping is worth a finding: a convention
 _SMALLER = (
     "A smaller learning rate: what the curvature takes from a step goes as its square, what the gradient gives as the "
@@ -21,7 +22,7 @@ def rose(run: JudgedRun) -> list[Finding]:
     if found is None:
         return _rose_by_conversion(run)
     evidence = {"step": float(found.step)}
-    if math.isfinite(found.start):
+    if math.isfinite(found.start) and not abs(found.start) < _ROUNDING * abs(found.loss):
         evidence["loss_start"] = found.start
         evidence |= {"loss_start_se": found.start_error} if found.start_error > 0 else {}
     rates = run.until("learning_rate", found.step)
@@ -35,9 +36,9 @@ def rose(run: JudgedRun) -> list[Finding]:
         return [Finding("divergence", f"The loss is not finite from step {found.step} on{where}{told}.", "", evidence)]
     if found.loss - found.start > SURE * found.error:
         evidence["loss"] = found.loss
+        began = f"from {start} " if "loss_start" in evidence else ""  # rounded off beside the last
         sentence = (
-            f"The loss rose from {start} to {number(found.loss)}: it is beyond its start from step {found.step} "
-            f"on{where}."
+            f"The loss rose {began}to {number(found.loss)}: it is beyond its start from step {found.step} on{where}."
         )
     elif found.work > max(abs(found.loss), found.error):
         evidence = {name: evidence[name] for name in ("step", "learning_rate") if name in evidence}

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.checks.guard import look, shown
@@ -20,6 +20,8 @@ from lightning_speedlimit.words import plain_text
 
 Source = RunRecord | str | os.PathLike[str]
 Sources = Source | Iterable[Source] | Mapping[str, Source | Iterable[Source]]
+
+_Of = TypeVar("_Of")
 
 Stretch = tuple[int, int | None]  # of a run: from step, to step
 
@@ -64,10 +66,10 @@ def gather(sources: Sources) -> Gathered:
 
     Raises:
         RecordError: a folder without a record, or none that can be read.
-        ValueError: nothing given; runs of one group whose optimizers differ.
+        ValueError: nothing given; runs of one group whose optimizers differ; two groups of one name.
     """
     if isinstance(sources, Mapping):
-        groups = [_of_group(plain_text(_name(name)), source) for name, source in sources.items()]
+        groups = [_of_group(name, source) for name, source in _told_apart(sources).items()]
         found = [run for group in groups for run in group.runs]
         left_out = [line for group in groups for line in group.left_out]
         runs = [replace(run, name=name) for run, name in zip(found, _unique(found), strict=True)]
@@ -126,6 +128,17 @@ def _name(name: Any) -> str:
     if not isinstance(name, str | int | float):
         raise TypeError(f"names of groups of runs must be text, got {shown(name)}; use str(…)")
     return str(name)
+
+
+def _told_apart(groups: Mapping[Any, _Of]) -> dict[str, _Of]:
+    """By names as text; 1 and "1" would be one group, and what they hold its replicas."""
+    found: dict[str, _Of] = {}
+    for name, source in groups.items():
+        text = plain_text(_name(name))
+        if text in found:
+            raise ValueError(f"names of groups of runs must differ, got {text!r} twice; give each a name of its own")
+        found[text] = source
+    return found
 
 
 def _named(sources: Sequence[Source]) -> Gathered:

@@ -95,7 +95,8 @@ class Jacobian:
         size = 0.1 * (squares / sum(parameter.numel() for parameter in self._moving)) ** 0.5 or 1.0
 
         def noise(parameter: Tensor) -> Tensor:
-            return size * torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
+            return size * drawn.to(parameter)
 
         return {name: p + noise(p) if p.requires_grad else p for name, p in self._parameters.items()}
 

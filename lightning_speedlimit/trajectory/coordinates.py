@@ -140,7 +140,7 @@ class Coordinates(Layout):
         found = self._spread.get(key)
         if found is None:
             own = [places[i] for i in self._filled]
-            found = np.array(own, dtype=np.int64) if self.on_host else self.of_each(places)
+            found = np.array(own, dtype=np.int64) if self.on_host else self.of_each(places, torch.int64)
             self._spread = {**self._spread, key: found} if len(self._spread) < _FEW else {key: found}
         return found
 
@@ -160,7 +160,9 @@ class Coordinates(Layout):
         """1 − π of parameter i's rows."""
         return 1.0 - self.shares[i] / self.weights[self.rows[i]]
 
-    def of_each(self, numbers: Sequence[float]) -> Tensor:
+    def of_each(self, numbers: Sequence[float], dtype: torch.dtype) -> Tensor:
         """(count,): a number of each parameter at all its rows."""
-        spread = np.repeat(numbers, [rows.stop - rows.start for rows in self.rows])
-        return torch.from_numpy(spread).to(self.device, non_blocking=True)
+        lengths = torch.tensor([rows.stop - rows.start for rows in self.rows], dtype=torch.int64, device="cpu")
+        known = torch.tensor(numbers, dtype=dtype, device="cpu")
+        spread = torch.repeat_interleave(known, lengths, output_size=self.count)
+        return spread.to(self.device, non_blocking=True)

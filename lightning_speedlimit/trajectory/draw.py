@@ -70,7 +70,7 @@ class Draw:
         left = count - sum(n if n <= WHOLE else n % UNIT for n in sizes)
         units = max(left, count // 2, UNIT) // UNIT  # small parameters leave the large ones half of it at least
         chances = _Chances([sizes[i] for i in large], list(large.values()), units)
-        generator = torch.Generator("cpu").manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         passed = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
         for place, i in enumerate(large):
             first, found = 0, list[tuple[Tensor, Tensor]]()
@@ -117,7 +117,8 @@ class _Chances:
         if not self._by_gradient or gradient is None:
             most = _PIECE // UNIT
             for low in range(0, count, most):
-                yield torch.full((min(most, count - low),), self._scale * even, device="cpu").clamp_(max=1.0)
+                chance = min(self._scale * even, 1.0)
+                yield torch.full((min(most, count - low),), chance, dtype=torch.float32, device="cpu")
             return
         for squares in _unit_squares(dense(gradient)):
             share = squares.mul_(0.5 / self._by_gradient).add_(0.5 * even)

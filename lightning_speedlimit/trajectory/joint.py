@@ -126,7 +126,7 @@ class JointSteps:
         if known is None or len(known.value) < len(terms):
             self.sums[name] = RunningSum(len(terms), device=terms.device)
             if known is not None:
-                self.sums[name].load_(torch.cat([host := known.host(), host.new_zeros(len(terms) - len(known.value))]))
+                self.sums[name].load_(torch.nn.functional.pad(known.host(), (0, len(terms) - len(known.value))))
         self.sums[name].add_(terms.to(self.sums[name].value.device, non_blocking=True))
 
     def _leave_out(self, rate: Scalar) -> Tensor | None:

@@ -282,7 +282,7 @@ class LossWindows:
         values, steps = cast(Tensor | None, state["values"]), cast(list[list[int]], state["steps"])
         if values is not None:
             self.size = values.shape[1]
-            none: _Entry = torch.zeros(()), None
+            none: _Entry = torch.zeros((), dtype=torch.float64, device="cpu"), None
             self._windows = dict.fromkeys(steps[0], none), dict.fromkeys(steps[1], none)
             self.take(values.to(device))
 

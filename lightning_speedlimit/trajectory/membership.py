@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lightning_speedlimit.trajectory.gathering import compute_dtype
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.norms import total
 from lightning_speedlimit.trajectory.runs import Member
-from lightning_speedlimit.trajectory.settings import Settings, parameters_of, size_of
+from lightning_speedlimit.trajectory.settings import Settings, size_of
 from lightning_speedlimit.trajectory.shards import first_coordinate, gradient_of, is_flat, replication
 
 
@@ -29,29 +30,40 @@ class Membership:
         self._groups: list[list[Tensor]] = []  # their parameters, when last looked at
         self._held: list[dict[str, Any]] = []  # the groups themselves, then
         self._candidates: list[tuple[int, Tensor]] = []  # by group, those that have not been seen yet
+        self._away: set[int] = set()  # of its own that another optimizer measures, by id
 
     def follow(self) -> None:
         """Groups may be replaced, and parameters may come and leave."""
         groups, held, known = self._optimizer.param_groups, self._held, self._groups
         self._held = list(groups)
-        if len(known) == len(groups) and all(map(_alike, known, groups)):
+        unchanged = len(known) == len(groups) and all(map(_alike, known, groups))
+        if unchanged and not self._away:
             return
+        away = self._anothers(p for group in groups for p in group["params"])
+        if unchanged and away == self._away:
+            return
+        self._away = away
         self._groups = [list(group["params"]) for group in groups]
         self._candidates = self._unknown()
-        owner = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        places = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         for motion in self.motions:
             for member, parameter in zip(motion.members, motion.coordinates.parameters, strict=True):
-                index = owner.get(id(parameter))
-                if index is None and not member.gone:
+                index = places.get(id(parameter))
+                gone = index is None or id(parameter) in away
+                if gone and not member.gone:
                     member.options = {k: v for k, v in held[member.group].items() if k != "params"}
-                member.gone = index is None
-                member.group = member.group if index is None else index
+                elif member.gone and not gone:
+                    self._settings.owners.take([parameter], self._optimizer)
+                member.gone, member.group = gone, member.group if index is None else index
             motion.runs.forget()
 
     def newcomers(self) -> list[tuple[int, Tensor]]:
         """By group, the parameters that could be measured from now on."""
         self.follow()
-        return [(index, p) for index, p in self._candidates if _ready(p)]
+        if not self._candidates:
+            return []
+        away = self._anothers(p for _, p in self._candidates)
+        return [(index, p) for index, p in self._candidates if _ready(p) and id(p) not in away]
 
     def discover(self) -> list[Motion]:
         """Parameters that are there for the first time: θ is their θ_0. Returns their motions."""
@@ -59,6 +71,7 @@ class Membership:
         for index, parameter in self.newcomers():
             new.setdefault((compute_dtype(parameter), parameter.device), []).append((index, parameter))
             self._seen.add(id(parameter))
+            self._settings.owners.take([parameter], self._optimizer)
         made = []
         for found in new.values():
             parameters, processes = [p for _, p in found], self._settings.processes
@@ -74,13 +87,11 @@ class Membership:
             (index, p)
             for index, group in enumerate(self._optimizer.param_groups)
             for p in dict.fromkeys(group["params"])
-            if id(p) not in self._seen and not self._is_anothers(p)
+            if id(p) not in self._seen
         ]
 
-    def _is_anothers(self, parameter: Tensor) -> bool:
-        """Another optimizer measures it, as long as it holds it."""
-        owner = self._settings.owners.get(id(parameter), self._optimizer)
-        return owner is not self._optimizer and any(p is parameter for p in parameters_of([owner]))
+    def _anothers(self, parameters: Iterable[Tensor]) -> set[int]:
+        return self._settings.owners.anothers(parameters, self._optimizer)
 
     def _member(self, index: int, parameter: Tensor) -> Member:
         group, settings = self._optimizer.param_groups[index], self._settings
@@ -137,6 +148,9 @@ class Membership:
         """Motions have been taken in from a saved state."""
         parameters = [p for motion in self.motions for p in motion.coordinates.parameters]
         self._seen, self._held = {id(p) for p in parameters}, list(self._optimizer.param_groups)
+        members = [member for motion in self.motions for member in motion.members]
+        measured = [p for p, member in zip(parameters, members, strict=True) if not member.gone]
+        self._settings.owners.take(measured, self._optimizer)
         self._candidates = self._unknown()
         self._settings.draw.met(parameters)
 

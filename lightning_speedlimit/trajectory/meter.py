@@ -21,6 +21,7 @@ from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.optimizers import followed
+from lightning_speedlimit.trajectory.owners import Owners
 from lightning_speedlimit.trajectory.ranks import Ranks
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
@@ -93,7 +94,7 @@ class TrajectoryMeter:
         process_group: Any | None = None,
         seed: int = 0,
     ) -> None:
-        self.optimizers, shared = followed(optimizers)
+        self.optimizers = followed(optimizers)
         parameters = parameters_of(self.optimizers)
         ranks = None if (group := group_of(parameters, process_group)) is None else Ranks(group)
         self.sharded = are_sharded(parameters) and ranks is not None
@@ -112,7 +113,7 @@ class TrajectoryMeter:
         self._joint = JointSteps(measure_every_n_steps, seed, sharded=self.sharded)
         settings = Settings(
             optimizers=self.optimizers,
-            owners=shared,
+            owners=Owners(self.optimizers),
             changes="clipping" if self.sharded else gradient_changes,
             response=momentum_mobility == "response",
             per_rate=clock == "lr",
@@ -221,7 +222,7 @@ class TrajectoryMeter:
     def sketch(self) -> Tensor:
         """Σ over buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
         found = self.measure(sketch=True)[1]
-        return torch.zeros(BUCKETS, device="cpu") if found is None else found
+        return torch.zeros(BUCKETS, dtype=torch.float32, device="cpu") if found is None else found
 
     def accumulated_mobility(self, parameter: Tensor) -> Tensor:
         """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, in parameter²/loss, in the parameter's shape. Syncs.

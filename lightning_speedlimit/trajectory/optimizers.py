@@ -74,8 +74,8 @@ def _steps(thing: Any) -> bool:
     return look(lambda: callable(thing.step), False)
 
 
-def followed(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[list[Optimizer], dict[int, Optimizer]]:
-    """The optimizers that can be measured, and of parameters (by id) that several hold the one that measures them.
+def followed(optimizers: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
+    """The optimizers that can be measured.
 
     What is left out is said by name. Raises TypeError where nothing is left, ValueError for an empty list.
     """
@@ -98,7 +98,7 @@ def followed(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[list[Optimize
             f"optimizers got {names}, none of which has step hooks that fire, wanted torch.optim.Optimizer"
             + "".join(f": {cure}" for cure in cures)
         )
-    return found, _owners_of_shared(found)
+    return found
 
 
 def _listed(optimizers: Any) -> list[Any]:
@@ -109,23 +109,6 @@ def _listed(optimizers: Any) -> list[Any]:
         return list(optimizers)
     except TypeError:
         return [optimizers]
-
-
-def _owners_of_shared(optimizers: list[Optimizer]) -> dict[int, Optimizer]:
-    owner: dict[int, Optimizer] = {}
-    found: dict[int, Optimizer] = {}
-    for optimizer in optimizers:
-        keys = {id(p): None for group in optimizer.param_groups for p in group["params"]}
-        shared = {key: owner[key] for key in keys if owner.setdefault(key, optimizer) is not optimizer}
-        found |= shared
-        if shared:
-            names = type(optimizer).__name__, type(next(iter(shared.values()))).__name__
-            warn(
-                f"optimizers got {len(shared)} parameters in both {names[1]} and {names[0]}: they are measured as "
-                f"those of {names[1]}, and what {names[0]} does to them counts as moved outside of its steps",
-                stacklevel=4,
-            )
-    return found
 
 
 def within_another_step(optimizer: Optimizer) -> bool:

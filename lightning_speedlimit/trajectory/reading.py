@@ -201,7 +201,7 @@ class Reader:
 
     def _clock(self, host: dict[str, Tensor]) -> tuple[float, float, float]:
         """K, (Σ lr)²/Σ lr² and Σ lr, without what fused optimizers left out."""
-        joint, none = self._joint, torch.zeros(2, device="cpu")
+        joint, none = self._joint, torch.zeros(2, dtype=torch.float64, device="cpu")
         (skipped, skipped_time), (rates, squares) = (host.get(n, none).tolist() for n in ("skipped", "rate_sum"))
         steps, elapsed, squares = joint.steps - skipped, joint.elapsed + rates, joint.rate_squares + squares
         alike = elapsed * elapsed / squares / joint.steps if squares > 0.0 else 1.0

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory.draw import Draw
+from lightning_speedlimit.trajectory.owners import Owners
 from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.shards import is_flat
 
@@ -23,7 +24,7 @@ class Settings:
     """Of a meter, as its followers and motions need them."""
 
     optimizers: list[Optimizer]
-    owners: dict[int, Optimizer]  # of parameters that several optimizers hold, the one that measures them
+    owners: Owners
     changes: GradientChanges  # what changes gradients between being seen and being used
     response: bool  # momentum's mobility is the response
     per_rate: bool  # the action's clock is the learning rate

@@ -45,7 +45,7 @@ def signed_buckets(pieces: Iterable[Tensor], position: int, size: int) -> Iterat
         pieces: of the coordinates within the parameter. position: its place in the whole parameter vector.
         size: its number of coordinates.
     """
-    generator = torch.Generator("cpu").manual_seed(_SIGN_SEED + position)
+    generator = torch.Generator().manual_seed(_SIGN_SEED + position)
     words = torch.empty(-(-size // _WORD), dtype=torch.int32, device="cpu")
     words.random_(-(2**31), 2**31 - 1, generator=generator)
     for i in pieces:
@@ -74,7 +74,7 @@ class Sketch:
         # Of what is drawn with the chance π the mean of the squared sum is right: a² R π (1 + (R − 1) π) = 1 for R
         # processes that hold the same coordinates and draw each its own; the weight is w = 1/(R π).
         whole = set(coordinates.shares) <= {1.0}
-        self._shares = None if whole else coordinates.of_each(coordinates.shares).to(coordinates.weights)
+        self._shares = None if whole else coordinates.of_each(coordinates.shares, coordinates.weights.dtype)
         self._weights = None if coordinates.exact and whole else coordinates.weights
 
     def add(self, moved: Tensor, rows: slice, buckets: Tensor) -> None:

@@ -186,7 +186,7 @@ def _sorted(x: Tensor, y: Tensor, tolerance: float) -> Transport:
     least, paired = ((to - x).square().mean().item() for to in (y[columns], y))
     value, method = least, "sorting"
     if paired - least <= OPTIMAL * paired:
-        value, columns, method = paired, torch.arange(len(x)), "identity"
+        value, columns, method = paired, torch.arange(len(x), device="cpu"), "identity"
     exact = torch.equal(x, y.cpu()[columns.cpu()].to(y.device))
     return _transport(value, least, 1e-12 * value, paired, method, columns.cpu(), tolerance, exact=exact)
 

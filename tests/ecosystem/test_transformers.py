@@ -87,6 +87,21 @@ def test_the_loss_is_that_of_the_steps(tmp_path: Path, accumulated: int) -> None
     assert first != last
 
 
+@MEASURED
+@pytest.mark.parametrize(
+    ("more", "size", "count", "pool"),
+    [
+        ({}, BATCH, 16, 64),
+        ({"per_device_train_batch_size": 5}, 5, 13, 64),
+        ({"per_device_train_batch_size": 5, "dataloader_drop_last": True}, 5, None, 64),
+        ({"per_device_train_batch_size": 64}, 64, 1, 64),
+    ],
+)
+def test_what_a_run_tells_of_its_data(tmp_path: Path, more: dict[str, Any], size: int, count: int, pool: int) -> None:
+    run = trained(tmp_path, max_steps=4, **more).measured.record.run
+    assert (run["batch_size"], run["batches_per_epoch"], run["samples_without_replacement"]) == (size, count, pool)
+
+
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_the_training_is_bitwise_the_same(tmp_path: Path, optim: str) -> None:
     with_it = trained(tmp_path / "with", optim=optim)

@@ -130,6 +130,14 @@ def test_a_mapping_names_the_groups(tmp_path: Path) -> None:
     ] * 3
 
 
+@pytest.mark.parametrize("names", [(1, "1"), (1.5, "1.5"), ("a\x1b", r"a\x1b"), (True, "True")])
+def test_two_groups_of_one_name_are_no_replicas(names: tuple[object, object]) -> None:
+    """The same settings, so that nothing else would tell."""
+    runs = [straight(range(10, 60, 10), decay(time)) for time in (20, 30)]
+    with pytest.raises(ValueError, match=r"names of groups of runs must differ, got .* twice; give each a name"):
+        gather(dict(zip(names, runs, strict=True)))
+
+
 def test_names_that_a_replica_and_a_group_would_share() -> None:
     replicas = [straight(range(10, 60, 10), decay(time)) for time in (20, 30)]
     other = straight(range(10, 60, 10), decay(40))

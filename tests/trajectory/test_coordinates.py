@@ -114,7 +114,7 @@ def test_rows_and_weights(drawn: Drawn) -> None:
     assert coordinates.rows[-1].stop == coordinates.count == len(coordinates.weights)
     for i, (p, place, weight) in enumerate(zip(drawn.parameters, drawn.places, drawn.weights, strict=True)):
         rows, values = coordinates.rows[i], plain(p)[place]
-        assert bool((coordinates.of_each(range(len(drawn.parameters)))[rows] == i).all())
+        assert bool((coordinates.of_each(range(len(drawn.parameters)), torch.int64)[rows] == i).all())
         own = coordinates.weights[rows].repeat_interleave(coordinates.width)[: len(values)]
         assert torch.equal(own, weight)
         # Only the parameter's own coordinates come back, NaN where none was measured.

@@ -24,6 +24,7 @@ from trajectory_cases import Recipe
 from trajectory_reference import Run, flat, measure
 
 from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory.draw import DEFAULT, Draw
 from lightning_speedlimit.trajectory.estimates import GRADIENTS
 
 STEPS, DRAWS, BUDGET = 40, 60, 2**13
@@ -254,6 +255,30 @@ def test_every_value_of_a_draw_states_its_error(kind: str) -> None:
         assert drawn["elapsed"] == STEPS
 
 
+@kinds
+def test_norms_of_gradients_that_are_there_are_of_all_coordinates(kind: str) -> None:
+    parameters = [nn.Parameter(torch.ones(size)) for size in (3000, 100)]
+    optimizer = RECIPES[kind](parameters)
+    meter = TrajectoryMeter(optimizer, coordinates=400)
+    for k in range(3):
+        for parameter in parameters:
+            parameter.grad = noise(1)(k, parameter)
+        raw = math.sqrt(sum(float(flat(p.grad) @ flat(p.grad)) for p in parameters))
+        meter.observe_gradients()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    values = meter.compute()
+    optimizer.zero_grad()
+    drawn = meter.compute()
+    meter.close()
+    # Norms of 3,100 float32 numbers; torch clips by the norm + 1e-6.
+    assert values["grad_norm"] == pytest.approx(raw, rel=1e-5)
+    assert values["grad_norm_clipped"] == pytest.approx(1.0, rel=1e-5)
+    assert (values["grad_norm_se"], values["grad_norm_clipped_se"]) == (0.0, 0.0)
+    assert abs(drawn["grad_norm"] / raw - 1.0) > 1e-4, "when they are gone it is of those that were drawn"
+    assert drawn["grad_norm_se"] > 0.0
+
+
 def test_of_a_step_without_a_gradient_the_norms_are_known() -> None:
     weight = nn.Parameter(torch.ones(1000))
     optimizer = optim.SGD([weight], lr=0.1)
@@ -340,6 +365,18 @@ def test_the_default_is_half_a_million_coordinates() -> None:
     optimizer.step()
     assert 0.95 * 2**19 < meter.description()["measured_coordinates"] <= 2**19
     meter.close()
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(DEFAULT, 2**24), (2**18, 2**18), (2**19 - 1, 2**19 - 1)])
+def test_of_very_large_models_one_of_64_is_drawn_unless_asked_otherwise(asked: int, expected: int) -> None:
+    """Of a part of 2³⁰ coordinates its part of what is drawn in all."""
+    part = [nn.Parameter(torch.zeros(size)) for size in (2**19, 2**18)]
+    units, inverse = Draw(asked, 2**30, seed=0)(part, [None, None])
+    wanted = expected * (2**19 + 2**18) / 2**30
+    assert 8 * sum(len(u) for u in units if u is not None) == pytest.approx(wanted, abs=16)
+    for parameter, weights in zip(part, inverse, strict=True):  # they count for all of their parameter
+        assert weights is not None
+        assert 8 * float(weights.sum()) == pytest.approx(parameter.numel(), rel=16 / len(weights))
 
 
 def test_one_seed_draws_the_same_and_others_do_not() -> None:

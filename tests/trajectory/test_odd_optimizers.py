@@ -190,6 +190,21 @@ def test_moving_without_a_gradient_is_motion_without_work() -> None:
     assert assert_right(walk.meter, walk.copies)["moved_outside"] == 0.0
 
 
+def test_moving_without_any_gradient_is_no_known_work() -> None:
+    """Nobody has said what the force was: another loop's batch, or none."""
+    walk = Walk(Inertial)
+    for k in range(STEPS):
+        walk.backward()
+        if k == 4:
+            for p in walk.parameters:
+                p.grad = None
+        walk.step()
+    values = assert_right(walk.meter, walk.copies, KINEMATIC)
+    for name in (*WORKS, "work_action", "efficiency_action"):
+        assert math.isnan(values[name]), name
+        assert "no gradient" in walk.meter.reasons[name], name
+
+
 @pytest.mark.parametrize("apart", [True, False], ids=["one for each", "all in one"])
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_without_a_gradient_the_force_is_zero(kind: Any, apart: bool) -> None:

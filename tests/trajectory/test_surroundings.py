@@ -1,4 +1,4 @@
-"""What a program has set for itself neither reaches the numbers nor is hindered: defaults, modes, swapped tensors."""
+"""What surrounds a measurement neither reaches its numbers nor is hindered: modes, and tensors that are swapped."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,17 +16,6 @@ STEPS = 8
 
 
 @contextmanager
-def default(device: str | None = None, dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    torch.set_default_device(device)
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
 def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
@@ -35,11 +24,7 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-# On "meta" tensors have no values: what is made on the default device instead of the parameters' can't be read.
 AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "default device": lambda: default("meta"),
-    "default dtype of 16 bits": lambda: default(dtype=torch.bfloat16),
-    "default dtype of 64 bits": lambda: default(dtype=torch.float64),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "inference mode": torch.inference_mode,
     "deterministic": deterministic,

@@ -222,6 +222,27 @@ def test_errors_of_sampled_steps(name: str, make: Any) -> None:
     assert 0.5 < float(stated.mean() / found.std()) < 2.0
 
 
+@pytest.mark.parametrize("name", ["efficiency", "efficiency_action"])
+def test_errors_of_mobility_and_work_that_rise_together(name: str) -> None:
+    """D²/(m W) where the rate jumps: a draw of many long steps has both too large, and the errors add."""
+    values = []
+    for seed in range(24):
+        weight = weights(20)
+        optimizer = SGD([weight], lr=0.1)
+        meter = TrajectoryMeter(optimizer, measure_every_n_steps=4, seed=seed, entropy_production="ito")
+        rates = torch.rand(100, generator=torch.Generator().manual_seed(1)) < 0.5
+        for k in range(100):
+            give_gradient(weight, k)
+            optimizer.param_groups[0]["lr"] = 0.02 if rates[k] else 0.001
+            optimizer.step()
+        values.append(meter.compute())
+        meter.close()
+    found = torch.tensor([v[name] for v in values], dtype=torch.float64)
+    stated = torch.tensor([v[f"{name}_se"] for v in values], dtype=torch.float64)
+    # As above. The draw of one step of each four spreads by √¾ of what is stated; subtracted they would be a third.
+    assert 0.7 < float(stated.mean() / found.std()) < 2.0
+
+
 def test_the_error_of_a_gradient_norm_is_of_the_gradient() -> None:
     """Not of the L2 term beside it, which is ten times as large here."""
     found, stated = [], []

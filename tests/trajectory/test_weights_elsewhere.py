@@ -76,6 +76,14 @@ def test_an_edit_that_no_two_steps_enclose(edit: Callable[[Tensor], object], at:
     assert "displacement" not in walk.meter.reasons
 
 
+@pytest.mark.parametrize("turn", [lambda p: p.data.t(), lambda p: p.data.t().clone()], ids=["strides", "values"])
+def test_a_square_matrix_that_is_turned(turn: Callable[[Tensor], Tensor]) -> None:
+    """By its strides alone the same numbers lie in the same memory, and are those of other coordinates."""
+    walk = Walk(lambda parameters: SGD(parameters, lr=RATE), sizes=((4, 4), (5,)))
+    edited(walk, lambda p: setattr(p, "data", turn(p)) if p.dim() == 2 else None, {4})
+    assert assert_right(walk.meter, walk.copies, ALL)["moved_outside"] > 1.0
+
+
 def test_a_small_edit_is_measured_and_not_worth_a_word() -> None:
     """Below 1e-6 of the path length."""
     walk = edited(walk_of(), lambda p: p.data.add_(1e-9), {4})
