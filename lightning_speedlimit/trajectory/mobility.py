@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_speedlimit.trajectory.optimizers import inner_optimizers
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 Group = Mapping[str, Any]
@@ -264,8 +265,11 @@ def decays(optimizer: Optimizer, group: Group) -> Literal["coupled", "decoupled"
     """Whether an optimizer's weight decay is part of the gradient, or apart from it.
 
     Decoupled: the group's flag `decoupled_weight_decay`, AdamW, Muon, Adafactor. An optimizer from elsewhere
-    that has no such flag may do either: its decay is then counted as part of the update.
+    that has no such flag, or has it from the optimizer that it wraps, whose update it may change, may do either: its
+    decay is then counted as part of the update.
     """
+    if any(group is own for inner in inner_optimizers(optimizer).values() for own in inner.param_groups):
+        return "unknown"
     decoupled = tuple(getattr(torch.optim, name, torch.optim.AdamW) for name in ("AdamW", "Muon", "Adafactor"))
     if group.get("decoupled_weight_decay", False) or isinstance(optimizer, decoupled):
         return "decoupled"

@@ -155,6 +155,7 @@ class Motion:
             self._count_unmeasured()
             return
         self.snapshot = self.sums.totals() if self.snapshots else None
+        self.runs.recount(self.missing)
         runs = self.runs.current(self.missing)
         waited = self.update.clone() if valid is not None and self.waiting else None
         self.decay.begin(runs, self.theta.rows)

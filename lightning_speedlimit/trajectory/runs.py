@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
@@ -51,6 +52,7 @@ class Run:
     missing: bool
     lead: Tensor
     coarsest: float
+    flag: Any  # `decoupled_weight_decay`, of which this is made
     decays: Literal["coupled", "decoupled", "unknown"]
     coupled: float = 0.0
     decoupled: float = 0.0
@@ -67,6 +69,12 @@ class Run:
         """The state entries that the formula reads at each coordinate."""
         return self.formula.coordinates(self.group) if self.formula else ()
 
+    def stands(self, groups: Sequence[dict[str, Any]]) -> bool:
+        """Its group is there, and decays as it did."""
+        if self.group.get("decoupled_weight_decay") != self.flag:
+            return False
+        return self.index >= len(groups) or self.group is groups[self.index]
+
 
 class Runs:
     """The runs of a motion, made anew only where something has changed."""
@@ -75,19 +83,52 @@ class Runs:
         self._optimizer, self._coordinates, self._members = optimizer, coordinates, members
         self._found: list[Run] = []
         self._missing: list[int] | None = None
+        self._counters: list[Any] = [None] * len(members)
+        self._counts: list[Callable[[], float] | None] = [None] * len(members)
 
     def current(self, missing: list[int]) -> list[Run]:
         """missing: the parameters without a gradient."""
         groups = self._optimizer.param_groups
-        kept = missing == self._missing and all(
-            run.index >= len(groups) or run.group is groups[run.index] for run in self._found
-        )
-        if not kept:
+        if missing != self._missing or not all(run.stands(groups) for run in self._found):
             self._missing = list(missing)
             self._found = self._made(groups, set(missing))
         for run in self._found:
             run.weigh()
         return self._found
+
+    def recount(self, missing: list[int]) -> None:
+        """After a step and before it is counted: how many the optimizer has counted of each parameter.
+
+        A formula reads that number of one for all of a run, and the optimizer's state may be made anew, or loaded, of
+        some parameters alone. Of a state that lies on a device the number is read where it is another tensor.
+        """
+        if not any(run.names and mobility.CUSTOM not in run.names for run in self._found):
+            return
+        counters = self._steps_taken()
+        if not all(map(operator.is_, counters, self._counters)):
+            self._look_at(counters)
+        absent = set(missing)
+        for i, (member, count) in enumerate(zip(self._members, self._counts, strict=True)):
+            if count is not None and (taken := count()) != member.steps + 1 and i not in absent:
+                member.steps = int(taken) - 1
+                self.forget()
+
+    def _steps_taken(self) -> list[Any]:
+        """The entry of each parameter in the optimizer's state, as it is."""
+        states = map(self._optimizer.state.get, self._coordinates.parameters)
+        return [None if state is None else state.get("step") for state in states]
+
+    def _look_at(self, counters: list[Any]) -> None:
+        """Some of them are not those that were there."""
+        for i, (step, known) in enumerate(zip(counters, self._counters, strict=True)):
+            if type(step) is Tensor and step.device.type == "cpu":
+                self._counts[i] = step.detach().numpy().item
+            elif step is not known:
+                self._counts[i] = None
+                if known is not None and isinstance(step, Tensor):
+                    self._members[i].steps = int(step) - 1
+                    self.forget()
+        self._counters = counters
 
     def count(self, run: Run, *, measured: bool) -> None:
         """The run's parameters take part in a step."""
@@ -129,6 +170,7 @@ class Runs:
                     here[0] in missing,
                     next((p for p in parameters if p.numel()), parameters[0]),
                     max(torch.finfo(p.dtype).eps for p in parameters),
+                    group.get("decoupled_weight_decay"),
                     mobility.decays(self._optimizer, group),
                 )
             )

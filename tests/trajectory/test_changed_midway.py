@@ -583,3 +583,34 @@ def test_a_foreign_optimizers_decay_is_part_of_its_update(registered: bool) -> N
     )
     action = math.fsum(tape.squares) / 0.01 if registered else tape.ito
     assert values["work_action"] == pytest.approx(action, rel=EXACT)
+
+
+def test_decay_that_a_wrapper_takes_back_is_part_of_the_update() -> None:
+    """Its groups are those of the AdamW within, with the flag that their decay is decoupled."""
+
+    class Masked(Optimizer):
+        """Every second update is undone, decay included."""
+
+        def __init__(self, base: Optimizer) -> None:
+            super().__init__(base.param_groups, {})
+            self.base, self.count = base, 0
+            self.param_groups = base.param_groups
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            before = [p.clone() for p in self.param_groups[0]["params"]]
+            self.base.step()
+            self.count += 1
+            for p, old in zip(self.param_groups[0]["params"], before, strict=True):
+                p.copy_(old if self.count % 2 else p)
+
+    p = weights()
+    optimizer = Masked(torch.optim.AdamW([p], lr=0.01, weight_decay=0.5))
+    assert optimizer.param_groups[0]["decoupled_weight_decay"]
+    meter, tape = TrajectoryMeter(optimizer), Tape([p])
+    for _ in range(20):
+        tape.step(optimizer, meter, lambda: bowl(p))
+    values = meter.compute()
+    assert tape.squares[0] == 0.0 < tape.squares[1]
+    assert values["work_ito"] == pytest.approx(tape.ito, rel=EXACT)
+    assert values["work_decay"] == 0.0

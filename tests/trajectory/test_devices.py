@@ -66,19 +66,19 @@ class Reads(TorchFunctionMode):
 
 
 class Copies(TorchDispatchMode):
-    """Notes what is copied from one device to another, but for what an upload does not wait for."""
+    """Notes what is copied from one device to another, but for what an upload does not wait for; `all`: that too."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, *, all: bool = False) -> None:
         super().__init__()
-        self.found = found
+        self.found, self.all = found, all
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
         if name in ("aten::_to_copy", "aten::copy_"):
             source = args[0] if name == "aten::_to_copy" else args[1]
-            waits = not (kwargs or {}).get("non_blocking", False) and not (
-                name == "aten::copy_" and args[2:3] == (True,)
+            waits = self.all or (
+                not (kwargs or {}).get("non_blocking", False) and not (name == "aten::copy_" and args[2:3] == (True,))
             )
             # A number written into a vector is a kernel's argument.
             number = name == "aten::copy_" and source.dim() == 0 and source.device.type == "cpu"
@@ -88,8 +88,8 @@ class Copies(TorchDispatchMode):
 
 
 @contextmanager
-def watched(found: Found) -> Iterator[None]:
-    with Copies(found), Reads(found):
+def watched(found: Found, *, all: bool = False) -> Iterator[None]:
+    with Copies(found, all=all), Reads(found):
         yield
 
 
@@ -105,9 +105,14 @@ METERS: list[dict[str, Any]] = [{"clock": "lr"}, {"gradient_changes": "unknown"}
 
 
 def reads(
-    kind: str, clip: bool, wrong: Callable[[Tensor], object] | None = None, skips: bool = False, **options: Any
+    kind: str,
+    clip: bool,
+    wrong: Callable[[Tensor], object] | None = None,
+    skips: bool = False,
+    all: bool = False,
+    **options: Any,
 ) -> Found:
-    """What is read or copied in the steps after the first, which makes all buffers."""
+    """What is read or copied in the steps after the first, which makes all buffers; `all`: see Copies."""
     make, group = KINDS[kind]
     found: Found = []
     with FakeTensorMode():
@@ -119,7 +124,7 @@ def reads(
             optimizer.register_step_post_hook(lambda *stepped: _ignored(wrong(parameters[0].data)))
         with Reads([]):
             step(parameters, optimizer, meter, clip, skips)
-        with watched(found):
+        with watched(found, all=all):
             for _ in range(STEPS - 1):
                 step(parameters, optimizer, meter, clip, skips)
         assert meter.steps == STEPS
@@ -161,6 +166,18 @@ def test_a_step_of_another_meter_waits_for_nothing(kind: str, options: dict[str,
 
 def test_a_fused_step_under_a_loss_scaler_waits_for_nothing() -> None:
     assert reads("AdamW fused", clip=False, skips=True) == []
+
+
+@kinds
+@pytest.mark.parametrize("options", [{}, {"clock": "lr"}], ids=["", "clock lr"])
+def test_a_step_uploads_nothing(kind: str, options: dict[str, Any]) -> None:
+    """Not even what it need not wait for: rates and step counts go into kernels as their arguments."""
+    assert reads(kind, clip=True, all=True, **options) == []
+
+
+def test_an_upload_would_be_noticed() -> None:
+    found = reads("SGD", False, lambda p: torch.ones(2).to(p.device, non_blocking=True), all=True)
+    assert set(found) == {"aten::_to_copy cpu to cuda"}
 
 
 WRONG: dict[str, tuple[Callable[[Tensor], object], str]] = {
