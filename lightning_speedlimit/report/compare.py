@@ -14,6 +14,7 @@ from lightning_speedlimit.report.alignment import By, Timeline
 from lightning_speedlimit.report.clouds import group_distances
 from lightning_speedlimit.report.comparison import Comparison
 from lightning_speedlimit.report.costs import Axis, Cost, axis_of
+from lightning_speedlimit.report.late_runs import from_one_start
 from lightning_speedlimit.report.levels import fair_level, three_levels
 from lightning_speedlimit.report.places import Group, groups_at
 from lightning_speedlimit.report.ranking import with_beaten
@@ -37,9 +38,10 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None, cost: Co
 
     Raises:
         RecordError: a folder without a record, or none that can be read. Of several runs one that is damaged, or has
-            no step yet, is left out, as `notes` say.
+            no step yet, is left out, as `notes` say; and one that was measured only from a later step on than the
+            others (resumed without the callback's state), as `late` says.
         ValueError: nothing to compare by; a run that lacks the cost; different models or clocks; runs of one group
-            with different settings.
+            with different settings; none measured from its start, and no step at which all begin.
 
     Example::
 
@@ -89,8 +91,9 @@ def _checked_at(by: By, at: float | None) -> float | None:
 
 @np.errstate(all="ignore")  # a run that diverged has inf − inf; it comes out as NaN
 def _compare(found: Gathered, by: By, at: float | None, cost: Cost | None) -> Comparison:
-    gathered, left_out = found
-    check_alike(gathered)
+    every, left_out = found
+    check_alike(every)
+    gathered, late = from_one_start(every)
     timelines = {run.name: Timeline(run.record) for run in gathered}  # names are unique
     axis = axis_of(gathered, timelines, cost)
     level, limit = fair_level(timelines, axis.key, {run.name: run.group for run in gathered})
@@ -119,6 +122,7 @@ def _compare(found: Gathered, by: By, at: float | None, cost: Cost | None) -> Co
         levels=three_levels(_by_group(gathered, timelines), axis.key, level),
         distances=group_distances([(group.name, group.points) for group in groups if group.reached]),
         notes=(*left_out, *_notes(gathered, axis)),
+        late=late,
     )
 
 
@@ -180,11 +184,6 @@ def _notes(runs: Sequence[Run], axis: Axis) -> tuple[str, ...]:
     if axis.sizes is not None and axis.name in ("steps", "lr"):
         few, many = (f"{size:.4g}" for size in axis.sizes)
         notes.append(f'steps have {few} to {many} samples, so that fewer steps are not fewer samples: cost="samples"')
-    late = [run.name for run in runs if run.record.run.get("since_step")]
-    if late:
-        notes.append(
-            f"measured from a later step on only, so that steps and action lack what was before: {listed(late)}"
-        )
     for key, what in (("entropy_production", "estimates of the entropy production"), ("monitor", "monitored losses")):
         kinds = {run.record.run.get(key) for run in runs}
         if len(kinds) > 1:

@@ -40,6 +40,8 @@ class Result:
     """W₂ between the clouds of groups that have replicas with sketches."""
     notes: tuple[str, ...] = ()
     """What to beware of."""
+    late: tuple[str, ...] = ()
+    """Runs that are left out, as they were measured only from a later step on than the others: name and step."""
 
     @property
     def winner(self) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lightning_speedlimit.record.late import since
 from lightning_speedlimit.report.costs import Axis, CostWords
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.ranking import below, rivals
@@ -17,6 +18,24 @@ MOST_LEFT_OUT = 5  # that are named
 
 def verdict(comparison: Result) -> list[str]:
     """Sentences; each claim of a winner rests on intervals that do not overlap."""
+    return [*_begun_late(comparison), *_compared(comparison), *_measured_late(comparison)]
+
+
+def _begun_late(comparison: Result) -> list[str]:
+    """Where all were measured from a later step of their trainings on."""
+    begun = since(comparison.groups[0].points[0].run.record.run)
+    told = f"All were measured only from step {begun} on: their costs and actions are without what was before."
+    return [told] if begun else []
+
+
+def _measured_late(comparison: Result) -> list[str]:
+    if not comparison.late:
+        return []
+    names = listed(comparison.late, MOST_LEFT_OUT)
+    return [f"Left out: {names}, for what came before is in none of their numbers."]
+
+
+def _compared(comparison: Result) -> list[str]:
     if len(comparison.groups) < 2:
         one = "One run" if len(comparison.groups[0].points) == 1 else "One group"
         return [f"{one}: there is nothing to compare it with."]
