@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, get_args
@@ -191,6 +192,12 @@ def _notes(runs: Sequence[Run], axis: Axis) -> tuple[str, ...]:
     sampled = [run.name for run in runs if (run.record.run.get("measure_every_n_steps") or 1) > 1]
     if sampled:
         notes.append(f"measured at a sample of the steps, so that action and factors are estimates: {listed(sampled)}")
+    members = Counter(run.group for run in runs)
+    if pairs := [name for name, seeds in members.items() if seeds == 2]:
+        notes.append(
+            f"two seeds in {listed(pairs)}: too few for a narrow interval (12.7 standard errors to either side, of "
+            "three seeds 4.3); run one more"
+        )
     if all(a.group != b.group for a, b in combinations(runs, 2)) and len(runs) > 1:
         notes.append(
             "one run each: the intervals know nothing of other seeds (folders named seed_0, seed_1, … are one group; "

@@ -167,8 +167,9 @@ def test_sampled_steps_widen_the_action() -> None:
         return straight(range(1, 300), loss, columns={"action_se": lambda k: error})
 
     found = compare({"a": sampled(lambda k: 1 - k / 200, 0.3), "b": sampled(lambda k: 1 - k / 300, 0.3)}, at=0.5)
-    assert found.groups[0].action_interval == pytest.approx((1 - 0.6, 1 + 0.6), abs=1e-9)
+    assert found.groups[0].action_interval == pytest.approx((math.exp(-0.6), math.exp(0.6)), abs=1e-9)
     assert standing(found)["b"] == ("a", False), "1.5 ± 0.6 is not apart from 1 ± 0.6"
+    assert compare({"a": sampled(lambda k: 1 - k / 200, 3.0)}, at=0.5).groups[0].action_interval[0] > 0
 
 
 def test_rows_that_are_far_apart_make_no_winner_of_one_curve() -> None:
@@ -419,7 +420,11 @@ def test_notes_say_what_to_beware_of() -> None:
         "one run each: the intervals know nothing of other seeds (folders named seed_0, seed_1, … are one group; "
         "others by --group NAME=PATH, or a list in Python)",
     )
-    assert compare({"A": [a, b]}).notes == ()
+    assert compare({"A": [a, b, reaching(6, 1)]}).notes == ()
+    assert compare({"A": [a, b], "B": a}).notes == (
+        "two seeds in A: too few for a narrow interval (12.7 standard errors to either side, of three seeds 4.3); "
+        "run one more",
+    )
     sampled = compare([a, reaching(5, 1, measure_every_n_steps=4, monitor="val")]).notes
     assert any("sample of the steps" in note and "SGD lr 0.1, batch 8 (2)" in note for note in sampled)
     assert any("different monitored losses (None, val)" in note for note in sampled)
@@ -436,10 +441,27 @@ def test_a_group_is_the_mean_of_its_runs_with_students_interval() -> None:
         assert group.values[key] == pytest.approx(mean, rel=1e-12)
         assert group.standard_errors[key] == pytest.approx(error, rel=1e-9)
         bounds = group.elapsed_interval if key == "elapsed" else group.action_interval
-        # t(0.975; 2 degrees of freedom) = 4.302652730, from a table
-        assert bounds == pytest.approx((mean - 4.302652730 * error, mean + 4.302652730 * error), rel=1e-8)
+        # t(0.975; 2 degrees of freedom) = 4.302652730, from a table; the error of ln x̄ is error/x̄
+        ends = (math.log(mean) - 4.302652730 * error / mean, math.log(mean) + 4.302652730 * error / mean)
+        assert [math.log(end) for end in bounds] == pytest.approx(ends, rel=1e-8)
     single = compare({"A": reaching(90.0, 1.0)}, at=0.5).groups[0]
     assert math.isnan(single.standard_errors["elapsed"])
+
+
+@pytest.mark.parametrize("taus", [(2.0, 20.0), (10.0, 11.0), (1.0, 40.0, 3.0)])
+def test_what_cannot_be_below_zero_has_no_interval_that_is(taus: tuple[float, ...]) -> None:
+    group = compare({"A": [reaching(tau, 1 / tau) for tau in taus]}, at=0.5).groups[0]
+    for key in ("cost", "elapsed", "action"):
+        low, high = getattr(group, f"{key}_interval")
+        assert 0 < low < group.values[key if key != "cost" else "elapsed"] < high
+
+
+def test_a_loss_below_zero_keeps_its_own_interval() -> None:
+    sunk = [straight(range(1, 30), lambda k, s=s: s - k / 10) for s in (0.9, 1.0, 1.3)]
+    (group,) = compare({"A": sunk}, by="step", at=20).groups
+    low, high = group.loss_interval
+    assert low < group.values["loss"] < 0
+    assert high - group.values["loss"] == pytest.approx(group.values["loss"] - low, rel=1e-9)
 
 
 def test_students_interval_holds_the_truth_as_often_as_it_says() -> None:
@@ -619,6 +641,8 @@ def test_intervals_and_errors() -> None:
     assert interval((96.0, 123.0)) == "96.0 to 123"
     assert interval((96.0, math.inf)) == "at least 96.0"
     assert interval((96.0, 96.01)) == "96.0"
+    assert interval((0.0, 5949.0)) == "at most 5,949"
+    assert interval((0.0, 0.0)) == "0"
     assert with_error(123.0, 4.0) == "123 ± 4.0"
     assert with_error(123.0, math.nan) == "123"
     assert with_error(0.251, 3.9e-17) == "0.251", "replicas at the same loss differ by rounding"
