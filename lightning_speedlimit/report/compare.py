@@ -16,7 +16,7 @@ from lightning_speedlimit.report.clouds import group_distances
 from lightning_speedlimit.report.comparison import Comparison
 from lightning_speedlimit.report.costs import Axis, Cost, axis_of
 from lightning_speedlimit.report.late_runs import from_one_start
-from lightning_speedlimit.report.levels import fair_level, three_levels
+from lightning_speedlimit.report.levels import check_below_starts, fair_level, three_levels
 from lightning_speedlimit.report.places import Group, groups_at
 from lightning_speedlimit.report.ranking import with_beaten
 from lightning_speedlimit.report.runs import Gathered, Run, Sources, gather
@@ -42,7 +42,8 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None, cost: Co
             no step yet, is left out, as `notes` say; and one that was measured only from a later step on than the
             others (resumed without the callback's state), as `late` says.
         ValueError: nothing to compare by; a run that lacks the cost; different models or clocks; runs of one group
-            with different settings; none measured from its start, and no step at which all begin.
+            with different settings; a loss above all that runs began at; none measured from its start, and no step at
+            which all begin.
 
     Example::
 
@@ -101,6 +102,8 @@ def _compare(found: Gathered, by: By, at: float | None, cost: Cost | None) -> Co
     at_loss: tuple[Group, ...] = ()
     if math.isfinite(level):
         level = at if by == "loss" and at is not None else level
+        if by == "loss" and at is not None:
+            check_below_starts(timelines, level)
         if _within_common(gathered, timelines, by, level):
             at_loss = with_beaten(groups_at(gathered, timelines, "loss", level, axis))
         else:
