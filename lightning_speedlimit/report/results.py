@@ -57,6 +57,12 @@ class Result:
         return tuple(group.name for group in self.at_loss if group.placed and group.beaten_by is None)
 
     @property
+    def reach(self) -> str:
+        """ "to loss 0.138": up to where the values of the groups are."""
+        unit = {"loss": "to loss {}", "step": "to step {}", "time": "to second {}"}[self.by]
+        return unit.format(number(self.at))
+
+    @property
     def where(self) -> str:
         """ "at the same loss, 0.138"."""
         unit = {"loss": "at the same loss, {}", "step": "after {} steps", "time": "after {} seconds"}[self.by]

@@ -138,7 +138,7 @@ def test_the_last_digits_of_a_sum_decide_nothing() -> None:
 
     found = compare({"a": run(1.0), "b": run(1.0 + 1e-12)}, at=0.5)
     assert standing(found) == {"a": (None, False), "b": (None, False)}
-    assert "can't be told: a (1.00) overlaps with b" in found.verdict()[0]
+    assert "no clear winner on action: a (1.00) overlaps with b" in found.verdict()[0]
     assert standing(compare({"a": run(1.0), "b": run(1.0 + 1e-6)}, at=0.5))["b"] == ("a", False)
 
 
@@ -157,7 +157,7 @@ def test_clear_verdicts_need_both_intervals_apart() -> None:
     assert near.winner is None
     assert standing(near)["slow"] == ("fast", False)
     told = " ".join(near.verdict())
-    assert "can't be told: fast (100 steps, 88.0 to 112) overlaps with slow" in told
+    assert "no clear winner on steps: fast (100 steps, 88.0 to 112) overlaps with slow" in told
     assert "is beaten by" not in told
     assert "Behind, but not clearly: slow (behind fast)." in told
 
@@ -179,7 +179,7 @@ def test_rows_that_are_far_apart_make_no_winner_of_one_curve() -> None:
         found = compare(curves, by=by, at=at)  # type: ignore[arg-type]
         assert found.winner is None, by
         assert not any(group.clearly for group in found.at_loss)
-        assert not [text for text in found.verdict() if "needed the" in text and "can't be told" not in text]
+        assert not [text for text in found.verdict() if "needed the" in text and "no clear winner" not in text]
     truth = -50 * math.log(0.3)
     for group in compare(curves, at=0.3).groups:
         assert group.elapsed_interval[0] <= truth <= group.elapsed_interval[1]
@@ -323,7 +323,7 @@ def test_the_level_is_the_lowest_that_all_surely_reached() -> None:
     assert found.at == pytest.approx(0.5 + 0.03, abs=1e-12)
     assert found.set_by == "shallow"
     assert found.loss_level == found.at
-    assert "where shallow got clearly no lower" in found.table()
+    assert "the lowest that shallow surely reached" in found.table()
     asked = compare({"deep": deep, "shallow": shallow}, at=0.7)
     assert (asked.at, asked.set_by) == (0.7, None)
     assert asked.groups[0].values["elapsed"] == pytest.approx(75, abs=1e-9)
@@ -502,7 +502,7 @@ def test_the_table_shows_the_values() -> None:
     runs = {"a": straight(range(1, 301), decay(50)), "b": straight(range(1, 301), decay(90), speed=0.02)}
     found = compare(runs)
     lines = found.table().splitlines()
-    assert lines[0] == f"Compared at the same loss, {number(found.at)}, where b got clearly no lower"
+    assert lines[0] == f"Compared at the same loss, {number(found.at)}, the lowest that b surely reached"
     assert set(lines[3]) == {"-"}
     heads = re.split(r"\s{2,}", lines[2])
     assert heads[0] == "run"
@@ -546,16 +546,16 @@ def test_sentences_name_what_the_intervals_allow() -> None:
     found = at_half([(10.0, 10.0), (20.0, 2.0), (40.0, 30.0)])
     assert found.verdict() == [
         "At loss 0.500, r0 needed the fewest steps (10.0 steps); r1 needed the least action (2.00).",
-        "At loss 0.500, r0 and r1 are beaten by none: these trade steps for action.",
+        "At loss 0.500, r0 and r1 are beaten by none in steps and action: neither is better on both.",
         "r2 is beaten by r1: 2.0 times the steps, 15 times the action.",
     ]
     best = at_half([(10.0, 1.0), (20.0, 2.0)]).verdict()
     assert best[1] == "At loss 0.500, no other took fewer steps or less action than r0."
     groups = {"A": [reaching(10, 1), reaching(10, 1.0)], "B": [reaching(20, 0.5), reaching(22, 0.5)]}
-    assert "are beaten by none in the mean" in compare(groups, at=0.5).verdict()[1]
+    assert "are beaten by none in steps and action in the mean:" in compare(groups, at=0.5).verdict()[1]
     rates = compare({n: reaching(*p, clock="lr") for n, p in {"a": (10.0, 9.0), "b": (20.0, 2.0)}.items()}, at=0.5)
     assert rates.verdict()[0].startswith("At loss 0.500, a needed the least time (10.0 learning rate, summed)")
-    assert rates.verdict()[1].endswith("these trade time for action.")
+    assert rates.verdict()[1].endswith("are beaten by none in time and action: neither is better on both.")
 
 
 def test_a_run_that_starts_below_the_level() -> None:
