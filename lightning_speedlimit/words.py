@@ -77,10 +77,12 @@ def count(x: float) -> str:
 
 
 def interval(bounds: tuple[float, float]) -> str:
-    """ "96 to 123", "1,745 to 4,770"; "at least 96" where the end is not within the run."""
+    """ "96 to 123", "1,745 to 4,770"; "at least 96" where the end is not within the run; "at most 96" from 0 on."""
     low, high = map(count, bounds)
     if math.isinf(bounds[1]):
         return f"at least {low}"
+    if bounds[0] == 0 < bounds[1]:
+        return f"at most {high}"
     return low if low == high else f"{low} to {high}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_speedlimit.cli import terminal
 from lightning_speedlimit.cli.complaints import from_user
-from lightning_speedlimit.record import Regime, RunRecord, summary_text
+from lightning_speedlimit.record import Regime, RunRecord, late, summary_text
 from lightning_speedlimit.record.fit_state import fit_state
 from lightning_speedlimit.record.folders import records_within
 from lightning_speedlimit.report import diagnose, text
@@ -53,6 +53,8 @@ def _print_run(path: Path, record: RunRecord) -> None:
     if state.kind != "unknown":
         print(f"Fit: {state.sentence}")
     if terminal.is_terminal():
+        if since := late.sentence(record.run):
+            terminal.console().print(since)
         for title, rows in summary_text.parts(summary).items():
             print()
             terminal.print_title(title)
@@ -99,14 +101,18 @@ def _causes(record: RunRecord) -> list[str]:
 
 def _print_several(records: Mapping[Path, RunRecord]) -> None:
     """Paths as they can be asked for; whether they go on, where any tells."""
-    rows, states = [], [fit_state(record, path) for path, record in records.items()]
+    rows, begun = [], {path: late.since(record.run) for path, record in records.items()}
+    states = [fit_state(record, path) for path, record in records.items()]
     told = any(state.kind != "unknown" for state in states)
     for (path, record), state in zip(records.items(), states, strict=True):
         s = record.summary()
         values = map(number, (s.loss, s.efficiency, s.conversion))
-        rows.append([_path_and_name(path, record), str(s.steps), *values, *([state.word] if told else [])])
+        steps = f"{s.steps} from {begun[path]} on" if begun[path] else str(s.steps)
+        rows.append([_path_and_name(path, record), steps, *values, *([state.word] if told else [])])
     terminal.print_rows(["run", "steps", "loss", "efficiency", "conversion", *(["fit"] if told else [])], rows)
     runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+    if since := next(filter(None, begun.values()), 0):
+        print(f'\n"from {since} on": measured only from step {since} of the training on; what was before is not known.')
     print(f"\n{runs}. One of them: speedlimit show {plain_text(str(next(iter(records))))}")
 
 

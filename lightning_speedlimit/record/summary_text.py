@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+from lightning_speedlimit.record import late
 from lightning_speedlimit.record.summary_values import SummaryValues
 from lightning_speedlimit.record.tuning import TUNING
 from lightning_speedlimit.words import count, number, one_line, with_error
@@ -59,6 +60,8 @@ def table(summary: SummaryValues) -> str:
     if _is_empty(summary):
         return "\n".join([*blocks, "Nothing was measured: the record holds no values.", *_notes(summary)])
     blocks += ["\n\n".join(f"{title}\n{_lines(rows)}" for title, rows in parts(summary).items())]
+    if since := late.sentence(summary.run):
+        blocks[2:2] = [*textwrap.wrap(since, WIDTH), ""]
     notes = _notes(summary)
     return "\n".join([*blocks, *(["", *notes] if notes else [])])
 
@@ -333,6 +336,8 @@ def _away(s: SummaryValues) -> str:
 
 def _motion(s: SummaryValues, *, judged: bool) -> str:
     steps = f"{s.steps} step{'' if s.steps == 1 else 's'}"
+    if since := late.since(s.run):
+        steps = f"from step {since} on, {steps}"
     if s.displacement == 0 and s.path_length == 0:
         return f"{steps} did not move the weights"
     if math.isnan(s.displacement) or math.isnan(s.path_length):

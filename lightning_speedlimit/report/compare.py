@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, get_args
@@ -14,7 +15,8 @@ from lightning_speedlimit.report.alignment import By, Timeline
 from lightning_speedlimit.report.clouds import group_distances
 from lightning_speedlimit.report.comparison import Comparison
 from lightning_speedlimit.report.costs import Axis, Cost, axis_of
-from lightning_speedlimit.report.levels import fair_level, three_levels
+from lightning_speedlimit.report.late_runs import from_one_start
+from lightning_speedlimit.report.levels import check_below_starts, fair_level, three_levels
 from lightning_speedlimit.report.places import Group, groups_at
 from lightning_speedlimit.report.ranking import with_beaten
 from lightning_speedlimit.report.runs import Gathered, Run, Sources, gather
@@ -37,9 +39,11 @@ def compare(runs: Sources, *, by: By = "loss", at: float | None = None, cost: Co
 
     Raises:
         RecordError: a folder without a record, or none that can be read. Of several runs one that is damaged, or has
-            no step yet, is left out, as `notes` say.
+            no step yet, is left out, as `notes` say; and one that was measured only from a later step on than the
+            others (resumed without the callback's state), as `late` says.
         ValueError: nothing to compare by; a run that lacks the cost; different models or clocks; runs of one group
-            with different settings; two groups of one name.
+            with different settings; two groups of one name; a loss above all that runs began at; none measured from
+            its start, and no step at which all begin.
 
     Example::
 
@@ -89,14 +93,17 @@ def _checked_at(by: By, at: float | None) -> float | None:
 
 @np.errstate(all="ignore")  # a run that diverged has inf − inf; it comes out as NaN
 def _compare(found: Gathered, by: By, at: float | None, cost: Cost | None) -> Comparison:
-    gathered, left_out = found
-    check_alike(gathered)
+    every, left_out = found
+    check_alike(every)
+    gathered, late = from_one_start(every)
     timelines = {run.name: Timeline(run.record) for run in gathered}  # names are unique
     axis = axis_of(gathered, timelines, cost)
     level, limit = fair_level(timelines, axis.key, {run.name: run.group for run in gathered})
     at_loss: tuple[Group, ...] = ()
     if math.isfinite(level):
         level = at if by == "loss" and at is not None else level
+        if by == "loss" and at is not None:
+            check_below_starts(timelines, level)
         if _within_common(gathered, timelines, by, level):
             at_loss = with_beaten(groups_at(gathered, timelines, "loss", level, axis))
         else:
@@ -119,6 +126,7 @@ def _compare(found: Gathered, by: By, at: float | None, cost: Cost | None) -> Co
         levels=three_levels(_by_group(gathered, timelines), axis.key, level),
         distances=group_distances([(group.name, group.points) for group in groups if group.reached]),
         notes=(*left_out, *_notes(gathered, axis)),
+        late=late,
     )
 
 
@@ -180,11 +188,6 @@ def _notes(runs: Sequence[Run], axis: Axis) -> tuple[str, ...]:
     if axis.sizes is not None and axis.name in ("steps", "lr"):
         few, many = (f"{size:.4g}" for size in axis.sizes)
         notes.append(f'steps have {few} to {many} samples, so that fewer steps are not fewer samples: cost="samples"')
-    late = [run.name for run in runs if run.record.run.get("since_step")]
-    if late:
-        notes.append(
-            f"measured from a later step on only, so that steps and action lack what was before: {listed(late)}"
-        )
     for key, what in (("entropy_production", "estimates of the entropy production"), ("monitor", "monitored losses")):
         kinds = {run.record.run.get(key) for run in runs}
         if len(kinds) > 1:
@@ -192,6 +195,12 @@ def _notes(runs: Sequence[Run], axis: Axis) -> tuple[str, ...]:
     sampled = [run.name for run in runs if (run.record.run.get("measure_every_n_steps") or 1) > 1]
     if sampled:
         notes.append(f"measured at a sample of the steps, so that action and factors are estimates: {listed(sampled)}")
+    members = Counter(run.group for run in runs)
+    if pairs := [name for name, seeds in members.items() if seeds == 2]:
+        notes.append(
+            f"two seeds in {listed(pairs)}: too few for a narrow interval (12.7 standard errors to either side, of "
+            "three seeds 4.3); run one more"
+        )
     if all(a.group != b.group for a, b in combinations(runs, 2)) and len(runs) > 1:
         notes.append(
             "one run each: the intervals know nothing of other seeds (folders named seed_0, seed_1, … are one group; "

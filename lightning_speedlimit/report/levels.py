@@ -12,6 +12,7 @@ import numpy as np
 
 from lightning_speedlimit.report.alignment import Timeline
 from lightning_speedlimit.report.interpolation import Interval
+from lightning_speedlimit.words import listed, number
 
 # A run whose loss fell by less than this share of what the best one's did has not learned.
 LEARNED = 0.1
@@ -70,6 +71,19 @@ def fair_level(
     apart = [_pairs_apart([fell[name].cost_interval(key, at) for name in kept], names) for at in levels]
     chosen = max(range(len(SHARES)), key=lambda place: (apart[place] * SHARES[place], SHARES[place]))
     return (level, ranked[count - 1]) if chosen == 0 else (levels[chosen], None)
+
+
+def check_below_starts(timelines: Mapping[Any, Timeline], level: float) -> None:
+    """Raises ValueError for a loss that all runs had behind them when they began: each came to it for nothing."""
+    starts = [float(timeline.loss[0]) for timeline in timelines.values()]
+    if not all(start <= level for start in starts):  # an unknown start is no reason
+        return
+    lowest = min((timeline.lowest for timeline in timelines.values()), key=lambda low: (math.isnan(low), low))
+    every = "the starting loss" if len(starts) == 1 else "both starting losses" if len(starts) == 2 else "all starts"
+    raise ValueError(
+        f"at must be a loss that a run came down to, got {number(level)}: not below {every} "
+        f"({listed([number(start) for start in starts], 4)}); choose between {number(lowest)} and {number(max(starts))}"
+    )
 
 
 def _pairs_apart(intervals: Sequence[Interval], groups: Any) -> int:

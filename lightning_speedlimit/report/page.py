@@ -135,6 +135,7 @@ def page(comparisons: Sequence[Result], *, command: str | None = None) -> str:
     return str(
         files.get_template("page.html.j2").render(
             title=page_words.heading(only) if len(sections) == 1 else several,
+            headline=sections[0].answer.removesuffix(".") if len(sections) == 1 else several,
             sections=sections,
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),

@@ -15,11 +15,11 @@ from lightning_speedlimit.words import amount, listed, number, with_error
 
 CAPTION = (
     "Steps that another batch would take to the loss at which a run ended, or stopped falling: as 1 + critical "
-    "batch/batch, the learning rate tuned for each batch. Below them what two standard errors of the critical batch "
-    "make of that, the samples, and seconds where a run of that batch is there to tell them. Headroom: the multiple of "
-    f"the steps that would have gained most, {GREEDY}. ? means undefined."
+    "batch/batch, the learning rate tuned for each batch. Below them the range from ±2 standard errors of the "
+    "critical batch, the samples, and seconds where a run of that batch is there to tell them. Headroom: the multiple "
+    f"of the steps that would have gained most, {GREEDY}. ? means undefined."
 )
-_HEADS = ("batch", "critical batch", "headroom", "noise share")
+_HEADS = ("batch", "critical batch", "headroom", "noise share, whole run")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from lightning_speedlimit.report.places import Group, Point
+from lightning_speedlimit.report.places import Point
 from lightning_speedlimit.report.results import Result
-from lightning_speedlimit.report.verdict import verdict
+from lightning_speedlimit.report.verdict import leaders, verdict
 from lightning_speedlimit.words import listed, number, one_line, plain_text
 
 _DISTRIBUTION = "lightning-speedlimit"
@@ -41,15 +41,15 @@ def name(comparison: Result) -> str:
 
 
 def answer(comparison: Result) -> str:
-    """One sentence for who does not know the plane: who made the best of cost and action, and who did not."""
+    """The headline, one sentence for who does not know the plane: who needed the least, and who more of both."""
     placed = [group for group in comparison.at_loss if group.placed]
     if comparison.by != "loss" or len(placed) < 2:
         return verdict(comparison)[0]
-    best = [group for group in placed if group.beaten_by is None]
     clear = [group for group in placed if group.beaten_by is not None and group.clearly]
     close = [group for group in placed if group.beaten_by is not None and not group.clearly]
     absent = [group for group in comparison.at_loss if not group.placed]
-    parts = [_best(best, comparison, clearly=not close)]
+    told = leaders(placed, comparison.axis.words, intervals=False)
+    parts = [f"To loss {number(comparison.loss_level)}, {told}"]
     for groups, words in (
         (clear, "took more of both"),
         (close, f"{'seem' if len(close) > 1 else 'seems'} to have taken more, but within the error"),
@@ -58,15 +58,6 @@ def answer(comparison: Result) -> str:
         if groups:
             parts.append(f"{listed([group.name for group in groups], 5)} {words}")
     return "; ".join(parts) + "."
-
-
-def _best(best: Sequence[Group], comparison: Result, *, clearly: bool) -> str:
-    words = comparison.axis.words
-    names, at = listed([group.name for group in best], 5), f"loss {number(comparison.loss_level)}"
-    if len(best) > 1:
-        return f"{names} came to {at} with the best trades of {words.noun} for action"
-    least = f"the {words.least} and the least action"
-    return f"{names} came to {at} with {least}" if clearly else f"{names} seems to have come to {at} with {least}"
 
 
 # --- how to make it again

@@ -65,14 +65,14 @@ class Group:
     standard_errors: Mapping[str, float]
     """Of these means, from the spread of the runs; for a single run those of its sampling, NaN where it has none."""
     cost_interval: Interval
-    """95 % interval of the mean cost (Student's t over runs); of a single run, that of its point. Where a run did not
-    get there: from the least that one took."""
+    """95 % interval of the mean cost (Student's t over runs, of its logarithm: no cost is below 0); of a single run,
+    that of its point. Where a run did not get there: from the least that one took."""
     elapsed_interval: Interval
     """The same of τ."""
     action_interval: Interval
     """The same of the action."""
     loss_interval: Interval
-    """The same of the loss."""
+    """The same of the loss, but of itself, which may be below 0."""
     beaten_by: str | None = None
     """A group of which one mean, of the cost or of the action, is lower, and none higher; None: there is none."""
     clearly: bool = False
@@ -132,7 +132,7 @@ def _point(run: Run, timeline: Timeline, by: By, at: float, axis: Axis) -> Point
         values,
         cost_interval=timeline.reach(axis.key, around),
         elapsed_interval=timeline.reach("elapsed", around),
-        action_interval=(least - sampled, most + sampled),
+        action_interval=(_in_logarithms(least, -sampled), _in_logarithms(most, sampled)),
         loss_interval=(lowest - noise, highest + noise),
         read={
             "cost": timeline.reach(axis.key, where.read),
@@ -169,7 +169,11 @@ def _group(name: str, points: Sequence[Point]) -> Group:
 
 
 def _interval(name: str, points: Sequence[Point]) -> Interval:
-    """Of a mean over runs: Student's of the lower and of the upper ends of what is known between two log steps."""
+    """Of a mean over runs: Student's of the lower and of the upper ends of what is known between two log steps.
+
+    Of what can't be below 0 it is that of the logarithm, mean · e^{± t · error/mean}: with two seeds, of t = 12.7, mean
+    ± t · error would often begin below 0.
+    """
     own: list[Interval] = [getattr(point, f"{name}_interval") for point in points]
     if len(points) == 1:
         return own[0]
@@ -177,7 +181,16 @@ def _interval(name: str, points: Sequence[Point]) -> Interval:
         return (NAN, NAN) if name == "loss" else (min(low for low, _ in own), math.inf)
     lows, highs = zip(*(point.read[name] for point in points), strict=True)
     times = _student(len(points))
-    return _mean(lows) - times * _standard_error(lows), _mean(highs) + times * _standard_error(highs)
+    ends = ((_mean(lows), -times * _standard_error(lows)), (_mean(highs), times * _standard_error(highs)))
+    (low, below), (high, above) = ends
+    if name == "loss":
+        return low + below, high + above
+    return _in_logarithms(low, below), _in_logarithms(high, above)
+
+
+def _in_logarithms(value: float, error: float) -> float:
+    """value · e^{error/value}: to first order value + error, and never below 0."""
+    return value * float(np.exp(error / value)) if value > 0 else value
 
 
 def _mean(values: Sequence[float]) -> float:

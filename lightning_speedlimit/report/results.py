@@ -40,6 +40,8 @@ class Result:
     """W₂ between the clouds of groups that have replicas with sketches."""
     notes: tuple[str, ...] = ()
     """What to beware of."""
+    late: tuple[str, ...] = ()
+    """Runs that are left out, as they were measured only from a later step on than the others: name and step."""
 
     @property
     def winner(self) -> str | None:
@@ -53,6 +55,12 @@ class Result:
     def frontier(self) -> tuple[str, ...]:
         """The groups that are beaten by none at the same loss, from the fastest to the cheapest."""
         return tuple(group.name for group in self.at_loss if group.placed and group.beaten_by is None)
+
+    @property
+    def reach(self) -> str:
+        """ "to loss 0.138": up to where the values of the groups are."""
+        unit = {"loss": "to loss {}", "step": "to step {}", "time": "to second {}"}[self.by]
+        return unit.format(number(self.at))
 
     @property
     def where(self) -> str:

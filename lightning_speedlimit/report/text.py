@@ -209,8 +209,11 @@ def cells(group: Group, columns: Sequence[tuple[str, str, int]]) -> list[str]:
 def _set_by(comparison: Result) -> str:
     if comparison.set_by is None:
         return ""
-    least = "got clearly no lower" if comparison.by == "loss" else "ended first"
-    return f", where {comparison.set_by} {least}" if len(comparison.groups) > 1 else ""
+    if len(comparison.groups) < 2:
+        return ""
+    if comparison.by == "loss":
+        return f", the lowest that {comparison.set_by} surely reached"
+    return f", where {comparison.set_by} ended first"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lightning_speedlimit.record.late import since
 from lightning_speedlimit.report.costs import Axis, CostWords
 from lightning_speedlimit.report.places import Group
 from lightning_speedlimit.report.ranking import below, rivals
@@ -17,6 +18,24 @@ MOST_LEFT_OUT = 5  # that are named
 
 def verdict(comparison: Result) -> list[str]:
     """Sentences; each claim of a winner rests on intervals that do not overlap."""
+    return [*_begun_late(comparison), *_compared(comparison), *_measured_late(comparison)]
+
+
+def _begun_late(comparison: Result) -> list[str]:
+    """Where all were measured from a later step of their trainings on."""
+    begun = since(comparison.groups[0].points[0].run.record.run)
+    told = f"All were measured only from step {begun} on: their costs and actions are without what was before."
+    return [told] if begun else []
+
+
+def _measured_late(comparison: Result) -> list[str]:
+    if not comparison.late:
+        return []
+    names = listed(comparison.late, MOST_LEFT_OUT)
+    return [f"Left out: {names}, for what came before is in none of their numbers."]
+
+
+def _compared(comparison: Result) -> list[str]:
     if len(comparison.groups) < 2:
         one = "One run" if len(comparison.groups[0].points) == 1 else "One group"
         return [f"{one}: there is nothing to compare it with."]
@@ -35,7 +54,7 @@ def verdict(comparison: Result) -> list[str]:
         alone = f"{at}, {groups[0].name} is alone: it took {_amount(groups[0], words)}." if groups else ""
         return [*ranking, alone or f"{at}, there is nothing to compare.", *others]
     few = len(groups) <= FEW
-    ranking += [_extreme(groups, at, words), *_batches(groups, comparison.axis)]
+    ranking += [f"{at}, {leaders(groups, words)}.", *_batches(groups, comparison.axis)]
     return [*ranking, _free(groups, at, words, 10 if few else 3), *_losers(groups, words, 8 if few else 0), *others]
 
 
@@ -113,25 +132,28 @@ def _unknown(group: Group, axis: Axis) -> str:
     return f"The {what} of {group.name} {'are' if what == axis.name else 'is'} unknown{why}."
 
 
-def _extreme(groups: Sequence[Group], at: str, words: CostWords) -> str:
-    """Who was the fastest and who the cheapest, as far as that can be told."""
+def leaders(groups: Sequence[Group], words: CostWords, *, intervals: bool = True) -> str:
+    """Who needed the least of the cost and who the least action, as far as that can be told; of two groups or more."""
     told: list[str] = []
     leaders: list[str] = []
-    for key, least, unit in (("cost", words.least, f" {words.heading}"), ("action", "least action", "")):
+    for key, least, unit, noun in (
+        ("cost", words.least, f" {words.heading}", words.noun),
+        ("action", "least action", "", "action"),
+    ):
         first, *others = sorted(groups, key=lambda group: group.values[key])
         bounds = getattr(first, f"{key}_interval")
         near = [other.name for other in others if not below(bounds, getattr(other, f"{key}_interval"))]
-        value = f"{count(first.values[key])}{unit}"
-        if interval(bounds) != count(first.values[key]):
+        value = count(first.values[key]) + (unit if intervals else "")
+        if intervals and interval(bounds) != count(first.values[key]):
             value += f", {interval(bounds)}"
         if near:
-            told.append(f"who needed the {least} can't be told: {first.name} ({value}) overlaps with {listed(near, 3)}")
+            told.append(f"no clear winner on {noun}: {first.name} ({value}) overlaps with {listed(near, 3)}")
         else:
             same = leaders == [first.name]
             leaders.append(first.name)
             told.append(f"the {least} ({value})" if same else f"{first.name} needed the {least} ({value})")
     joint = " and " if told[1].startswith("the ") else "; "
-    return f"{at}, {told[0]}{joint}{told[1]}."
+    return f"{told[0]}{joint}{told[1]}"
 
 
 def _free(groups: Sequence[Group], at: str, words: CostWords, most: int) -> str:
@@ -140,7 +162,8 @@ def _free(groups: Sequence[Group], at: str, words: CostWords, most: int) -> str:
     means = " in the mean" if any(len(group.points) > 1 for group in groups) else ""
     if len(names) == 1:
         return f"{at}, no other took {words.less} or less action than {names[0]}{means}."
-    return f"{at}, {listed(names, most)} are beaten by none{means}: these trade {words.noun} for action."
+    neither = "neither is better on both" if len(names) == 2 else "none of these is better on both"
+    return f"{at}, {listed(names, most)} are beaten by none in {words.noun} and action{means}: {neither}."
 
 
 def _losers(groups: Sequence[Group], words: CostWords, most: int) -> list[str]:

@@ -138,7 +138,7 @@ def test_the_last_digits_of_a_sum_decide_nothing() -> None:
 
     found = compare({"a": run(1.0), "b": run(1.0 + 1e-12)}, at=0.5)
     assert standing(found) == {"a": (None, False), "b": (None, False)}
-    assert "can't be told: a (1.00) overlaps with b" in found.verdict()[0]
+    assert "no clear winner on action: a (1.00) overlaps with b" in found.verdict()[0]
     assert standing(compare({"a": run(1.0), "b": run(1.0 + 1e-6)}, at=0.5))["b"] == ("a", False)
 
 
@@ -157,7 +157,7 @@ def test_clear_verdicts_need_both_intervals_apart() -> None:
     assert near.winner is None
     assert standing(near)["slow"] == ("fast", False)
     told = " ".join(near.verdict())
-    assert "can't be told: fast (100 steps, 88.0 to 112) overlaps with slow" in told
+    assert "no clear winner on steps: fast (100 steps, 88.0 to 112) overlaps with slow" in told
     assert "is beaten by" not in told
     assert "Behind, but not clearly: slow (behind fast)." in told
 
@@ -167,8 +167,9 @@ def test_sampled_steps_widen_the_action() -> None:
         return straight(range(1, 300), loss, columns={"action_se": lambda k: error})
 
     found = compare({"a": sampled(lambda k: 1 - k / 200, 0.3), "b": sampled(lambda k: 1 - k / 300, 0.3)}, at=0.5)
-    assert found.groups[0].action_interval == pytest.approx((1 - 0.6, 1 + 0.6), abs=1e-9)
+    assert found.groups[0].action_interval == pytest.approx((math.exp(-0.6), math.exp(0.6)), abs=1e-9)
     assert standing(found)["b"] == ("a", False), "1.5 ± 0.6 is not apart from 1 ± 0.6"
+    assert compare({"a": sampled(lambda k: 1 - k / 200, 3.0)}, at=0.5).groups[0].action_interval[0] > 0
 
 
 def test_rows_that_are_far_apart_make_no_winner_of_one_curve() -> None:
@@ -178,7 +179,7 @@ def test_rows_that_are_far_apart_make_no_winner_of_one_curve() -> None:
         found = compare(curves, by=by, at=at)  # type: ignore[arg-type]
         assert found.winner is None, by
         assert not any(group.clearly for group in found.at_loss)
-        assert not [text for text in found.verdict() if "needed the" in text and "can't be told" not in text]
+        assert not [text for text in found.verdict() if "needed the" in text and "no clear winner" not in text]
     truth = -50 * math.log(0.3)
     for group in compare(curves, at=0.3).groups:
         assert group.elapsed_interval[0] <= truth <= group.elapsed_interval[1]
@@ -322,7 +323,7 @@ def test_the_level_is_the_lowest_that_all_surely_reached() -> None:
     assert found.at == pytest.approx(0.5 + 0.03, abs=1e-12)
     assert found.set_by == "shallow"
     assert found.loss_level == found.at
-    assert "where shallow got clearly no lower" in found.table()
+    assert "the lowest that shallow surely reached" in found.table()
     asked = compare({"deep": deep, "shallow": shallow}, at=0.7)
     assert (asked.at, asked.set_by) == (0.7, None)
     assert asked.groups[0].values["elapsed"] == pytest.approx(75, abs=1e-9)
@@ -419,11 +420,14 @@ def test_notes_say_what_to_beware_of() -> None:
         "one run each: the intervals know nothing of other seeds (folders named seed_0, seed_1, … are one group; "
         "others by --group NAME=PATH, or a list in Python)",
     )
-    assert compare({"A": [a, b]}).notes == ()
-    late = compare([a, reaching(5, 1, since_step=70, measure_every_n_steps=4, monitor="val")]).notes
-    assert any("from a later step on" in note and "SGD lr 0.1, batch 8 (2)" in note for note in late)
-    assert any("sample of the steps" in note for note in late)
-    assert any("different monitored losses (None, val)" in note for note in late)
+    assert compare({"A": [a, b, reaching(6, 1)]}).notes == ()
+    assert compare({"A": [a, b], "B": a}).notes == (
+        "two seeds in A: too few for a narrow interval (12.7 standard errors to either side, of three seeds 4.3); "
+        "run one more",
+    )
+    sampled = compare([a, reaching(5, 1, measure_every_n_steps=4, monitor="val")]).notes
+    assert any("sample of the steps" in note and "SGD lr 0.1, batch 8 (2)" in note for note in sampled)
+    assert any("different monitored losses (None, val)" in note for note in sampled)
 
 
 # --- replicas
@@ -437,10 +441,27 @@ def test_a_group_is_the_mean_of_its_runs_with_students_interval() -> None:
         assert group.values[key] == pytest.approx(mean, rel=1e-12)
         assert group.standard_errors[key] == pytest.approx(error, rel=1e-9)
         bounds = group.elapsed_interval if key == "elapsed" else group.action_interval
-        # t(0.975; 2 degrees of freedom) = 4.302652730, from a table
-        assert bounds == pytest.approx((mean - 4.302652730 * error, mean + 4.302652730 * error), rel=1e-8)
+        # t(0.975; 2 degrees of freedom) = 4.302652730, from a table; the error of ln x̄ is error/x̄
+        ends = (math.log(mean) - 4.302652730 * error / mean, math.log(mean) + 4.302652730 * error / mean)
+        assert [math.log(end) for end in bounds] == pytest.approx(ends, rel=1e-8)
     single = compare({"A": reaching(90.0, 1.0)}, at=0.5).groups[0]
     assert math.isnan(single.standard_errors["elapsed"])
+
+
+@pytest.mark.parametrize("taus", [(2.0, 20.0), (10.0, 11.0), (1.0, 40.0, 3.0)])
+def test_what_cannot_be_below_zero_has_no_interval_that_is(taus: tuple[float, ...]) -> None:
+    group = compare({"A": [reaching(tau, 1 / tau) for tau in taus]}, at=0.5).groups[0]
+    for key in ("cost", "elapsed", "action"):
+        low, high = getattr(group, f"{key}_interval")
+        assert 0 < low < group.values[key if key != "cost" else "elapsed"] < high
+
+
+def test_a_loss_below_zero_keeps_its_own_interval() -> None:
+    sunk = [straight(range(1, 30), lambda k, s=s: s - k / 10) for s in (0.9, 1.0, 1.3)]
+    (group,) = compare({"A": sunk}, by="step", at=20).groups
+    low, high = group.loss_interval
+    assert low < group.values["loss"] < 0
+    assert high - group.values["loss"] == pytest.approx(group.values["loss"] - low, rel=1e-9)
 
 
 def test_students_interval_holds_the_truth_as_often_as_it_says() -> None:
@@ -481,7 +502,7 @@ def test_the_table_shows_the_values() -> None:
     runs = {"a": straight(range(1, 301), decay(50)), "b": straight(range(1, 301), decay(90), speed=0.02)}
     found = compare(runs)
     lines = found.table().splitlines()
-    assert lines[0] == f"Compared at the same loss, {number(found.at)}, where b got clearly no lower"
+    assert lines[0] == f"Compared at the same loss, {number(found.at)}, the lowest that b surely reached"
     assert set(lines[3]) == {"-"}
     heads = re.split(r"\s{2,}", lines[2])
     assert heads[0] == "run"
@@ -525,16 +546,16 @@ def test_sentences_name_what_the_intervals_allow() -> None:
     found = at_half([(10.0, 10.0), (20.0, 2.0), (40.0, 30.0)])
     assert found.verdict() == [
         "At loss 0.500, r0 needed the fewest steps (10.0 steps); r1 needed the least action (2.00).",
-        "At loss 0.500, r0 and r1 are beaten by none: these trade steps for action.",
+        "At loss 0.500, r0 and r1 are beaten by none in steps and action: neither is better on both.",
         "r2 is beaten by r1: 2.0 times the steps, 15 times the action.",
     ]
     best = at_half([(10.0, 1.0), (20.0, 2.0)]).verdict()
     assert best[1] == "At loss 0.500, no other took fewer steps or less action than r0."
     groups = {"A": [reaching(10, 1), reaching(10, 1.0)], "B": [reaching(20, 0.5), reaching(22, 0.5)]}
-    assert "are beaten by none in the mean" in compare(groups, at=0.5).verdict()[1]
+    assert "are beaten by none in steps and action in the mean:" in compare(groups, at=0.5).verdict()[1]
     rates = compare({n: reaching(*p, clock="lr") for n, p in {"a": (10.0, 9.0), "b": (20.0, 2.0)}.items()}, at=0.5)
     assert rates.verdict()[0].startswith("At loss 0.500, a needed the least time (10.0 learning rate, summed)")
-    assert rates.verdict()[1].endswith("these trade time for action.")
+    assert rates.verdict()[1].endswith("are beaten by none in time and action: neither is better on both.")
 
 
 def test_a_run_that_starts_below_the_level() -> None:
@@ -620,6 +641,8 @@ def test_intervals_and_errors() -> None:
     assert interval((96.0, 123.0)) == "96.0 to 123"
     assert interval((96.0, math.inf)) == "at least 96.0"
     assert interval((96.0, 96.01)) == "96.0"
+    assert interval((0.0, 5949.0)) == "at most 5,949"
+    assert interval((0.0, 0.0)) == "0"
     assert with_error(123.0, 4.0) == "123 ± 4.0"
     assert with_error(123.0, math.nan) == "123"
     assert with_error(0.251, 3.9e-17) == "0.251", "replicas at the same loss differ by rounding"

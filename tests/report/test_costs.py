@@ -144,7 +144,8 @@ def test_groups_have_the_mean_and_its_error_of_what_they_cost() -> None:
     assert group.standard_errors["cost"] == pytest.approx(np.std(costs, ddof=1) / math.sqrt(3), rel=1e-9)
     low, high = group.cost_interval
     half = 4.302652730 * group.standard_errors["cost"]  # t(0.975; 2), and what may lie between two rows: a few samples
-    assert (low, high) == pytest.approx((group.values["cost"] - half, group.values["cost"] + half), abs=10)
+    share = math.exp(half / group.values["cost"])
+    assert (low, high) == pytest.approx((group.values["cost"] / share, group.values["cost"] * share), abs=10)
 
 
 def test_whoever_takes_less_of_both_beats_on_that_axis() -> None:

@@ -10,6 +10,7 @@ from comparison_cases import Curve, decay, description, straight
 from lightning_speedlimit import RunRecord, compare
 from lightning_speedlimit.report.alignment import Timeline
 from lightning_speedlimit.report.levels import LEARNED, SHARES, fair_level
+from lightning_speedlimit.words import number
 
 
 def lowest_sure(record: RunRecord) -> float:
@@ -269,3 +270,25 @@ def test_many_that_came_near_are_named_up_to_five() -> None:
     (said,) = [text for text in compare(runs).verdict() if text.startswith("Left out")]
     assert said.startswith("Left out: poor 0, never below 0.600; poor 1, never below 0.633;")
     assert said.endswith("; 2 more, never below 0.767.")
+
+
+# --- a loss that was asked for
+
+
+@pytest.mark.parametrize(("starts", "at"), [((1.0, 2.0), 3.0), ((1.0, 2.0), 2.0), ((2.0,), 2.5), ((-3.0, -2.0), 0.0)])
+def test_a_loss_that_all_began_below_is_refused_with_those_to_choose_from(starts: tuple[float, ...], at: float) -> None:
+    runs = {str(start): straight(range(1, 50), lambda k, start=start: start - k / 100) for start in starts}
+    with pytest.raises(ValueError, match=rf"at must be a loss that a run came down to, got {number(at)}") as error:
+        compare(runs, at=at)
+    ends = f"choose between {number(min(starts) - 0.49)} and {number(max(starts))}"
+    assert str(error.value).endswith(ends)
+
+
+def test_a_loss_that_one_began_above_is_compared_at() -> None:
+    runs = {str(start): straight(range(1, 90), lambda k, start=start: start - k / 100) for start in (1.0, 2.0)}
+    assert [group.values["cost"] for group in compare(runs, at=1.5).groups] == pytest.approx([0, 50])
+
+
+def test_a_start_that_is_unknown_refuses_no_loss() -> None:
+    unknown = straight(range(1, 50), decay(20), columns={"loss_drop": lambda k: math.nan})
+    assert compare({"a": unknown, "b": straight(range(1, 50), decay(30))}, at=1.5).groups

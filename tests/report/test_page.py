@@ -313,18 +313,21 @@ def test_without_losses_there_is_no_plane(two: Element) -> None:
     [
         (
             [FAST, SEEDS[0], SLOW],
-            "a and b came to loss 0.500 with the best trades of steps for action; c took more of both.",
+            "To loss 0.500, a needed the fewest steps (14.0); b needed the least action (0.347); c took more of both.",
         ),
-        ([SEEDS[0], SLOW], "a came to loss 0.500 with the fewest steps and the least action; b took more of both."),
+        (
+            [SEEDS[0], SLOW],
+            "To loss 0.500, a needed the fewest steps (27.7) and the least action (0.347); b took more of both.",
+        ),
         (
             [FAST, SEEDS[0], SHORT],
-            "a and b came to loss 0.500 with the best trades of steps for action; c can't be placed.",
+            "To loss 0.500, a needed the fewest steps (14.0); b needed the least action (0.347); c can't be placed.",
         ),
         (
             # Beaten by less than the loss's error tells.
             [Zigzag(40, 0.1, 0.1, error=0.05), Zigzag(41, 0.1, 0.1, error=0.05)],
-            "a seems to have come to loss 0.500 with the fewest steps and the least action; b seems to have taken "
-            "more, but within the error.",
+            "To loss 0.500, no clear winner on steps: a (27.7) overlaps with b; no clear winner on action: a (0.555) "
+            "overlaps with b; b seems to have taken more, but within the error.",
         ),
     ],
 )

@@ -174,6 +174,17 @@ def test_the_keyboard_alone_sorts_and_explains(opened: Any) -> None:
     assert focused().text.strip() == "action", "the focus stays"
 
 
+def test_a_laptop_shows_all_columns_of_what_it_cost_and_of_other_batches(opened: Any) -> None:
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**DESKTOP, "width": 1280})
+    widths = opened.execute_script("""
+        return [...document.querySelectorAll("section > .scroll")].map(
+            box => [box.getAttribute("aria-labelledby"), box.scrollWidth, box.clientWidth]);
+    """)
+    told = {name: (wanted, there) for name, wanted, there in widths if name}
+    assert {name.split("-")[-1] for name in told} >= {"numbers", "batches"}
+    assert not {name: sizes for name, sizes in told.items() if sizes[0] > sizes[1]}
+
+
 def test_a_phone_shows_it_without_scrolling_sideways(opened: Any) -> None:
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     opened.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")

@@ -181,7 +181,7 @@ def test_a_run_against_its_earlier_self(tmp_path: Path) -> None:
     found = compare([tmp_path / "monday", tmp_path / "tuesday"])
     assert {group.name for group in found.groups} == {"monday", "tuesday"}
     assert found.winner is None
-    assert "can't be told" in found.verdict()[0]
+    assert "no clear winner" in found.verdict()[0]
     own = tmp_path / "monday" / "version_0"
     shutil.copytree(own / "speed_limit", own / "speed_limit-2")
     beside = compare(tmp_path / "monday")
