@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_speedlimit.record import RunRecord, Summary
-from lightning_speedlimit.words import listed, number
+from lightning_speedlimit.words import count, listed, number
 
 # SGD lr 0.1, batch 128 on digits, about as in the trade-off table of the theory.
 ROW = {
@@ -113,6 +113,17 @@ def test_an_empty_record_is_all_nan() -> None:
 )
 def test_numbers_have_three_digits(x: float, text: str) -> None:
     assert number(x) == text
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        *((48.0, "48"), (95.99, "96"), (0.0, "0"), (-3.0, "-3"), (48.5, "48.5"), (0.188, "0.188"), (999.9, "1,000")),
+        *((17970.0, "17,970"), (1521.4, "1,521"), (NAN, "?"), (math.inf, "inf"), (2e9, "2.00e+09")),
+    ],
+)
+def test_counts_have_no_zeros_behind_the_point(x: float, text: str) -> None:
+    assert count(x) == text
 
 
 # --- the table

@@ -11,7 +11,7 @@ from lightning_speedlimit.record import why
 from lightning_speedlimit.record.lost_loss import BECAME, NOT_FINITE
 from lightning_speedlimit.record.summary_values import SummaryValues
 from lightning_speedlimit.record.tuning import TUNING
-from lightning_speedlimit.words import count, number, one_line, with_error
+from lightning_speedlimit.words import count, count_with_error, number, one_line, with_error
 
 WIDTH = 92
 _NAME_WIDTH = 22
@@ -127,7 +127,7 @@ def changes(s: SummaryValues) -> list[Row]:
         ("noise share", _told(s, "noise_share"), "share of the work spent on the noise of single batches"),
         (
             "critical batch",
-            _told(s, "critical_batch_size"),
+            count_with_error(s.critical_batch_size, s.critical_batch_size_se, undefined="undefined", sign="+/-"),
             f"{unit}; in a smaller batch noise outweighs the gradient, in a larger one it does not",
         ),
         (

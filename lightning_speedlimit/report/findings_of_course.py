@@ -8,6 +8,7 @@ from lightning_speedlimit.report.alignment import SURE
 from lightning_speedlimit.report.findings import Finding, JudgedRun
 from lightning_speedlimit.words import number
 
+MEASURE_LONGER = "Measure longer, or the loss with probe_batches=4."
 MOSTLY = 0.5  # of the log steps, from which on clipping is worth a finding: a convention
 _SMALLER = "Try a quarter of the learning rate: it cured 9 of 9 runs that had run away."  # docs/tuning.md
 _SMALLER_OR_DATA = f"{_SMALLER[:-1]}; a value in the data that is not finite does it too."
@@ -61,8 +62,8 @@ def no_clear_fall(run: JudgedRun) -> list[Finding]:
     if run.clearly_fell:
         return []
     drop, error = number(run["loss_drop"]), number(run["loss_drop_se"])
-    sentence = f"The loss did not come down for sure: its drop is {drop} +/- {error}."
-    return [Finding("no clear fall", sentence, "", run.evidence("loss_drop", "loss_drop_se"))]
+    sentence = f"No clear drop in loss: {drop} +/- {error}."
+    return [Finding("no clear fall", sentence, MEASURE_LONGER, run.evidence("loss_drop", "loss_drop_se"))]
 
 
 def _rose_by_conversion(run: JudgedRun) -> list[Finding]:
