@@ -56,11 +56,13 @@ def with_error(x: float, standard_error: float, digits: int = 3, undefined: str 
     return number(x, digits, undefined) + (f" {sign} {number(standard_error, 2)}" if told else "")
 
 
-def count_with_error(x: float, standard_error: float) -> str:
+def count_with_error(x: float, standard_error: float, undefined: str = UNDEFINED, sign: str = "±") -> str:
     """ "12,300 ± 1,200": the same of what was counted."""
+    if math.isnan(x):
+        return undefined
     told = with_error(x, standard_error)
     error = count(standard_error) if standard_error >= 1e3 else number(standard_error, 2)
-    return count(x) + (f" ± {error}" if "±" in told else "")
+    return count(x) + (f" {sign} {error}" if "±" in told else "")
 
 
 def amount(x: float) -> str:
@@ -72,8 +74,8 @@ def amount(x: float) -> str:
 
 
 def count(x: float) -> str:
-    """ "17,970": all digits of what was counted; as `number` below a thousand and from 1e9 on."""
-    return f"{x:,.0f}" if 1e3 <= x < 1e9 else number(x)
+    """ "17,970", "48": all digits of what was counted; as `amount` below a thousand, as `number` from 1e9 on."""
+    return f"{x:,.0f}" if 1e3 <= x < 1e9 else amount(x) if abs(x) < 1e3 else number(x)
 
 
 def interval(bounds: tuple[float, float]) -> str:

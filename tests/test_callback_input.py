@@ -325,11 +325,44 @@ def test_a_monitored_metric_is_the_loss(tmp_path: Path, name: str) -> None:
     assert last_row(unmonitored)["loss_drop"] == pytest.approx(3 * wanted, abs=3e-6 * losses[0])
 
 
+def test_a_monitor_of_another_name_is_told_what_there_is(tmp_path: Path) -> None:
+    """What steps log, not epochs, and none of our own values."""
+
+    class Logs(Logged):
+        def on_train_epoch_end(self) -> None:
+            self.log("epochs", 1.0)
+
+    callback = quiet(monitor="plane")
+    trainer(tmp_path, callback, max_epochs=2).fit(Logs(), loader(batches(5)))
+    assert callback.record is not None
+    told = "monitor='plane' was not among the metrics logged at each step; these are: plain and both"
+    assert callback.record.reasons["conversion"] == f"no loss was recorded: {told}"
+
+
+def test_a_training_that_returns_no_loss_is_told_how_to_give_one(tmp_path: Path) -> None:
+    class Silent(ByHand, Regressor):
+        def training_step(self, batch: Batch, batch_idx: int) -> None:
+            super().training_step(batch, batch_idx)
+
+    callback = quiet()
+    trainer(tmp_path, callback).fit(Silent(), loader(batches(5)))
+    assert callback.record is not None
+    text = " ".join(str(callback.record.summary()).split())
+    cure = "return it from training_step, or log it there and pass SpeedLimit(monitor='its name')"
+    assert text.count(f"are undefined: no loss was recorded: {cure}") == 1
+    assert text.count("no loss was recorded") == 1
+
+
 def test_a_monitor_that_never_appears(tmp_path: Path) -> None:
     model, callback = Regressor(), quiet(monitor="nonsense")
     trainer(tmp_path, callback).fit(model, loader(batches(5)))
     got = last_row(callback)
     assert callback.record is not None
     assert math.isnan(got["loss_drop"])
-    assert "monitor='nonsense' was not among the metrics" in callback.record.reasons["loss_drop"]
+    reason = callback.record.reasons["loss_drop"]
+    assert reason == (
+        "no loss was recorded: monitor='nonsense' was not among the metrics logged at each step: "
+        "self.log('nonsense', loss) in training_step"
+    )
+    assert str(callback.record.summary()).count("no loss was recorded") == 1
     assert got["displacement"] == pytest.approx(plain(model.tape.steps, model.tape.losses)["displacement"], rel=EXACT)

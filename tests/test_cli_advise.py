@@ -52,7 +52,7 @@ def test_one_screen_in_the_order_of_what_is_asked(home: Path) -> None:
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 92
     assert ESCAPE not in done.stdout
-    assert "200 steps, 6,400 samples, 2.00 seconds" in done.stdout
+    assert "200 steps, 6,400 samples, 2 seconds" in done.stdout
 
 
 def test_json_is_the_advice(home: Path) -> None:

@@ -98,3 +98,15 @@ def test_settings_that_are_tensors_become_numbers() -> None:
     [group] = TrajectoryMeter(optimizer).description()["optimizers"][0]["groups"]
     assert group["lr"] == 0.125
     assert list(group["betas"]) == [0.5, 0.75]
+
+
+def test_a_loop_that_records_no_loss_is_told_how() -> None:
+    optimizer = torch.optim.SGD([weights := torch.nn.Parameter(torch.ones(3))], lr=0.1)
+    meter = TrajectoryMeter(optimizer)
+    record = RunRecord(meter.description())
+    for _ in range(5):
+        weights.grad = weights.detach().clone()
+        optimizer.step()
+        record.take(meter)
+    assert record.reasons["loss_drop"] == "no loss was recorded: call meter.record_loss(loss) at each step"
+    assert str(record.summary()).count("no loss was recorded") == 1

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_speedlimit.record import RunRecord, Summary
-from lightning_speedlimit.words import number
+from lightning_speedlimit.words import count, listed, number
 
 # SGD lr 0.1, batch 128 on digits, about as in the trade-off table of the theory.
 ROW = {
@@ -113,6 +113,17 @@ def test_an_empty_record_is_all_nan() -> None:
 )
 def test_numbers_have_three_digits(x: float, text: str) -> None:
     assert number(x) == text
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        *((48.0, "48"), (95.99, "96"), (0.0, "0"), (-3.0, "-3"), (48.5, "48.5"), (0.188, "0.188"), (999.9, "1,000")),
+        *((17970.0, "17,970"), (1521.4, "1,521"), (NAN, "?"), (math.inf, "inf"), (2e9, "2.00e+09")),
+    ],
+)
+def test_counts_have_no_zeros_behind_the_point(x: float, text: str) -> None:
+    assert count(x) == text
 
 
 # --- the table
@@ -272,9 +283,62 @@ def test_a_wide_interval_of_clouds_is_given() -> None:
 def test_reasons_that_clouds_share_take_one_line() -> None:
     reasons = {**dict.fromkeys(CLOUDS, "within an epoch"), "loss": "within an epoch"}
     text = squeezed(summary_of(dict.fromkeys(CLOUDS, NAN), reasons))
-    assert f"{', '.join(CLOUDS)} are undefined: within an epoch" in text
+    assert f"{listed(list(CLOUDS))} are undefined: within an epoch" in text
     assert "loss: within an epoch" in text
     assert text.count("within an epoch") == 2
+
+
+def test_a_lost_loss_takes_one_line_that_says_when() -> None:
+    """However many values are undefined by it, those of the tuning among them."""
+    names = [name for name in ROW if name not in ("samples", "elapsed", "learning_rate", "loss_drop_se")]
+    reasons = dict.fromkeys(names, "a gradient, a loss or a weight was not finite, or beyond the range of its products")
+    reasons |= dict.fromkeys(("loss", "loss_drop", "conversion"), "a recorded loss is not finite")
+    text = squeezed(summary_of(dict.fromkeys(names, NAN), reasons))
+    said = "The loss became NaN or infinite between steps 558 and 620; everything after is undefined"
+    assert text.count(said) == 1
+    assert "not finite" not in text
+    assert "undefined:" not in text
+    assert "are NaN" not in text
+
+
+def test_of_one_lost_loss_what_the_weights_tell_stays() -> None:
+    names = ["loss", "loss_drop", "conversion"]
+    text = squeezed(summary_of(dict.fromkeys(names, NAN), dict.fromkeys(names, "a recorded loss is not finite")))
+    assert "loss, loss_drop, conversion" in text
+    assert "are undefined: the loss became NaN or infinite between steps 558 and 620" in text
+    assert "everything after" not in text
+    assert "displacement 3.20" in text
+
+
+def test_a_loss_that_was_lost_at_once_was_lost_after_the_start() -> None:
+    record = RunRecord()
+    for step in (50, 100):
+        record.append(step, {"loss": NAN, "loss_drop": NAN}, {"loss": "a recorded loss is not finite"})
+    assert "The loss became NaN or infinite between steps 0 and 50;" in squeezed(record.summary())
+
+
+def test_a_weight_alone_that_was_not_finite_takes_one_line_too() -> None:
+    """The loss is there: what is undefined is named, and nothing else."""
+    names = ["displacement", "action", "straightness", "steadiness", "path_length", "grad_norm", "work_action"]
+    why = "a gradient, a loss or a weight was not finite"
+    text = squeezed(summary_of(dict.fromkeys(names, NAN), dict.fromkeys(names, why)))
+    assert f"{', '.join(names[:6])} and 1 more are undefined: {why}" in text
+    assert text.count(why) == 1
+    assert "became" not in text
+
+
+def test_without_a_loss_one_line_says_what_to_do() -> None:
+    """The tuning numbers have the loss's reason, not one of their own."""
+    missing = ["loss", "loss_drop", "conversion", "entropy_production", "efficiency"]
+    record = RunRecord({"optimizers": [{"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0.0}]}]})
+    rows = {**ROW, **dict.fromkeys(missing, NAN)}
+    for step in (10, 20, 30, 40):
+        record.append(step, rows, dict.fromkeys(missing, "no loss was recorded: log it"))
+    text = squeezed(record.summary())
+    assert text.count("no loss was recorded: log it") == 1
+    assert "loss_drop is NaN" not in text
+    assert record.tuning()["noise_share"].reason == "no loss was recorded: log it"
+    assert record.tuning(to=30)["noise_share"].reason == "loss_drop is NaN", "why is known of the last row alone"
 
 
 values = st.one_of(st.floats(), st.floats(-2, 2))
@@ -356,8 +420,11 @@ def test_the_sentence_says_what_was_measured(changes: dict[str, float], expected
 def test_the_sentence_does_not_praise_a_run_whose_loss_was_lost() -> None:
     lost = {"loss": NAN, "loss_drop": NAN, "conversion": NAN, "straightness": 0.99, "steadiness": 0.95}
     sentence = summary_of(lost, {"loss": "a recorded loss is not finite", "conversion": "why"}).sentence()
-    assert "along a path of 13.5; a recorded loss is not finite: the run went astray" in sentence
+    assert "along a path of 13.5; the loss became NaN or infinite between steps 558 and 620; what share" in sentence
+    assert "diverged" not in sentence, "the weights are there"
     assert "nearly straight" not in sentence
+    gone = {name: NAN for name in ROW if name not in ("samples", "elapsed", "learning_rate")}
+    assert "620: the run diverged" in summary_of(gone, {"loss": "a recorded loss is not finite"}).sentence()
 
 
 @given(row=rows)

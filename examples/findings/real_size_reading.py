@@ -273,7 +273,7 @@ def reading_of(at: str, record: RunRecord) -> Row:
     """What the package tells a user who looks at the run then."""
     findings, advice = diagnose(record), advise(record)
     row: Row = {"at": at, "step": int(record.columns["step"][-1]), "causes": [found.cause for found in findings]}
-    row |= {"said": [f"{found.sentence} {found.advice}".strip() for found in findings]}
+    row |= {"said": [found.text for found in findings]}
     for name in TOLD:
         tuned = getattr(advice, name)
         row |= {name: tuned.value, f"{name}_se": tuned.standard_error} | (

@@ -85,4 +85,4 @@ def _on_the_course(record: RunRecord) -> dict[str, str]:
     last = {name: float(column[-1]) for name, column in record.columns.items()}
     run = JudgedRun(last, record)
     found = rose(run) or [finding for _, finding in plateaued(run)]
-    return {finding.cause: f"{finding.sentence} {finding.advice}".strip() for finding in found}
+    return {finding.cause: finding.text for finding in found}

@@ -22,6 +22,12 @@ def last_logged(trainer: Any, name: str) -> Tensor | None:
     return None
 
 
+def names(trainer: Any) -> list[str]:
+    """What training logged at its steps so far."""
+    items = trainer._results.valid_items() if trainer._results else ()
+    return list(dict.fromkeys(item.meta.name for _, item in items if item.meta.on_step))
+
+
 class LoggedMetrics:
     """The metrics that `module.log` has made for our values.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_speedlimit.callback import neuron_clouds
+from lightning_speedlimit.callback import logged_metrics, neuron_clouds
 from lightning_speedlimit.callback.attaching import attach, new_record
 from lightning_speedlimit.callback.batch_losses import BatchLosses
 from lightning_speedlimit.callback.batch_size import SampleCount
@@ -13,13 +13,25 @@ from lightning_speedlimit.callback.layer_names import LayerNames, layer_key
 from lightning_speedlimit.callback.probe import Probe, StartWeights
 from lightning_speedlimit.callback.settings import Settings
 from lightning_speedlimit.callback.unseen_steps import UnseenSteps
+from lightning_speedlimit.callback.value_log import PREFIX
 from lightning_speedlimit.checks import guard
 from lightning_speedlimit.checks.guard import Say, look
+from lightning_speedlimit.record import why
 from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.reading import NO_SKETCH
+from lightning_speedlimit.words import listed
 
 SECONDS = "seconds"  # the column of the record that no logger gets: wall-clock time since the fit began
 _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
+
+
+def _cure(trainer: Any, monitor: str | None) -> str:
+    """What to do where no loss was recorded."""
+    if monitor is None:
+        return "return it from training_step, or log it there and pass SpeedLimit(monitor='its name')"
+    told = f"monitor={monitor!r} was not among the metrics logged at each step"
+    known = [name for name in look(lambda: logged_metrics.names(trainer), []) if not name.startswith(PREFIX)]
+    return f"{told}; these are: {listed(known)}" if known else f"{told}: self.log({monitor!r}, loss) in training_step"
 
 
 class Measurement:
@@ -136,7 +148,7 @@ class Measurement:
         record.run["optimized_coordinates"] = meter.optimized_coordinates
         record.run.update(self.samples.described() | self.samples.per_step(meter.steps))
         costs = {**self.samples.columns(), SECONDS: seconds}
-        record.append(meter.steps, {**values, **costs}, self._reasons(meter) | self.samples.reasons)
+        record.append(meter.steps, {**values, **costs}, self._reasons(meter, trainer) | self.samples.reasons)
         values |= record.tune()
         record.add_layers(meter.steps, self._names.measured(meter.layers()))
         self.measured_at = meter.steps  # not before: Ctrl-C may come within the row, which is then written anew
@@ -155,14 +167,13 @@ class Measurement:
             for name, value in values.items()
         }
 
-    def _reasons(self, meter: TrajectoryMeter) -> dict[str, str]:
-        reasons, callback = dict(meter.reasons), self.callback
+    def _reasons(self, meter: TrajectoryMeter, trainer: Any) -> dict[str, str]:
+        callback = self.callback
+        reasons = why.with_cure(meter.reasons, _cure(trainer, callback.monitor))
         if self.probe is not None and self.probe.why is not None:
             reasons["loss_drop"] = f"probe_batches was given up: {self.probe.why}"
         elif self.probe is not None and self.probe.first is None:
             reasons["loss_drop"] = f"until {self.probe.size} probe batches have come, from the training losses"
-        if callback.monitor is not None and "no loss was recorded" in reasons.values():
-            reasons["loss_drop"] = f"monitor={callback.monitor!r} was not among the metrics logged at each step"
         return reasons | dict.fromkeys(neuron_clouds.TOTALS if callback.clouds else (), _WITHIN_EPOCH)
 
     def _use_probe(self, meter: TrajectoryMeter, trainer: Any, module: Any) -> None:

@@ -96,7 +96,7 @@ def _regimes(regimes: Sequence[Regime]) -> list[str]:
 
 
 def _causes(record: RunRecord) -> list[str]:
-    return [f"{finding.sentence} {finding.advice}".strip() for finding in diagnose(record)]
+    return [finding.text for finding in diagnose(record)]
 
 
 def _print_several(records: Mapping[Path, RunRecord]) -> None:

@@ -60,7 +60,7 @@ class View(NamedTuple):
 def of_run(path: Path, record: RunRecord, state: FitState, *, rows: int, notes: Iterable[str] = ()) -> View:
     """Args: rows: how many of the last ones. notes: further lines below the title."""
     title = f"{optimizer_title(record)}   {plain_text(str(path))}"
-    findings = [f"{f.sentence} {f.advice}".strip() for f in diagnose(record)] if len(record) else []
+    findings = [f.text for f in diagnose(record)] if len(record) else []
     return View(
         title,
         [f"Fit: {state.sentence}", *notes],

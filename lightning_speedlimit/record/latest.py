@@ -11,7 +11,7 @@ _SHORT = 16  # rows of a run that is looked at as a whole
 _KNOWN = {"critical_batch_size": (0.0, 0.3), "step_headroom": (0.0, 0.3), "noise_share": (0.1, 0.0)}
 
 
-def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:
+def latest(columns: Columns, run: Mapping[str, Any], reasons: Mapping[str, str] | None = None) -> dict[str, Tuned]:
     """Of the last row's steps, or as many rows before as it takes: the last 2, 4, 8, …, a half; all of a short run.
 
     What a run was like in its beginning would come and go from one row to the next.
@@ -23,7 +23,7 @@ def latest(columns: Columns, run: Mapping[str, Any]) -> dict[str, Tuned]:
     steps = "all steps" if most == rows else "the last half of the steps"
     while wanting:
         length = min(length, most)
-        tuning = Tuning(columns, run, None if length >= rows else rows - 1 - length)
+        tuning = Tuning(columns, run, None if length >= rows else rows - 1 - length, reasons=reasons)
         for name, tuned in tuning.only(wanting).items():
             absolute, relative = _KNOWN[name]
             if tuned.standard_error <= absolute + relative * abs(tuned.value):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lightning_speedlimit.checks import arguments, guard
 from lightning_speedlimit.display import Displayed
-from lightning_speedlimit.record import stretch
+from lightning_speedlimit.record import stretch, why
 from lightning_speedlimit.record.clouds import CloudTable
 from lightning_speedlimit.record.files import RecordData, from_json, to_json
 from lightning_speedlimit.record.folders import record_within
@@ -27,7 +27,7 @@ from lightning_speedlimit.record.sketches import SketchShelf
 from lightning_speedlimit.record.state import data_of, state_of
 from lightning_speedlimit.record.summary import Summary
 from lightning_speedlimit.record.tables import LayerTables
-from lightning_speedlimit.record.tuning import TUNING, Tuned, Tuning
+from lightning_speedlimit.record.tuning import Tuned, Tuning
 from lightning_speedlimit.record.windows import Trajectory, Windows
 from lightning_speedlimit.record.writing import write_folder
 
@@ -111,7 +111,8 @@ class RunRecord(LayerTables, Displayed):
         given = {} if values is None else arguments.numbers("values", values)
         seconds = self._seconds + time.monotonic() - self._began
         measured, sketch = meter.measure(sketch=True)
-        self.append(meter.steps, {**measured, "seconds": seconds, **given}, meter.reasons)
+        reasons = why.with_cure(meter.reasons, "call meter.record_loss(loss) at each step")
+        self.append(meter.steps, {**measured, "seconds": seconds, **given}, reasons)
         self.tune()
         self.add_layers(meter.steps, told(meter.layers()))
         if sketch is not None:
@@ -123,7 +124,7 @@ class RunRecord(LayerTables, Displayed):
         Those are the last row's, or the last 2, 4, 8, … rows', a half at most (all of a short run): as many as it takes
         for a standard error of at most 0.1 of noise_share and 30 % of the others. NaN where all of them do not.
         """
-        found = latest(self._rows.views(), self.run)
+        found = latest(self._rows.views(), self.run, self._reasons)
         values = {name: tuned.value for name, tuned in found.items()}
         values |= {f"{name}_se": tuned.standard_error for name, tuned in found.items()}
         self.amend(values, {name: tuned.reason for name, tuned in found.items() if tuned.reason})
@@ -213,17 +214,17 @@ class RunRecord(LayerTables, Displayed):
         the stretch to second order in the step.
         """
         after, to = arguments.whole("after", after), None if to is None else arguments.whole("to", to)
-        return Tuning.between(self._rows.views(), self.run, after, to).values
+        return Tuning.between(self._rows.views(), self.run, after, to, self._reasons).values
 
     def summary(self) -> Summary:
         """The last row as a `Summary`, with `tuning` of the whole run; NaN where nothing was recorded."""
         columns, there = self._rows.views(), len(self._rows) > 0
         step = int(columns.pop("step")[-1]) if there else 0
         values = {name: float(column[-1]) for name, column in columns.items()} if there else {}
-        whole, reasons = self.tuning(), {n: why for n, why in self._reasons.items() if n not in TUNING}
+        whole = self.tuning()
         for name, tuned in whole.items():
             values |= {name: tuned.value, f"{name}_se": tuned.standard_error}
-            reasons |= {name: tuned.reason} if tuned.reason and "work_ito" in columns else {}
+        reasons = why.of_run(self._rows.views(), self._reasons, whole)
         return Summary.from_row(step, values, reasons=reasons, run=self.run)
 
     def windows(self, first_step: npt.ArrayLike, last_step: npt.ArrayLike) -> Windows:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
-from lightning_speedlimit.record import late
+from lightning_speedlimit.record import late, why
+from lightning_speedlimit.record.lost_loss import BECAME, NOT_FINITE
 from lightning_speedlimit.record.summary_values import SummaryValues
 from lightning_speedlimit.record.tuning import TUNING
-from lightning_speedlimit.words import count, number, one_line, with_error
+from lightning_speedlimit.words import count, count_with_error, number, one_line, with_error
 
 WIDTH = 92
 _NAME_WIDTH = 22
@@ -26,9 +26,6 @@ OUTSIDE_MOVES = (
 # Values that are there only where clouds were measured.
 CLOUDS = ("wasserstein2", "wasserstein2_lower", "identity_excess", "kinematic_efficiency_wasserstein2")
 COSTS = ("samples", "tokens", "epochs", "seconds")
-# Of what the critical batch is made (its own reason tells), and what former versions had.
-_WITHIN = ("gradient_signal", "gradient_noise", "efficiency_lower")
-_MOST_REASONS = 100
 _CHANGED_PLACES = 0.01  # identity_excess above which neurons are said to have changed places
 
 # How many coordinates there are to measure: the first that a record tells (frozen parameters are none).
@@ -132,7 +129,7 @@ def changes(s: SummaryValues) -> list[Row]:
         ("noise share", _told(s, "noise_share"), "share of the work spent on the noise of single batches"),
         (
             "critical batch",
-            _told(s, "critical_batch_size"),
+            count_with_error(s.critical_batch_size, s.critical_batch_size_se, undefined="undefined", sign="+/-"),
             f"{unit}; in a smaller batch noise outweighs the gradient, in a larger one it does not",
         ),
         (
@@ -251,7 +248,7 @@ def remarks(s: SummaryValues) -> list[str]:
     """What was measured; a line for every reason given, values beyond their bound, neurons that changed places."""
     share = measured_share(s.run)
     notes = [] if share is None else [f"measured: {share}, values +/- standard error"]
-    notes += _reasons(s)
+    notes += why.lines(s)
     for name in ("efficiency", "efficiency_action", "kinematic_efficiency", "straightness", "steadiness"):
         value = getattr(s, name)
         if value > 1 + _ROUNDING and name not in s.reasons:
@@ -267,22 +264,6 @@ def remarks(s: SummaryValues) -> list[str]:
     if unexplained and not _is_empty(s):
         notes.append(f"not recorded: {', '.join(unexplained)}")
     return notes
-
-
-def _reasons(s: SummaryValues) -> list[str]:
-    """One line per reason; the cloud's values, which share theirs, in one. A hundred are more than anyone reads."""
-    lines: dict[tuple[str, bool], list[str]] = {}
-    for name, reason in islice(s.reasons.items(), _MOST_REASONS):
-        if name in _WITHIN:
-            continue
-        undefined = math.isnan(getattr(s, name)) if _is_value(s, name) else False
-        group = reason if name in (*CLOUDS, *TUNING) else f"{name} {reason}"
-        lines.setdefault((group, undefined), []).append(name)
-    return [
-        f"{', '.join(names)}{(' are' if len(names) > 1 else ' is') + ' undefined' if undefined else ''}: "
-        f"{s.reasons[names[0]]}"
-        for (_, undefined), names in lines.items()
-    ] + ([f"{left_out:,} more reasons are in the record"] if (left_out := len(s.reasons) - _MOST_REASONS) > 0 else [])
 
 
 def _places(s: SummaryValues) -> list[str]:
@@ -327,8 +308,9 @@ def sentence(s: SummaryValues) -> str:
 
 def _away(s: SummaryValues) -> str:
     """Of a loss that rose beyond three standard errors, or was lost, that no way to it is a good one; "" of others."""
-    if "not finite" in s.reasons.get("loss", ""):
-        return f"{s.reasons['loss'].rstrip('. ')}: the run went astray, however straight and steady"
+    lost = s.reasons.get("loss", "")
+    if lost.startswith(BECAME) or NOT_FINITE in lost:
+        return lost.rstrip(". ") + (": the run diverged" if math.isnan(s.path_length) else "")
     if s.loss_drop < -3 * (0 if math.isnan(s.loss_drop_se) else s.loss_drop_se):
         return f"the loss rose by {number(-s.loss_drop)}: a way up, however straight and steady"
     return ""

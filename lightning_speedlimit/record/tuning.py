@@ -92,10 +92,13 @@ class Tuning:
     Args:
         columns: of the record, by name. run: what was run.
         start: the row after which the stretch begins; None: from the first step on. stop: its last row.
+        reasons: why values of the last row are NaN, where that is known.
     """
 
     @classmethod
-    def between(cls, columns: Columns, run: Mapping[str, Any], after: int, to: int | None) -> Tuning:
+    def between(
+        cls, columns: Columns, run: Mapping[str, Any], after: int, to: int | None, reasons: Mapping[str, str]
+    ) -> Tuning:
         """By steps: of the row `after` which (0: the start) and of the last row (None: of all)."""
         steps = columns["step"]
         rows = {int(step): row for row, step in enumerate(steps)}
@@ -103,14 +106,22 @@ class Tuning:
         for name, step in (("after", after), ("to", last)):
             if step not in rows and not (step == 0 and (name == "after" or not len(steps))):
                 raise ValueError(f"tuning got {name}={step}, wanted the step of a row: see columns['step']")
-        return cls(columns, run, rows.get(after) if after else None, rows.get(last, -1))
+        return cls(columns, run, rows.get(after) if after else None, rows.get(last, -1), reasons)
 
-    def __init__(self, columns: Columns, run: Mapping[str, Any], start: int | None = None, stop: int = -1) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        run: Mapping[str, Any],
+        start: int | None = None,
+        stop: int = -1,
+        reasons: Mapping[str, str] | None = None,
+    ) -> None:
         rows = len(columns["step"])
         self._columns = _begun_at_0(columns, run)
         begun = int(np.searchsorted(columns["step"], 1))  # a row at step 0 is the start
         start = None if start is not None and start % rows < begun else start
         self._stop = stop % rows if rows else -1
+        self._reasons = (reasons or {}) if self._stop == rows - 1 else {}
         self._start = -1 if start is None else start % rows
         own = self._per_step("samples")  # the run's are of all its steps
         self._run = run if math.isnan(own) else {**run, "samples_per_step": own}
@@ -341,8 +352,10 @@ class Tuning:
         return float(column[row]) if len(column) else _NAN
 
     def _why(self, otherwise: str) -> str:
-        known = [n for n in ("work_ito", "work_anti_ito", "loss_drop") if math.isnan(self._total(n))]
-        return f"{', '.join(known)} {'is' if len(known) == 1 else 'are'} NaN" if known else otherwise
+        """Of a sum that is NaN: of the first one that says why, that."""
+        known = [n for n in ("loss_drop", "work_ito", "work_anti_ito") if math.isnan(self._total(n))]
+        told = f"{', '.join(known)} {'is' if len(known) == 1 else 'are'} NaN" if known else otherwise
+        return next((self._reasons[name] for name in known if name in self._reasons), told)
 
 
 def _begun_at_0(columns: Columns, run: Mapping[str, Any]) -> Columns:

@@ -1,12 +1,6 @@
 """What a change of the batch would do to a run's steps and samples, and what its steps say of the learning rate.
 
-With r = B_c/B of the run's K steps at batch B, to the loss that it came to (where it stopped falling: to that):
-
-    steps at batch m·B = K (1 + r/m)/(1 + r)        samples = m·B · steps
-
-each with the learning rate that is best for its batch. The interval is that of r ± 2 standard errors.
-
-Source: McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162: steps ∝ 1 + B_c/B.
+By `other_batches`, of the run's K steps to the loss that it came to (where it stopped falling: to that).
 """
 
 from __future__ import annotations
@@ -25,11 +19,11 @@ from lightning_speedlimit.report.course import Plateau, clipped, divergence, pla
 from lightning_speedlimit.report.findings_of_course import MOSTLY
 from lightning_speedlimit.report.interpolation import Interval
 from lightning_speedlimit.report.labels import effective_batch, optimizer_title, peak_rates
+from lightning_speedlimit.report.other_batches import rate_was_low, share_of_steps
 from lightning_speedlimit.report.runs import check_record
 from lightning_speedlimit.words import number
 
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-CONFIDENCE = 2.0  # standard errors on either side: 95 % of normal errors
 _TRIED = ("SGD", "Adam", "AdamW")  # optimizers that the headroom was followed with
 _SAME_BATCH = 0.02  # relative: the mean batch of a run whose last ones are smaller
 _NOMINAL = 0.2  # relative: how far the mean may be from the batch that was set
@@ -121,7 +115,7 @@ def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:
     last = int(steps[row]) if len(steps) else 0
     multiples = MULTIPLES if math.isfinite(ratio.value) else ()
     cautions = _cautions(record, stopped)
-    if multiples and math.isfinite(_rate_multiple(found["step_headroom"])):
+    if multiples and rate_was_low(found["step_headroom"]):
         cautions.append(UNTUNED)
     return Advice(
         optimizer_title(record),
@@ -137,18 +131,13 @@ def advise(record: RunRecord, others: Iterable[RunRecord] = ()) -> Advice:
 
 
 def _rate_multiple(told: Tuned) -> float:
-    return min(told.value, MOST_AT_ONCE) if told.value - told.standard_error > 1.0 else math.nan
+    return min(told.value, MOST_AT_ONCE) if rate_was_low(told) else math.nan
 
 
 def _at(multiple: float, steps: int, batches: tuple[float, float], ratio: Tuned, timed: Sequence[RunRecord]) -> AtBatch:
-    """The prediction for m·B; of the run's own batch what it was. A B_c below 0 is one that is lost in its error."""
-
-    def predicted(r: float) -> float:
-        return steps * (1 + max(r, 0.0) / multiple) / (1 + max(r, 0.0))
-
-    error = CONFIDENCE * ratio.standard_error
-    taken = predicted(ratio.value)
-    low, high = sorted((predicted(ratio.value - error), predicted(ratio.value + error)))
+    """The prediction for m·B; of the run's own batch what it was."""
+    share, ends = share_of_steps(ratio, multiple)
+    taken, low, high = (steps * x for x in (share, *ends))
     batch, mean = (multiple * size for size in batches)
     per_step = _per_step(batch, timed[:1]) if multiple == 1 else _per_step(batch, timed)
     return AtBatch(multiple, batch, taken, (low, high), taken * mean, (low * mean, high * mean), taken * per_step)

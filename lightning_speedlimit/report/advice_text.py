@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning_speedlimit.record import RunRecord
 from lightning_speedlimit.record.summary_text import cost, gain
@@ -12,7 +12,7 @@ from lightning_speedlimit.record.tuning import Tuned
 from lightning_speedlimit.report.advice import Advice, AtBatch
 from lightning_speedlimit.report.diagnosis import diagnose
 from lightning_speedlimit.report.interpolation import Interval
-from lightning_speedlimit.words import amount, number, with_error
+from lightning_speedlimit.words import amount, count, number, with_error
 
 WIDTH = 92
 _MOST_FINDINGS = 2
@@ -39,17 +39,17 @@ def _changes(record: RunRecord, advice: Advice, width: int) -> list[str]:
     if advice.at_batches:
         lines += ["", *textwrap.wrap(caption(advice), width), *table(advice), ""]
     for finding in diagnose(record)[:_MOST_FINDINGS]:
-        lines += _item(f"{finding.sentence} {finding.advice}".strip(), width)
+        lines += _item(finding.text, width)
     return lines
 
 
 def numbers(advice: Advice) -> list[str]:
     """The three numbers, one sentence each; of one that is not known why, and what to do about it."""
     share = _told("Noise share", advice.noise_share, "of the work went into the noise of single batches")
-    size = "" if math.isnan(advice.batch) else f"; the batch is {amount(advice.batch)}"
+    size = "" if math.isnan(advice.batch) else f"; the batch is {in_full(advice.batch)}"
     if advice.mean_batch < advice.batch and amount(advice.mean_batch) != amount(advice.batch):
         size += f" ({amount(advice.mean_batch)} on average: the last batch of an epoch is short)"
-    batch = _told("Critical batch", advice.critical_batch_size, f"{advice.unit}{size}")
+    batch = _told("Critical batch", advice.critical_batch_size, f"{advice.unit}{size}", count)
     headroom = _told("Step headroom", advice.step_headroom, f"times the step would have gained most, {GREEDY}")
     if math.isfinite(advice.rate_multiple):
         headroom += f" Try the learning rate times {number(advice.rate_multiple, 2)}: fewer steps."
@@ -69,14 +69,14 @@ def caption(advice: Advice) -> str:
     """What the table tells."""
     return (
         f"To the loss of step {advice.steps}, by steps ~ 1 + critical batch/batch, the learning rate tuned for each "
-        "batch; in brackets what two standard errors of the critical batch make of it:"
+        "batch; in brackets the range from +/-2 standard errors of the critical batch:"
     )
 
 
 def table(advice: Advice) -> list[str]:
     """A line for each batch."""
     heads = ["batch", "", "steps", advice.unit, "seconds"]
-    rows = [[batch_size(at), multiple(at.multiple), *cells(at)] for at in advice.at_batches]
+    rows = [[in_full(at.batch), multiple(at.multiple), *cells(at)] for at in advice.at_batches]
     if all(math.isnan(at.seconds) for at in advice.at_batches if at.multiple != 1):  # its own is in the cost
         heads, rows = heads[:-1], [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
@@ -104,15 +104,15 @@ def _with_interval(x: float, interval: Interval) -> str:
     return amount(x) if low == high else f"{amount(x)} ({low} to {high})"
 
 
-def batch_size(at: AtBatch) -> str:
-    """Whole ones in full: "1,024"."""
-    return f"{at.batch:,.0f}" if at.batch == round(at.batch, 6) // 1 else amount(at.batch)
+def in_full(batch: float) -> str:
+    """Whole ones: "1,024"."""
+    return f"{batch:,.0f}" if batch == round(batch, 6) // 1 else amount(batch)
 
 
-def _told(name: str, tuned: Tuned, meaning: str) -> str:
+def _told(name: str, tuned: Tuned, meaning: str, shown: Callable[[float], str] = number) -> str:
     if math.isnan(tuned.value):
         return f"{name}: not known, as {tuned.reason}."
-    return f"{name}: {number(tuned.value)} +/- {number(tuned.standard_error, 2)} {meaning}."
+    return f"{name}: {shown(tuned.value)} +/- {number(tuned.standard_error, 2)} {meaning}."
 
 
 def _item(text: str, width: int) -> Sequence[str]:

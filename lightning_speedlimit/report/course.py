@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_speedlimit.record import RunRecord
+from lightning_speedlimit.record.lost_loss import LostLoss, lost_loss
 from lightning_speedlimit.report.alignment import SURE, Timeline
 from lightning_speedlimit.report.interpolation import Values
 
@@ -45,6 +46,8 @@ class Divergence:
     """Standard error of `start`, loss: in a run that ran away at once, the losses from which it follows had too."""
     work: float = math.nan
     """Mean over the steps of their work along the gradients, loss."""
+    lost: LostLoss | None = None
+    """Where it ceased to be finite, if it did."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def divergence(record: RunRecord, step: float = math.inf) -> Divergence | None:
     away = finite & (drop < -SURE * np.nan_to_num(drop_error)) | finite & _lost(error, start, loss)
     work = columns["work_ito"][rows] / steps if "work_ito" in columns else unknown
     away |= finite & (work > _BEYOND * np.maximum(np.abs(loss), abs(start)))
-    if "not finite" in record.reasons.get("loss", "") or np.isinf(loss).any():
+    lost = lost_loss(columns, record.reasons, step)
+    if lost is not None:
         away |= ~finite
     if not away[-1]:
         return None
@@ -93,7 +97,9 @@ def divergence(record: RunRecord, step: float = math.inf) -> Divergence | None:
     both = drop_error**2 - error**2  # the start's own is in every row's
     started = math.sqrt(max(float(both[np.isfinite(both)].min(initial=math.inf)), 0.0))
     own = float(np.nan_to_num(error[-1]))
-    return Divergence(int(steps[first]), start, last, own, started if math.isfinite(started) else 0.0, float(work[-1]))
+    return Divergence(
+        int(steps[first]), start, last, own, started if math.isfinite(started) else 0.0, float(work[-1]), lost
+    )
 
 
 def _lost(error: Values, start: float, loss: Values) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lightning_speedlimit.record import RunRecord
-from lightning_speedlimit.record.tuning import is_full_batch
+from lightning_speedlimit.record.tuning import Tuning, is_full_batch
 from lightning_speedlimit.report import course
 from lightning_speedlimit.report.alignment import SURE, work_shares
 from lightning_speedlimit.report.interpolation import Values
@@ -37,6 +37,15 @@ CAUSES: tuple[Cause, ...] = get_args(Cause)
 USEFUL_CONVERSION = 0.5  # at least this much of the work lowered the loss: the rest is not worth a finding
 UNCERTAIN = 0.1  # standard error of the conversion from which on the work balance is not judged: a convention
 
+# What was tried against these and did not hold, or was not tried: docs/diagnosis.md.
+_NO_ADVICE: Mapping[Cause, str] = {
+    "bouncing": "No known fix: a third of the learning rate took more steps in 10 of 10 runs.",
+    "curved path": "No known fix.",
+    "uneven speed": "No known fix.",
+    "plateau": "No known fix.",
+    "clipping": "Whether another threshold helps was not tried.",
+}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -50,6 +59,11 @@ class Finding:
     """What to do, where that was shown to help, and at what cost; else empty."""
     evidence: Mapping[str, float]
     """Name → the values that the sentence cites; NaN for one that is missing."""
+
+    @property
+    def text(self) -> str:
+        """The sentence, and the advice; where there is none what was tried in vain."""
+        return " ".join(part for part in (self.sentence, self.advice or _NO_ADVICE.get(self.cause, "")) if part)
 
 
 class JudgedRun:
@@ -70,6 +84,19 @@ class JudgedRun:
 
     def evidence(self, *names: str) -> dict[str, float]:
         return {name: self.shares[name] if name in self.shares else self[name] for name in names}
+
+    @cached_property
+    def tuning(self) -> Tuning:
+        """Of the steps up to here, or up to where the loss stopped falling."""
+        step = self.step if self.plateau is None else self.plateau.step
+        here = self._columns["step"] <= step
+        return Tuning({name: column[here] for name, column in self._columns.items()}, self.record.run)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean over the steps up to here; NaN where tokens are not counted."""
+        tokens, steps = self.until("tokens"), self.until("step")
+        return float(tokens[-1] / steps[-1]) if len(tokens) and steps[-1] > 0 else math.nan
 
     @property
     def uncertain(self) -> bool:

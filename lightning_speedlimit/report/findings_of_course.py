@@ -9,11 +9,10 @@ from lightning_speedlimit.report.findings import Finding, JudgedRun
 from lightning_speedlimit.words import number
 
 _ROUNDING = 1e-12  # of a loss, to which its drop since the start is known, and so is the start
+MEASURE_LONGER = "Measure longer, or the loss with probe_batches=4."
 MOSTLY = 0.5  # of the log steps, from which on clipping is worth a finding: a convention
-_SMALLER = (
-    "A smaller learning rate: what the curvature takes from a step goes as its square, what the gradient gives as the "
-    "step."
-)
+_SMALLER = "Try a quarter of the learning rate: it cured 9 of 9 runs that had run away."  # docs/tuning.md
+_SMALLER_OR_DATA = f"{_SMALLER[:-1]}; a value in the data that is not finite does it too."
 
 
 def rose(run: JudgedRun) -> list[Finding]:
@@ -21,19 +20,22 @@ def rose(run: JudgedRun) -> list[Finding]:
     found = run.divergence
     if found is None:
         return _rose_by_conversion(run)
-    evidence = {"step": float(found.step)}
+    step = found.step if found.lost is None else found.lost.by
+    evidence = {"step": float(step)}
     if math.isfinite(found.start) and not abs(found.start) < _ROUNDING * abs(found.loss):
         evidence["loss_start"] = found.start
         evidence |= {"loss_start_se": found.start_error} if found.start_error > 0 else {}
-    rates = run.until("learning_rate", found.step)
+    rates = run.until("learning_rate", step)
     where = ""
     if len(rates) and math.isfinite(rates[-1]):
         evidence["learning_rate"] = float(rates[-1])
         where = f", where the learning rate was {number(rates[-1])}"
     start = number(found.start) + (f" +/- {number(found.start_error)}" if found.start_error > 0 else "")
-    if math.isnan(found.loss):
+    if found.lost is not None:
+        evidence["last_finite_step"] = float(found.lost.after)
         told = f"; it began at {start}" if "loss_start" in evidence else ""
-        return [Finding("divergence", f"The loss is not finite from step {found.step} on{where}{told}.", "", evidence)]
+        sentence = f"{found.lost.sentence[0].upper()}{found.lost.sentence[1:]}{where}{told}."
+        return [Finding("divergence", sentence, _SMALLER_OR_DATA, evidence)]
     if found.loss - found.start > SURE * found.error:
         evidence["loss"] = found.loss
         began = f"from {start} " if "loss_start" in evidence else ""  # rounded off beside the last
@@ -61,8 +63,8 @@ def no_clear_fall(run: JudgedRun) -> list[Finding]:
     if run.clearly_fell:
         return []
     drop, error = number(run["loss_drop"]), number(run["loss_drop_se"])
-    sentence = f"The loss did not come down for sure: its drop is {drop} +/- {error}."
-    return [Finding("no clear fall", sentence, "", run.evidence("loss_drop", "loss_drop_se"))]
+    sentence = f"No clear drop in loss: {drop} +/- {error}."
+    return [Finding("no clear fall", sentence, MEASURE_LONGER, run.evidence("loss_drop", "loss_drop_se"))]
 
 
 def _rose_by_conversion(run: JudgedRun) -> list[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_speedlimit.report.findings import Finding, JudgedRun
+from lightning_speedlimit.report.findings_of_course import MEASURE_LONGER
 from lightning_speedlimit.report.findings_of_work import noise_leads
 from lightning_speedlimit.words import number, one_line
 
@@ -71,7 +72,7 @@ def undefined(run: JudgedRun) -> list[Finding]:
             f"Where the work went is not to be told: the conversion {number(run.conversion)} has a standard error "
             f"of {number(run['conversion_se'])}, as the loss drop is uncertain."
         )
-        return [Finding("undefined", sentence, "Measure longer, or the loss with probe_batches=4.", evidence)]
+        return [Finding("undefined", sentence, MEASURE_LONGER, evidence)]
     return []
 
 

@@ -24,8 +24,8 @@ def curved(run: JudgedRun) -> list[tuple[float, Finding]]:
         return []
     evidence = run.evidence("straightness", "conversion") | {"straightness_over_conversion": left}
     sentence = (
-        f"The path bends more than the lost work accounts for: straightness {number(straightness)} is {number(left)} "
-        f"of the conversion {number(run.conversion)}."
+        f"The path turns, and lost work explains little of it: the straightness is {number(straightness)}, "
+        f"{number(left)} of what it would be with that alone ({number(run.conversion)}, the conversion)."
     )
     cost = -math.log(left) if left > 0 else math.inf
     return [(cost, Finding("curved path", sentence, "", evidence))]

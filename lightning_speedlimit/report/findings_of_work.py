@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from lightning_speedlimit.report.findings import Finding, JudgedRun
-from lightning_speedlimit.words import number
+from lightning_speedlimit.report.other_batches import rate_was_low, share_of_steps
+from lightning_speedlimit.words import count, number
 
 NOISE_LEAD = -0.05  # by how much the share of noise must exceed that of bouncing to be named first: fitted, see there
+_TIMES = 4  # the batch, as it was tried
+_STEPS_ALONE = "It saves steps only: it helps if a larger batch costs you no more time per step."
 SECOND_SHARE = 0.25  # of the work: from here on the smaller of noise and bouncing is named too: a convention
 
 
@@ -41,11 +45,31 @@ def _noise(run: JudgedRun) -> Finding:
 
 def _larger_batch(run: JudgedRun) -> str:
     """The one remedy that held-out runs bear out, in steps: docs/tuning.md."""
-    batch = run.batch
-    larger = "four times the batch" if batch is None else f"a batch of {4 * batch:g} instead of {batch:g}"
-    if run.steps_per_epoch is not None and run.steps_per_epoch < 4:
-        larger = "all data in each batch"
-    return f"Try {larger} at the same learning rate: fewer steps, but more data."
+    if run.steps_per_epoch is not None and run.steps_per_epoch < _TIMES:
+        return f"Try all data in each batch at the same learning rate. {_STEPS_ALONE}"
+    batch, tokens = run.batch, run.tokens_per_step
+    larger = "four times the batch" if batch is None else f"a batch of {_TIMES * batch:g} instead of {batch:g}"
+    if batch is not None and math.isfinite(
+        tokens
+    ):  # else it would be taken for tokens, as the critical batch is in them
+        larger = f"a batch of {_TIMES * batch:g} sequences ({count(_TIMES * tokens)} tokens) instead of {batch:g}"
+    return f"Try {larger} at the same learning rate. {_STEPS_ALONE}{_expected(run)}"
+
+
+def _expected(run: JudgedRun) -> str:
+    """Shares of steps and data, where the critical batch is known; of tuned rates, as the formula has it."""
+    ratio = run.tuning.only(["critical_batches"])["critical_batches"]
+    if math.isnan(ratio.value) or rate_was_low(run.tuning.step_headroom):
+        return ""
+    share, ends = share_of_steps(ratio, _TIMES)
+    steps, data = _with_ends(share, ends), _with_ends(_TIMES * share, [_TIMES * end for end in ends])
+    return f" Expected, the rate tuned to it: {steps} times the steps, {data} times the data."
+
+
+def _with_ends(value: float, ends: Sequence[float]) -> str:
+    """ "0.44 (0.40 to 0.48)"."""
+    low, high = (number(end, 2) for end in ends)
+    return number(value, 2) + (f" ({low} to {high})" if low != high else "")
 
 
 def _bouncing(run: JudgedRun) -> Finding:

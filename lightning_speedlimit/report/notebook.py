@@ -77,7 +77,7 @@ def _of_record(record: RunRecord) -> Shown:
     tables = [Table(t.title, t.rows, folded=place >= _OPEN) for place, t in enumerate(of_summary.tables)]
     if len(found := layers_of(record)) > 1:
         tables.append(Table("Layer by layer", layer_words.rows(found), layer_words.HEADS, folded=True))
-    causes = [f"{finding.sentence} {finding.advice}".strip() for finding in diagnose(record)] if len(record) else []
+    causes = [finding.text for finding in diagnose(record)] if len(record) else []
     title = optimizer_title(record)
     return Shown(
         title,

@@ -156,7 +156,7 @@ def costliest(comparison: Result) -> list[str]:
 def _first_finding(group: Group) -> str:
     headroom = rate(advise(group.points[0].run.record))
     found = [f for f in group.findings[:1] if not (headroom and f.cause == "nothing")]
-    return " ".join(part for part in (*(p for f in found for p in (f.sentence, f.advice)), headroom) if part)
+    return " ".join(part for part in (*(f.text for f in found), headroom) if part)
 
 
 def _introduced(group: Group) -> str:

@@ -113,6 +113,11 @@ def tokens() -> RunRecord:
 
 def test_tokens_where_they_are_counted() -> None:
     found = advise(tokens())
+    assert "tokens; the batch is 4,096." in numbers(found)[1], "as the table has it"
+    assert [row.split()[0] for row in table(found)[3:5]] == ["4,096", "8,192"]
+    assert numbers(replace(found, critical_batch_size=Tuned(15211.4, 386.0)))[1].startswith(
+        "Critical batch: 15,211 +/- 386 tokens"
+    )
     assert (found.unit, found.batch) == ("tokens", 32 * 128)
     assert found.at_batches[2].samples == 200 * 32 * 128
 

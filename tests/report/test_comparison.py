@@ -138,7 +138,7 @@ def test_the_last_digits_of_a_sum_decide_nothing() -> None:
 
     found = compare({"a": run(1.0), "b": run(1.0 + 1e-12)}, at=0.5)
     assert standing(found) == {"a": (None, False), "b": (None, False)}
-    assert "no clear winner on action: a (1.00) overlaps with b" in found.verdict()[0]
+    assert "no clear winner on action: a (1) overlaps with b" in found.verdict()[0]
     assert standing(compare({"a": run(1.0), "b": run(1.0 + 1e-6)}, at=0.5))["b"] == ("a", False)
 
 
@@ -157,7 +157,7 @@ def test_clear_verdicts_need_both_intervals_apart() -> None:
     assert near.winner is None
     assert standing(near)["slow"] == ("fast", False)
     told = " ".join(near.verdict())
-    assert "no clear winner on steps: fast (100 steps, 88.0 to 112) overlaps with slow" in told
+    assert "no clear winner on steps: fast (100 steps, 88 to 112) overlaps with slow" in told
     assert "is beaten by" not in told
     assert "Behind, but not clearly: slow (behind fast)." in told
 
@@ -545,7 +545,7 @@ def test_errors_of_replicas_are_shown() -> None:
 def test_sentences_name_what_the_intervals_allow() -> None:
     found = at_half([(10.0, 10.0), (20.0, 2.0), (40.0, 30.0)])
     assert found.verdict() == [
-        "At loss 0.500, r0 needed the fewest steps (10.0 steps); r1 needed the least action (2.00).",
+        "At loss 0.500, r0 needed the fewest steps (10 steps); r1 needed the least action (2).",
         "At loss 0.500, r0 and r1 are beaten by none in steps and action: neither is better on both.",
         "r2 is beaten by r1: 2.0 times the steps, 15 times the action.",
     ]
@@ -554,7 +554,7 @@ def test_sentences_name_what_the_intervals_allow() -> None:
     groups = {"A": [reaching(10, 1), reaching(10, 1.0)], "B": [reaching(20, 0.5), reaching(22, 0.5)]}
     assert "are beaten by none in steps and action in the mean:" in compare(groups, at=0.5).verdict()[1]
     rates = compare({n: reaching(*p, clock="lr") for n, p in {"a": (10.0, 9.0), "b": (20.0, 2.0)}.items()}, at=0.5)
-    assert rates.verdict()[0].startswith("At loss 0.500, a needed the least time (10.0 learning rate, summed)")
+    assert rates.verdict()[0].startswith("At loss 0.500, a needed the least time (10 learning rate, summed)")
     assert rates.verdict()[1].endswith("are beaten by none in time and action: neither is better on both.")
 
 

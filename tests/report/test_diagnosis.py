@@ -18,6 +18,7 @@ from lightning_speedlimit.report.diagnosis import Finding, diagnose
 from lightning_speedlimit.report.findings import UNCERTAIN, USEFUL_CONVERSION
 from lightning_speedlimit.report.findings_of_path import STEADY_ENOUGH, STRAIGHT_ENOUGH
 from lightning_speedlimit.report.findings_of_work import NOISE_LEAD, SECOND_SHARE
+from lightning_speedlimit.words import number as shown
 
 NAN = math.nan
 WELL = {"straightness": 0.8, "steadiness": 0.8, "efficiency": 0.7, "efficiency_action": 0.6}
@@ -103,7 +104,7 @@ def test_a_loss_that_rose_has_run_away_whatever_the_balance_says() -> None:
     (found,) = diagnose(record_of(noise=3.0, bouncing=0.5))
     assert found.cause == "divergence"
     assert found.sentence == "The loss rose: the conversion is -2.50."
-    assert found.advice.startswith("A smaller learning rate: what the curvature takes from a step goes as its square")
+    assert found.advice.startswith("Try a quarter of the learning rate: it cured 9 of 9")
     within = record_of(noise=0.9, bouncing=0.2, conversion_se=0.04)  # −0.1, and that may be 0
     assert causes(within) == ["no clear fall"]
     assert causes(record_of(noise=0.9, bouncing=0.2, conversion_se=0.03)) == ["divergence"]
@@ -114,8 +115,8 @@ def test_a_loss_that_did_not_come_down_for_sure_is_given_no_larger_batch() -> No
     dead = record_of(noise=0.777, bouncing=0.215, loss_drop=242.0, loss_drop_se=86.7)
     (found,) = diagnose(dead)
     assert found.cause == "no clear fall"
-    assert found.sentence == "The loss did not come down for sure: its drop is 242 +/- 86.7."
-    assert found.advice == ""
+    assert found.sentence == "No clear drop in loss: 242 +/- 86.7."
+    assert found.advice == "Measure longer, or the loss with probe_batches=4."
     assert causes(record_of(noise=0.777, bouncing=0.215, loss_drop=242.0, loss_drop_se=80.0)) == ["noise"]
     full = {"batches_per_epoch": 1}
     assert causes(record_of(noise=0.0, bouncing=0.99, loss_drop_se=0.1, run=full)) == ["bouncing"]
@@ -337,13 +338,66 @@ def test_the_one_remedy_against_noise_is_the_batch_of_a_step() -> None:
     """For any optimizer; of all that it is made of, and with what it costs."""
     for optimizer in (sgd(0.3), {"class": "Adam", "groups": [{"lr": 0.01}]}):
         noise, bouncing = diagnose(record_of(0.5, 0.3, optimizer=optimizer, batch=16))
-        assert noise.advice == "Try a batch of 64 instead of 16 at the same learning rate: fewer steps, but more data."
+        assert noise.advice == (
+            "Try a batch of 64 instead of 16 at the same learning rate. It saves steps only: it helps if a larger "
+            "batch costs you no more time per step."
+        ), "and no number that the record does not tell"
         assert bouncing.advice == "", "a lower rate took more steps in every case that was tried"
     several = {"accumulate_grad_batches": 4, "world_size": 2}
     assert "a batch of 512 instead of 128 " in only(record_of(0.7, 0.1, run=several), "noise").advice
     assert "four times the batch" in only(record_of(0.7, 0.1, batch=None), "noise").advice
     few = {"batches_per_epoch": 12, "accumulate_grad_batches": 4}
     assert "all data in each batch" in only(record_of(0.7, 0.1, run=few), "noise").advice
+
+
+def noisy_steps(**more: float) -> RunRecord:
+    """Twenty rows: steps of a work of 1, of which 0.3 lowered the loss and the next batch confirms 0.3."""
+    record = RunRecord({"optimizers": [sgd(0.01)], "batch_size": 16})
+    for i in range(1, 21):
+        row = {"work_ito": 10.0 * i, "work_anti_ito": 3.0 * i + 0.01 * (i % 3), "loss_drop": 3.0 * i, "loss_se": 0.01}
+        row |= {"loss_drop_se": 0.01, "loss": 99 - 3.0 * i, "conversion": 0.3, "signal_fraction": 0.3, **WELL}
+        record.append(10 * i, row | {"samples": 160.0 * i} | {name: value * i for name, value in more.items()})
+    return record
+
+
+def test_what_the_larger_batch_is_expected_to_take_stands_beside_it() -> None:
+    """r = N/S = 0.7/0.3: steps (1 + r/4)/(1 + r) = 0.475."""
+    record = noisy_steps(work_anti_ito=3.5)  # C = 2 (d − a) below 0: no headroom is told
+    advice = only(record, "noise").advice
+    ratio = record.tuning()["critical_batch_size"]
+    r, error = ratio.value / 16, 2 * ratio.standard_error / 16
+    steps = [(1 + x / 4) / (1 + x) for x in (r, r + error, r - error)]
+    told = [[shown(k * x, 2) for x in steps] for k in (1, 4)]
+    assert told[0][1] == told[0][2], "its ends are written where they differ"
+    assert advice.endswith(
+        f" Expected, the rate tuned to it: {told[0][0]} times the steps, "
+        f"{told[1][0]} ({told[1][1]} to {told[1][2]}) times the data."
+    )
+
+
+def test_nothing_is_expected_of_a_larger_batch_where_the_rate_was_too_low() -> None:
+    """The formula supposes tuned rates."""
+    record = noisy_steps(work_anti_ito=2.0)  # S/C = 4/2
+    assert record.tuning()["step_headroom"].value > 1.5
+    assert "Expected" not in only(record, "noise").advice
+    assert "Try a batch of 64 instead of 16" in only(record, "noise").advice
+
+
+def test_a_batch_of_sequences_is_not_taken_for_tokens() -> None:
+    advice = only(noisy_steps(tokens=160.0 * 64), "noise").advice
+    assert advice.startswith("Try a batch of 64 sequences (4,096 tokens) instead of 16 at the same learning rate. ")
+
+
+def test_a_finding_without_a_remedy_says_so() -> None:
+    bouncing = only(record_of(0.1, 0.7), "bouncing")
+    assert bouncing.text == (
+        f"{bouncing.sentence} No known fix: a third of the learning rate took more steps in 10 of 10 runs."
+    )
+    for record in EVERY_KIND:
+        for finding in diagnose(record):
+            assert finding.advice in finding.text
+            silent = finding.cause in ("nothing", "undefined")
+            assert silent or finding.text != finding.sentence, finding.cause
 
 
 @pytest.mark.parametrize("optimizer", [sgd(), sgd(0.1, momentum=0.9), {"class": "Adam", "groups": [{"lr": 0.01}]}])
