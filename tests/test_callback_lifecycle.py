@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import EXACT, Batch, Regressor, batches, flat, last_row, loader, of, quiet, trainer
+from callback_cases import EXACT, Batch, Regressor, batches, flat, last_row, loader, of, quiet, sgd, trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from lightning_speedlimit import RunRecord
 from lightning_speedlimit.callback import LOGGED
 from lightning_speedlimit.callback.layer_names import LayerNames
+from lightning_speedlimit.report.closing import to_change
 
 # --- weights moved outside of the step
 
@@ -450,8 +452,19 @@ def test_barebones_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 def test_the_summary_is_printed_with_the_folder(tmp_path: Path, capsys: Any) -> None:
     trainer(tmp_path, quiet(print_summary=True)).fit(Regressor(), loader(batches(5)))
     out = capsys.readouterr().out
-    assert f"Record: {tmp_path / 'speed_limit'}" in out
+    folder = tmp_path / "speed_limit"
+    assert out.endswith(f"\nRecord: {folder}\nMore: speedlimit advise {shlex.quote(str(folder))}\n")
     assert "efficiency" in out
+
+
+def test_the_output_of_a_fit_ends_with_what_to_change(tmp_path: Path, capsys: Any) -> None:
+    """As `advise` has it: the rate is so high that the loss runs away."""
+    callback = quiet(print_summary=True)
+    trainer(tmp_path, callback).fit(Regressor(sgd(lr=8.0)), loader(batches(10)))
+    assert callback.record is not None
+    change = to_change(callback.record)
+    assert "a quarter of the learning rate" in change
+    assert f"What to change: {change} Record: " in " ".join(capsys.readouterr().out.split())
 
 
 # --- sharing

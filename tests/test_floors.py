@@ -47,9 +47,9 @@ ROOMS = {
 # Files that belong to a room without carrying its name.
 ALIASES = {"__main__": "cli"}
 
-# (from, to): the only steps sideways. The callback hands its record to the figures at the end of a run
-# (log_figures) and does without where the extra "report" is not installed.
-SIDEWAYS = {("callback", "report")}
+# (from, to): the only steps sideways. At the end of a run the callbacks ask what to change; Lightning's hands its
+# record to the figures (log_figures) and does without where the extra "report" is not installed.
+SIDEWAYS = {("callback", "report"), ("integrations", "report")}
 
 
 def room_of(module: str) -> str:

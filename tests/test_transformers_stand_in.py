@@ -161,7 +161,9 @@ def test_it_measures_what_a_plain_loop_measures(
             assert column[-1] == pytest.approx(wanted[name], rel=1e-9, nan_ok=True), name
     assert record.columns["grad_norm"][-1] > record.columns["grad_norm_clipped"][-1]  # clipping was at work
     assert record.columns["samples"][-1] == STEPS * ACCUMULATED * ROWS
-    assert "kinematic efficiency" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "kinematic efficiency" in out
+    assert f"Record: {tmp_path / 'speed_limit'}\nMore: speedlimit advise " in out
 
 
 def test_what_the_loader_tells_of_its_data(callback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

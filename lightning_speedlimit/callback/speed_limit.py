@@ -302,10 +302,12 @@ class SpeedLimit(Measuring):
         if self.log_record and self._writes and self._folder is not None and "write" not in self._said:
             logger_runs.attach(self.record, self._folder, trainer.loggers, self._say)
         if self.print_summary and trainer.is_global_zero and not trainer.barebones:
+            from lightning_speedlimit.report.closing import closing
+
             try:
                 print(f"\n{self.record.summary()}")
-                if self._folder is not None and "write" not in self._said:
-                    print(f"\nRecord: {self._folder}")
+                if below := closing(self.record, None if "write" in self._said else self._folder):
+                    print(f"\n{below}")
             except Exception as error:  # a pipe that is closed, an encoding that lacks a letter
                 why = guard.told(error)
                 self._say(f"SpeedLimit could not print its summary ({why}); callback.record.summary() has it")

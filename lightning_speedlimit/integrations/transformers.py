@@ -130,7 +130,11 @@ class SpeedLimitCallback(TrainerCallback):
         finally:
             self._end()
         if len(run.record) and self.print_summary and state.is_world_process_zero:
+            from lightning_speedlimit.report.closing import closing
+
             print(f"\n{run.record.summary()}")
+            if below := closing(run.record, run.folder):
+                print(f"\n{below}")
 
     def _end(self) -> None:
         """Of a training that is over, or was interrupted: takes the hooks off, and leaves the folder to others."""
@@ -159,6 +163,7 @@ class _Run:
         self.meter = TrajectoryMeter(trainer.optimizer, **{"process_group": group, **settings})
         self.record = RunRecord(self.meter.description() | _description(trainer, loader))
         self._keeper = RecordKeeper(Path(args.output_dir) / FOLDER) if args.should_save else None
+        self._unsaved = True  # the last write failed, or there was none
         self._told_of_folder = False  # that another training has the one that was wanted
         self._steps = 0  # that have their loss
         self._loss: Tensor | None = None  # of the batches since the last step
@@ -167,6 +172,11 @@ class _Run:
     @property
     def behind(self) -> bool:
         return self.meter.steps > (self.record.columns["step"][-1] if len(self.record) else 0)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the record was written; None where it was not."""
+        return None if self._keeper is None or self._unsaved else self._keeper.folder
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -210,9 +220,11 @@ class _Run:
         """
         if self._keeper is None or not len(self.record):
             return
+        self._unsaved = False
         try:
             self._keeper.write(self.record, ended=ended)
         except Exception as error:  # mostly OSError
+            self._unsaved = True
             said = f"SpeedLimitCallback could not save its record in {self._keeper.folder}: {told(error)}"
             warn(f"{said}. It stays in callback.record", stacklevel=4)
         folder, wanted = self._keeper.folder, self._keeper.wanted

@@ -56,13 +56,12 @@ def numbers(advice: Advice) -> list[str]:
     return [share, batch, headroom]
 
 
-def rate(advice: Advice) -> str:
+def rate(advice: Advice, sign: str = "±") -> str:
     """ "Step headroom 3.8 ± 0.7: try the learning rate times 3.8."; empty where there is no headroom for sure."""
     if math.isnan(advice.rate_multiple):
         return ""
-    told = advice.step_headroom
-    multiple = number(advice.rate_multiple, 2)
-    return f"Step headroom {with_error(told.value, told.standard_error, 2)}: try the learning rate times {multiple}."
+    headroom = with_error(advice.step_headroom.value, advice.step_headroom.standard_error, 2, sign=sign)
+    return f"Step headroom {headroom}: try the learning rate times {number(advice.rate_multiple, 2)}."
 
 
 def caption(advice: Advice) -> str:
