@@ -202,7 +202,7 @@ def test_a_comparison_as_a_data_frame(compared: Comparison) -> None:
         np.testing.assert_allclose(means.loc[group.name, "action"], group.values["action"], rtol=1e-12)
     assert frame.loc["seeds", "step"].tolist() == pytest.approx([case.crossing(LEVEL) for case in SEEDS])
     assert frame.loc["seeds", "beaten_by"].isna().all()
-    assert frame.loc["slow", "beaten_by"].tolist() == ["seeds"]
+    assert frame.loc["slow", "beaten_by"].tolist() == [HOSTILE]
     for group in compared.groups:
         for point in group.points:
             row = frame.loc[(group.name, point.run.name)]

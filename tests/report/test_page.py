@@ -186,7 +186,7 @@ def test_the_table_shows_the_runs_numbers_at_the_loss(tree: Element) -> None:
         assert float(row["action"]["data-value"]) == pytest.approx(case.action(step), rel=1e-9)
         assert float(row["steadiness"]["data-value"]) == pytest.approx(1, rel=1e-9)
         shown = {
-            "steps": _written(step),
+            "steps": _written(step).removesuffix(".0"),  # a count
             "seconds": _written(0.01 * step),
             "loss": _written(LEVEL),
             "action": _written(case.action(step)),
@@ -313,7 +313,7 @@ def test_without_losses_there_is_no_plane(two: Element) -> None:
     [
         (
             [FAST, SEEDS[0], SLOW],
-            "To loss 0.500, a needed the fewest steps (14.0); b needed the least action (0.347); c took more of both.",
+            "To loss 0.500, a needed the fewest steps (14); b needed the least action (0.347); c took more of both.",
         ),
         (
             [SEEDS[0], SLOW],
@@ -321,7 +321,7 @@ def test_without_losses_there_is_no_plane(two: Element) -> None:
         ),
         (
             [FAST, SEEDS[0], SHORT],
-            "To loss 0.500, a needed the fewest steps (14.0); b needed the least action (0.347); c can't be placed.",
+            "To loss 0.500, a needed the fewest steps (14); b needed the least action (0.347); c can't be placed.",
         ),
         (
             # Beaten by less than the loss's error tells.
