@@ -14,6 +14,7 @@ from lightning_speedlimit.words import amount, number
 
 from .runs import named_records
 from .style import (
+    ACTION_UNITS,
     COLOURS,
     GREY,
     NothingToDraw,
@@ -86,7 +87,9 @@ def curves(
         left.set_xlabel(_COSTS.get(cost, cost))
         left.set_ylabel("loss")
         right.set_xlabel("loss")
-        right.set_ylabel("action A (parameter²/clock)")
+        clocks = {named[name].run.get("clock", "steps") for name in found}
+        unit = ACTION_UNITS.get(clocks.pop(), "") if len(clocks) == 1 else ""
+        right.set_ylabel(f"action A ({unit or 'parameter²/clock'})")
         left.set_title(_TITLE)
         if few:
             right.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)

@@ -14,14 +14,16 @@ from lightning_speedlimit.checks import arguments
 from lightning_speedlimit.checks.guard import shown
 from lightning_speedlimit.words import plain_text
 
-from .style import GREY, INK, NothingToDraw, describe, drawable, figure, log_axis, look, short_name, style
+from .style import ACTION_UNITS, GREY, INK, NothingToDraw, describe, drawable, figure, log_axis, look, short_name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Box = tuple[float, float, float, float]
 
+MOST_LIMITS = 3  # lines that the legend shows of the runs' limits
 MOST_NAMED = 12  # of more points, those on the frontier alone are named
+_LIMIT = "limit"  # the mark of a hyperbola
 _KEPT_FREE = "frontier"  # the mark of a line that no name is put upon
 _TITLE = "{} and action at the same loss"
 _COSTS = {  # of the horizontal axis: name, label
@@ -102,9 +104,9 @@ def plane(
         for index, point in enumerate(named):
             _draw_point(panel, point, look(index if point.place is None else point.place))
         panel.set_xlabel(label)
-        panel.set_ylabel("action A (parameter²/step)" if clock == "steps" else "action A (parameter²/learning rate)")
+        panel.set_ylabel(f"action A ({ACTION_UNITS[clock]})")
         panel.set_title(title)
-        _draw_legend(panel, frontier=any(p.on_frontier for p in placed), rest=not few)
+        _draw_legend(panel, frontier=sum(p.on_frontier for p in placed) > 1, rest=not few)
         missing = [short_name(p.name) for p in points if p not in placed]
         if missing:
             why = "not drawn, for their time or action is 0 or unknown"
@@ -140,7 +142,13 @@ def _draw_point(axes: Any, point: PlanePoint, shown: dict[str, Any]) -> None:
     if _is_positive(point.displacement):
         times = np.geomspace(low, high, 2)  # a straight line here
         axes.plot(
-            times, point.displacement**2 / times, color=colour, linewidth=0.9, linestyle=shown["linestyle"], alpha=0.8
+            times,
+            point.displacement**2 / times,
+            color=colour,
+            linewidth=0.9,
+            linestyle=shown["linestyle"],
+            alpha=0.8,
+            gid=_LIMIT,
         )
     axes.errorbar(
         point.elapsed,
@@ -169,8 +177,8 @@ def _draw_rest(axes: Any, points: Sequence[PlanePoint]) -> None:
 
 
 def _draw_frontier(axes: Any, points: Sequence[PlanePoint]) -> None:
-    """The stairs below which no run came: to the right of one, and above the next."""
-    if points:
+    """The stairs below which no run came: to the right of one, and above the next; of one run there are none."""
+    if len(points) > 1:
         ordered = sorted(points, key=lambda p: (p.elapsed, p.action))
         axes.plot(
             [p.elapsed for p in ordered],
@@ -186,14 +194,34 @@ def _draw_frontier(axes: Any, points: Sequence[PlanePoint]) -> None:
 
 
 def _draw_legend(axes: Any, *, frontier: bool, rest: bool) -> None:
+    """Of what is to be seen, in its own colours and line styles."""
+    from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
-    shown = [Line2D([], [], color=INK, linewidth=0.9, label="a run's limit, τ·A = D²")]
+    shown: dict[str, Any] = {}
+    if limits := [line for line in axes.lines if line.get_gid() == _LIMIT and _crosses(axes, line)]:
+        shown["a run's limit, τ·A = D²"] = tuple(limits[:MOST_LIMITS])
     if frontier:
-        shown.append(Line2D([], [], color=GREY, linewidth=4, alpha=0.5, label="frontier: beaten by none in both"))
+        shown["frontier: beaten by none in both"] = Line2D([], [], color=GREY, linewidth=4, alpha=0.5)
     if rest:
-        shown.append(Line2D([], [], color=GREY, marker="o", markersize=3.5, linestyle="none", label="beaten runs"))
-    axes.legend(handles=shown, loc="upper right", bbox_to_anchor=(1.0, 1.09), ncols=3, borderaxespad=0)
+        shown["beaten runs"] = Line2D([], [], color=GREY, marker="o", markersize=3.5, linestyle="none")
+    if shown:
+        axes.legend(
+            list(shown.values()),
+            list(shown),
+            handler_map={tuple: HandlerTuple(ndivide=None)},
+            handlelength=4.0,
+            loc="upper right",
+            bbox_to_anchor=(1.0, 1.09),
+            ncols=3,
+            borderaxespad=0,
+        )
+
+
+def _crosses(axes: Any, line: Any) -> bool:
+    """Whether a falling line comes into the picture."""
+    (low, high), ends = axes.get_ylim(), line.get_ydata()
+    return bool(min(ends) < high and max(ends) > low)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -283,12 +311,13 @@ def _along(line: Any) -> list[Box]:
 
 
 def _bar_boxes(axes: Any, point: PlanePoint) -> list[Box]:
-    """The error bars of a point as boxes, pixels; an end at 0 or below is at the point."""
+    """The error bars of a point as boxes, pixels; one whose end is at 0 or below reaches the edge of the picture."""
+    edges = axes.get_xlim()[0], axes.get_ylim()[0]
     found = []
     for place, interval in enumerate((point.elapsed_interval, point.action_interval)):
         if _bars(1.0, interval) is not None and interval is not None:
             ends = np.array([[point.elapsed, point.action]] * 2)
-            ends[:, place] = [end if _is_positive(end) else ends[0, place] for end in interval]
+            ends[:, place] = [end if _is_positive(end) else edges[place] for end in interval]
             (x0, y0), (x1, y1) = axes.transData.transform(ends)
             found.append((float(x0) - 2, float(y0) - 2, float(x1) + 2, float(y1) + 2))
     return found

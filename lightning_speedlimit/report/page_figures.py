@@ -92,7 +92,7 @@ def plane(comparison: Result, prefix: str) -> Picture | None:
         f"Down and to the left is better: {words.less}, less action (what the motion cost). The thin line of a run is "
         f"τ·A = D²: the least action and {words.noun} that this change of its weights could have taken; the further a "
         "run is from its line, the more it wasted (of a run far from it the line may lie outside of the picture). The "
-        "wide grey line is the frontier: runs on it are beaten by none in both."
+        "wide grey line, where there is one, is the frontier: runs on it are beaten by none in both."
     )
     title = f"{words.noun.capitalize()} and action at the same loss"
     return _picture(f"{prefix}-plane", title, caption, lambda: plane_of(comparison))

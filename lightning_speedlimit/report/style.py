@@ -63,7 +63,8 @@ _STYLE: dict[str, Any] = {
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MARKERS = 12  # of a line at most, but for points without neighbours
 _DECADES_ON_ITS_OWN = 0.6  # below so many its ticks are round numbers, as on a linear axis
-_DECADES_WITHOUT_MINOR = 1.3  # below so many decades a logarithmic axis also names 2 and 5
+_DECADES_WITHOUT_MINOR = 2.0  # below so many decades a logarithmic axis also names 2 and 5: one power may be all it has
+ACTION_UNITS = {"steps": "parameter²/step", "lr": "parameter²/learning rate"}  # clock → unit
 
 
 class NothingToDraw(ValueError):

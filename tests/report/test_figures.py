@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from comparison_cases import decay, straight
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -908,3 +909,45 @@ def test_a_figure_is_drawn_once_and_laid_out_once(monkeypatch: pytest.MonkeyPatc
     figures.svg(drawn)
     assert len(drawings) == len(drawn.axes)
     assert len(layouts) == 1
+
+
+# --- the plane's legend and names
+
+
+def legend_of(figure: Figure) -> dict[str, Any]:
+    found = figure.axes[0].get_legend()
+    return dict(zip([text.get_text() for text in found.get_texts()], found.legend_handles, strict=True))
+
+
+def test_the_legend_shows_what_is_drawn_in_its_line_style() -> None:
+    one = figures.plane(points_of([100.0, 200.0], [2.0, 3.0]))  # the first beats the second: no stairs
+    assert not [line for line in one.axes[0].lines if line.get_drawstyle() == "steps-post"]
+    assert list(legend_of(one)) == ["a run's limit, τ·A = D²"]
+    both = figures.plane(points_of([100.0, 200.0], [9.0, 4.0]))
+    assert list(legend_of(both)) == ["a run's limit, τ·A = D²", "frontier: beaten by none in both"]
+    limits = [line for line in both.axes[0].lines if line.get_gid() == "limit"]
+    (shown, *_) = both.axes[0].get_legend().findobj(lambda part: getattr(part, "get_linewidth", int)() == 0.9)
+    assert (shown.get_color(), shown.get_linestyle()) == (limits[0].get_color(), limits[0].get_linestyle())
+    unknown = figures.plane([PlanePoint("lost", 100.0, 2.0, math.nan)])
+    assert unknown.axes[0].get_legend() is None
+
+
+@pytest.mark.parametrize("low", [0.0, 30.0])
+def test_no_name_is_struck_through_by_a_bar(low: float) -> None:
+    points = points_of([100.0, 120.0, 90.0], [2.0, 2.2, 1.9], ["a long name of a run", "another one", "the third"])
+    points = [replace(p, elapsed_interval=(low, 400.0), action_interval=(0.6 * p.action, 2 * p.action)) for p in points]
+    figure = figures.plane(points)
+    boxes, panel = labels(figure), figure.axes[0]
+    for point in points:
+        left, up = panel.transData.transform((max(low, panel.get_xlim()[0]), point.action))
+        right, _ = panel.transData.transform((400.0, point.action))
+        for name, box in boxes.items():
+            assert not (box.y0 < up < box.y1 and box.x0 < right and box.x1 > left), (point.name, name)
+
+
+def test_a_logarithmic_axis_of_more_than_a_decade_has_several_ticks() -> None:
+    figure = drawn(figures.curves({"a": straight(range(11, 277, 5), decay(100))}))
+    left, right = figure.axes
+    low, high = left.get_xlim()
+    assert len([tick for tick in left.get_xticks() if low <= tick <= high]) >= 3
+    assert right.get_ylabel() == "action A (parameter²/step)"
