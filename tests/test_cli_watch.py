@@ -92,8 +92,9 @@ def test_it_waits_where_there_is_no_record_yet(tmp_path: Path, monkeypatch: pyte
         lambda: (tmp_path / "run").mkdir(),
         lambda: going(20).save(tmp_path / "run" / "version_0" / "speed_limit"),
     )
-    assert lines[0] == "Waiting for a run in run: no such folder; Ctrl-C ends"
-    assert lines[1] == "Waiting for a run in run: SpeedLimit writes at the first log step; Ctrl-C ends"
+    leave = "Ctrl-C ends, --once does not wait"
+    assert lines[0] == f"Waiting for a run in run: no such folder; {leave}"
+    assert lines[1] == f"Waiting for a run in run: SpeedLimit writes at the first log step; {leave}"
     assert lines[2].startswith("step 10 ")
     assert lines[-1] == "run/version_0/speed_limit   still running, last written … s ago"
 
@@ -103,7 +104,8 @@ def test_a_loop_of_ones_own_is_not_called_running(tmp_path: Path, monkeypatch: p
     del record.run["ended"], record.run["written"], record.run["pause"]
     record.save(tmp_path / "run")
     lines = watched(monkeypatch, tmp_path, lambda: None)
-    assert lines[-2:] == ["run   last written … s ago", "Waiting for a run that goes on in run; Ctrl-C ends"]
+    waiting = "Waiting for a run that goes on in run; Ctrl-C ends, --once does not wait"
+    assert lines[-2:] == ["run   last written … s ago", waiting]
     assert "still running" not in "".join(lines)
 
 
@@ -114,7 +116,7 @@ def test_a_fit_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert lines[-3:] == [
         "run   still running, last written … s ago",
         "run   not ended: last written 2 h ago, killed or still running",
-        "Waiting for a run that goes on in run; Ctrl-C ends",
+        "Waiting for a run that goes on in run; Ctrl-C ends, --once does not wait",
     ]
 
 

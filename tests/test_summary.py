@@ -87,8 +87,26 @@ def test_an_empty_record_is_all_nan() -> None:
     summary = RunRecord().summary()
     assert summary.steps == 0
     assert all(math.isnan(value) for value in vars(summary).values() if isinstance(value, float))
-    assert "Nothing was measured" in str(summary)
-    assert "Nothing was measured" in summary.sentence()
+    said = "Nothing was measured: the record has no rows; in a plain loop call record.take(meter) on your log steps."
+    assert said in squeezed(summary)
+    assert summary.sentence() == said
+    assert max(map(len, str(summary).splitlines())) <= 92
+
+
+@pytest.mark.parametrize(
+    ("versions", "cure"),
+    [
+        ({"torch": "2.13"}, "call record.take(meter) on your log steps."),
+        (
+            {"torch": "2.13", "pytorch_lightning": "2.6"},
+            "its fit did not come to a log step whose steps were measured.",
+        ),
+        ({"torch": "2.13", "transformers": "5.0"}, "its fit did not come to a log step whose steps were measured."),
+    ],
+)
+def test_a_record_without_rows_says_what_makes_them(versions: dict[str, str], cure: str) -> None:
+    """A meter that measured steps, and was never taken from, leaves none in its record."""
+    assert RunRecord({"versions": versions}).summary().sentence().endswith(cure)
 
 
 @pytest.mark.parametrize(

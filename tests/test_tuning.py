@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from lightning_speedlimit import RunRecord, TrajectoryMeter
 from lightning_speedlimit.record.latest import latest
+from lightning_speedlimit.record.log_steps import too_few
 from lightning_speedlimit.record.tuning import Tuning, is_plain_sgd
 from lightning_speedlimit.report import advise
 
@@ -110,9 +111,26 @@ def test_what_cannot_be_told_says_why() -> None:
     assert "curvature along the updates can't be told from 0" in straight["step_headroom"]
     assert "no work was done" in undefined(works, PLAIN, work_ito=-data["work_ito"])["noise_share"]
     three = {n: c[:3] for n, c in data.items()}
-    assert "fewer than four rows" in undefined(three, ADAM)["step_headroom"]
+    assert "4 log steps are needed, got 3: " in undefined(three, ADAM)["step_headroom"]
     nothing = {n: c[:0] for n, c in data.items()}
     assert set(undefined(nothing, ADAM)) == {"critical_batch_size", "step_headroom", "noise_share"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "versions", "cure"),
+    [
+        (3, 150, {"pytorch_lightning": "2"}, "log more often, as with Trainer(log_every_n_steps=10), or train longer"),
+        (3, 150, {"lightning": "2"}, "log more often, as with Trainer(log_every_n_steps=10), or train longer"),
+        (1, 500, {"transformers": "5"}, "log more often, as with TrainingArguments(logging_steps=50), or train longer"),
+        (3, 10_000, {}, "log more often, as with a row every 1000 steps, or train longer"),
+        (2, 5, {}, "log more often, as with a row every step, or train longer"),
+        (3, 3, {"pytorch_lightning": "2"}, "train longer"),
+        (2, 3, {"pytorch_lightning": "2"}, "train longer"),
+        (0, math.nan, {}, "train longer"),
+    ],
+)
+def test_too_few_rows_are_told_with_what_to_set(rows: int, steps: float, versions: dict[str, str], cure: str) -> None:
+    assert too_few(4, rows, steps, {"versions": versions}) == f"4 log steps are needed, got {rows}: {cure}"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +235,7 @@ def test_so_few_rows_say_so_without_a_warning(rows: int) -> None:
         record.append(step, {"samples": 8.0 * step, **{name: value * step for name, value in sums.items()}})
     for told in advise(record).critical_batch_size, record.tuning()["critical_batch_size"]:
         assert math.isnan(told.standard_error)
-        assert "rows" in told.reason
+        assert told.reason == f"4 log steps are needed, got {rows}: train longer"
 
 
 @pytest.mark.parametrize("jump", [1.0, 16.0])

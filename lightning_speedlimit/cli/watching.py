@@ -22,7 +22,7 @@ from lightning_speedlimit.words import one_line, plain_text
 LOOK_EVERY = 1.0  # seconds: at the times of the files
 SEARCH_EVERY = 10.0  # seconds: for runs that have begun since
 FOOTER = "Ctrl-C ends the watching, not the training."
-_LEAVE = "Ctrl-C ends"
+_LEAVE = "Ctrl-C ends, --once does not wait"
 _FIRST_ROWS = 8  # of what has been written before the watch, in lines of a single run
 
 

@@ -204,7 +204,7 @@ class RunRecord(LayerTables, Displayed):
             after: the step of a row, or 0 for the start. to: the step of a later row; None: the last.
 
         Returns:
-            name → `Tuned` with value, standard_error and reason; NaN where there are fewer than four rows, where
+            name → `Tuned` with value, standard_error and reason; NaN where there are fewer than four log steps, where
             what is divided by can't be told from 0, and B_c where the batch size is not known.
 
         Raises:

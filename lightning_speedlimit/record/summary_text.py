@@ -55,7 +55,7 @@ def table(summary: SummaryValues) -> str:
     """Cost, gain, what to change; then the physics; then a line for everything undefined or to beware of."""
     blocks = ["Speed limit of a training run", "-" * WIDTH]
     if _is_empty(summary):
-        return "\n".join([*blocks, "Nothing was measured: the record holds no values.", *_notes(summary)])
+        return "\n".join([*blocks, *textwrap.wrap(_nothing(summary), WIDTH), *_notes(summary)])
     blocks += ["\n\n".join(f"{title}\n{_lines(rows)}" for title, rows in parts(summary).items())]
     if since := late.sentence(summary.run):
         blocks[2:2] = [*textwrap.wrap(since, WIDTH), ""]
@@ -77,6 +77,14 @@ def parts(summary: SummaryValues) -> dict[str, list[Row]]:
 def _is_empty(summary: SummaryValues) -> bool:
     values = [v for v in vars(summary).values() if isinstance(v, float)]
     return summary.steps == 0 and all(math.isnan(v) for v in values)
+
+
+def _nothing(s: SummaryValues) -> str:
+    """Of a record without rows, and what makes them: a record does not know of a meter's steps until it takes them."""
+    cure = "in a plain loop call record.take(meter) on your log steps"
+    if s.run.get("versions", {}).keys() - {"torch"}:  # a Trainer's run
+        cure = "its fit did not come to a log step whose steps were measured"
+    return f"Nothing was measured: the record has no rows; {cure}."
 
 
 def _lines(rows: list[Row]) -> str:
@@ -298,7 +306,7 @@ def _may_be_absent(name: str) -> bool:
 def sentence(s: SummaryValues) -> str:
     """What the run did; what cost the time; what became of the work."""
     if _is_empty(s):
-        return "Nothing was measured: the record holds no values."
+        return _nothing(s)
     away = _away(s)
     parts = [_motion(s, judged=not away), *([away] if away else []), _work(s)]
     if s.efficiency > 1 + _ROUNDING:

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_speedlimit.record.drawn import Parts, parts_of_balance, share_of_epoch
+from lightning_speedlimit.record.log_steps import too_few
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
@@ -265,7 +266,7 @@ class Tuning:
 
     def _why_no_error(self, what: _Sum) -> str:
         if len(self._blocks) < _FEWEST:
-            return "fewer than four rows: how far it is known can't be told; log more often"
+            return too_few(_FEWEST, len(self._blocks), self._total("step"), self._run)
         if what.drops and math.isnan(self._error_of_drop):
             return "how far the losses are known is not known; loss_window of 3 and more, or probe_batches of 2, tell"
         return "a value before it is NaN"

@@ -125,7 +125,7 @@ def test_tokens_where_they_are_counted() -> None:
 @pytest.mark.parametrize(
     ("record", "reason", "cure"),
     [
-        (run(rows=3), "fewer than four rows", "log more often"),
+        (run(rows=3), "4 log steps are needed, got 3", "log more often, as with a row every 2 steps, or train longer"),
         (run(scatter=5.0), "can't be told from 0", "a longer run tells more"),
         (run(optimizers=[{"class": "Adam", "groups": [{"lr": 0.1}]}]), "was not recorded", "a run with this version"),
         (RunRecord(), "batch size is not known", "samples_per_batch"),
