@@ -23,7 +23,6 @@ Box = tuple[float, float, float, float]
 
 MOST_LIMITS = 3  # lines that the legend shows of the runs' limits
 MOST_NAMED = 12  # of more points, those on the frontier alone are named
-_LIMIT = "limit"  # the mark of a hyperbola
 _KEPT_FREE = "frontier"  # the mark of a line that no name is put upon
 _TITLE = "{} and action at the same loss"
 _COSTS = {  # of the horizontal axis: name, label
@@ -101,12 +100,15 @@ def plane(
         log_axis(panel.yaxis, _reach(placed, "action"), margin=0.12)
         _draw_rest(panel, [p for p in placed if not few and not p.on_frontier])
         _draw_frontier(panel, [p for p in placed if p.on_frontier])
-        for index, point in enumerate(named):
-            _draw_point(panel, point, look(index if point.place is None else point.place))
+        limits = [
+            line
+            for index, point in enumerate(named)
+            for line in _draw_point(panel, point, look(index if point.place is None else point.place))
+        ]
         panel.set_xlabel(label)
         panel.set_ylabel(f"action A ({ACTION_UNITS[clock]})")
         panel.set_title(title)
-        _draw_legend(panel, frontier=sum(p.on_frontier for p in placed) > 1, rest=not few)
+        _draw_legend(panel, limits, frontier=sum(p.on_frontier for p in placed) > 1, rest=not few)
         missing = [short_name(p.name) for p in points if p not in placed]
         if missing:
             why = "not drawn, for their time or action is 0 or unknown"
@@ -136,19 +138,20 @@ def _kinematic_efficiency(point: PlanePoint) -> float:
     return point.displacement**2 / (point.elapsed * point.action)
 
 
-def _draw_point(axes: Any, point: PlanePoint, shown: dict[str, Any]) -> None:
+def _draw_point(axes: Any, point: PlanePoint, shown: dict[str, Any]) -> list[Any]:
+    """The lines of its limit: one, or none where D is not known."""
+    limit: list[Any] = []
     colour = shown["color"]
     low, high = axes.get_xlim()
     if _is_positive(point.displacement):
         times = np.geomspace(low, high, 2)  # a straight line here
-        axes.plot(
+        limit = axes.plot(
             times,
             point.displacement**2 / times,
             color=colour,
             linewidth=0.9,
             linestyle=shown["linestyle"],
             alpha=0.8,
-            gid=_LIMIT,
         )
     axes.errorbar(
         point.elapsed,
@@ -163,6 +166,7 @@ def _draw_point(axes: Any, point: PlanePoint, shown: dict[str, Any]) -> None:
         linestyle="none",
         zorder=4,
     )
+    return limit
 
 
 def _bars(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
@@ -193,14 +197,14 @@ def _draw_frontier(axes: Any, points: Sequence[PlanePoint]) -> None:
         )
 
 
-def _draw_legend(axes: Any, *, frontier: bool, rest: bool) -> None:
+def _draw_legend(axes: Any, limits: Sequence[Any], *, frontier: bool, rest: bool) -> None:
     """Of what is to be seen, in its own colours and line styles."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
     shown: dict[str, Any] = {}
-    if limits := [line for line in axes.lines if line.get_gid() == _LIMIT and _crosses(axes, line)]:
-        shown["a run's limit, τ·A = D²"] = tuple(limits[:MOST_LIMITS])
+    if seen := [line for line in limits if _crosses(axes, line)]:
+        shown["a run's limit, τ·A = D²"] = tuple(seen[:MOST_LIMITS])
     if frontier:
         shown["frontier: beaten by none in both"] = Line2D([], [], color=GREY, linewidth=4, alpha=0.5)
     if rest:

@@ -925,7 +925,7 @@ def test_the_legend_shows_what_is_drawn_in_its_line_style() -> None:
     assert list(legend_of(one)) == ["a run's limit, τ·A = D²"]
     both = figures.plane(points_of([100.0, 200.0], [9.0, 4.0]))
     assert list(legend_of(both)) == ["a run's limit, τ·A = D²", "frontier: beaten by none in both"]
-    limits = [line for line in both.axes[0].lines if line.get_gid() == "limit"]
+    limits = [x for x in both.axes[0].lines if x.get_linewidth() == 0.9]
     (shown, *_) = both.axes[0].get_legend().findobj(lambda part: getattr(part, "get_linewidth", int)() == 0.9)
     assert (shown.get_color(), shown.get_linestyle()) == (limits[0].get_color(), limits[0].get_linestyle())
     unknown = figures.plane([PlanePoint("lost", 100.0, 2.0, math.nan)])
