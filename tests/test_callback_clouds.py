@@ -1036,7 +1036,7 @@ def test_too_many_neurons_leave_an_interval(tmp_path: Path, monkeypatch: pytest.
         assert callback.record.reasons[name].startswith("first: no pairing was proven optimal")
     assert "wasserstein2_lower" not in callback.record.reasons
     text = " ".join(str(callback.record.summary()).split())
-    assert "wasserstein2, identity_excess, kinematic_efficiency_wasserstein2: first: no pairing" in text
+    assert "wasserstein2, identity_excess and kinematic_efficiency_wasserstein2: first: no pairing" in text
     assert "neurons changed places" not in text
     assert re.search(r"free to swap names; at least \d", text)
 
