@@ -48,6 +48,7 @@ from lightning_speedlimit.callback import LOGGED, neuron_clouds
 from lightning_speedlimit.callback.probe import StartWeights
 from lightning_speedlimit.record import summary_text
 from lightning_speedlimit.transport import wasserstein2
+from lightning_speedlimit.words import listed
 
 # Float64 weights; squared distances of numbers of order 1 carry 1e-15 each, roots and dozens of sums a few more.
 CLOSE = 1e-10
@@ -620,7 +621,7 @@ def test_an_exception_within_an_epoch_says_where_the_last_clouds_are(tmp_path: P
     assert math.isnan(summary.wasserstein2)
     assert "ends of epochs" in summary.reasons["wasserstein2"]
     text = " ".join(str(summary).split())
-    assert f"{', '.join(TOTALS)} are undefined: the neurons are compared at the ends of epochs" in text
+    assert f"{listed(TOTALS)} are undefined: the neurons are compared at the ends of epochs" in text
 
 
 @pytest.mark.parametrize("callback_first", [True, False])
@@ -984,7 +985,7 @@ def test_weights_that_are_not_finite_are_said_once_by_layer(tmp_path: Path) -> N
     assert math.isnan(fitted.callback_metrics["speed_limit/layers/first/identity_excess"])
     assert math.isfinite(fitted.callback_metrics["speed_limit/layers/second/identity_excess"])
     text = " ".join(str(callback.record.summary()).split())
-    assert f"{', '.join(TOTALS)} are undefined: the neurons of first could not be compared" in text
+    assert f"{listed(TOTALS)} are undefined: the neurons of first could not be compared" in text
 
 
 def test_a_transport_that_fails_leaves_the_other_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1035,7 +1036,7 @@ def test_too_many_neurons_leave_an_interval(tmp_path: Path, monkeypatch: pytest.
         assert callback.record.reasons[name].startswith("first: no pairing was proven optimal")
     assert "wasserstein2_lower" not in callback.record.reasons
     text = " ".join(str(callback.record.summary()).split())
-    assert "wasserstein2, identity_excess, kinematic_efficiency_wasserstein2: first: no pairing" in text
+    assert "wasserstein2, identity_excess and kinematic_efficiency_wasserstein2: first: no pairing" in text
     assert "neurons changed places" not in text
     assert re.search(r"free to swap names; at least \d", text)
 

@@ -18,9 +18,9 @@ _SETTINGS = {
 def too_few(wanted: int, rows: int, steps: float, run: Mapping[str, Any]) -> str:
     """ "4 log steps are needed, got 3: log more often, as with Trainer(log_every_n_steps=10), or train longer"."""
     told = f"{wanted} log steps are needed, got {rows}"
-    every = _round_below(steps / _ROWS)
-    if not steps >= wanted or steps <= rows * every:  # as many rows as steps, or nearly
+    if not steps >= wanted:
         return f"{told}: train longer"
+    every = _round_below(steps / _ROWS)
     setting = next((s for name, s in _SETTINGS.items() if name in (run.get("versions") or {})), "")
     how = setting.format(every) or ("a row every step" if every == 1 else f"a row every {every} steps")
     return f"{told}: log more often, as with {how}, or train longer"

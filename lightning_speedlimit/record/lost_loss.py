@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-NOT_FINITE = "not finite"  # in the reasons that a meter gives for it
+_NOT_FINITE = re.compile("(a recorded loss|a gradient, a loss or a weight) (is|was) not finite")  # a meter's reasons
 BECAME = "the loss became NaN or infinite between steps"
 
 
@@ -29,6 +30,11 @@ class LostLoss:
         return f"{BECAME} {self.after} and {self.by}"
 
 
+def is_not_finite(reason: str) -> bool:
+    """Whether a value's reason is that a loss, or what it comes of, was no number."""
+    return _NOT_FINITE.search(reason) is not None
+
+
 def lost_loss(
     columns: Mapping[str, npt.NDArray[Any]], reasons: Mapping[str, str], until: float = math.inf
 ) -> LostLoss | None:
@@ -39,7 +45,7 @@ def lost_loss(
     """
     steps = columns["step"][columns["step"] <= until]
     loss = np.asarray(columns.get("loss", ()), dtype=np.float64)[: len(steps)]
-    if not len(loss) or np.isfinite(loss[-1]) or not (NOT_FINITE in reasons.get("loss", "") or np.isinf(loss).any()):
+    if not len(loss) or np.isfinite(loss[-1]) or not (is_not_finite(reasons.get("loss", "")) or np.isinf(loss).any()):
         return None
     known = np.flatnonzero(np.isfinite(loss))
     first = int(known[-1]) + 1 if len(known) else 0

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_speedlimit.record import late, why
-from lightning_speedlimit.record.lost_loss import BECAME, NOT_FINITE
+from lightning_speedlimit.record.lost_loss import BECAME, is_not_finite
 from lightning_speedlimit.record.summary_values import SummaryValues
 from lightning_speedlimit.record.tuning import TUNING
 from lightning_speedlimit.words import count, count_with_error, number, one_line, with_error
@@ -317,7 +317,7 @@ def sentence(s: SummaryValues) -> str:
 def _away(s: SummaryValues) -> str:
     """Of a loss that rose beyond three standard errors, or was lost, that no way to it is a good one; "" of others."""
     lost = s.reasons.get("loss", "")
-    if lost.startswith(BECAME) or NOT_FINITE in lost:
+    if lost.startswith(BECAME) or is_not_finite(lost):
         return lost.rstrip(". ") + (": the run diverged" if math.isnan(s.path_length) else "")
     if s.loss_drop < -3 * (0 if math.isnan(s.loss_drop_se) else s.loss_drop_se):
         return f"the loss rose by {number(-s.loss_drop)}: a way up, however straight and steady"

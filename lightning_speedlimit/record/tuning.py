@@ -38,7 +38,7 @@ Columns = Mapping[str, npt.NDArray[Any]]
 TUNING = ("critical_batch_size", "step_headroom", "noise_share")
 _NAN = math.nan
 _BLOCKS = 8  # rows whose spread tells the noise of steps, at least, where there are so many
-_FEWEST = 4  # rows
+FEWEST = 4  # rows
 _SAME_BATCH = 0.2  # epochs end with smaller batches
 _TOLD = 3.0  # standard errors that a difference must have to be divided by
 
@@ -265,8 +265,8 @@ class Tuning:
         return Tuned.undefined(self._why_no_error(change)) if math.isnan(error) else Tuned(slope, error)
 
     def _why_no_error(self, what: _Sum) -> str:
-        if len(self._blocks) < _FEWEST:
-            return too_few(_FEWEST, len(self._blocks), self._total("step"), self._run)
+        if len(self._blocks) < FEWEST:
+            return too_few(FEWEST, len(self._blocks), self._total("step"), self._run)
         if what.drops and math.isnan(self._error_of_drop):
             return "how far the losses are known is not known; loss_window of 3 and more, or probe_batches of 2, tell"
         return "a value before it is NaN"
@@ -287,7 +287,7 @@ class Tuning:
         A trend of the rates is hardly in these; what noise the steps of a row share is.
         """
         steps = self._each("step")
-        if len(steps) < _FEWEST:
+        if len(steps) < FEWEST:
             return _NAN
         rates = sum(share * self._each(name) for name, share in what.parts.items()) / steps
         apart = (rates[2:] - 2.0 * rates[1:-1] + rates[:-2]) ** 2 / (1 / steps[2:] + 4 / steps[1:-1] + 1 / steps[:-2])

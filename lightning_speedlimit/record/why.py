@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lightning_speedlimit.record.lost_loss import BECAME, NOT_FINITE, lost_loss
+from lightning_speedlimit.record.lost_loss import BECAME, is_not_finite, lost_loss
 from lightning_speedlimit.record.summary_values import SummaryValues
 from lightning_speedlimit.record.tuning import TUNING, Tuned
 from lightning_speedlimit.words import listed
@@ -31,7 +31,7 @@ def of_run(
     lost = lost_loss(columns, reasons)
     if lost is None:
         return found
-    return {name: lost.sentence if NOT_FINITE in why else why for name, why in found.items()}
+    return {name: lost.sentence if is_not_finite(why) else why for name, why in found.items()}
 
 
 def with_cure(reasons: Mapping[str, str], cure: str) -> dict[str, str]:
@@ -40,7 +40,7 @@ def with_cure(reasons: Mapping[str, str], cure: str) -> dict[str, str]:
 
 
 def lines(s: SummaryValues) -> list[str]:
-    """One for each reason, however many values it is of; what is no value's reason has one for itself.
+    """One for each reason, however many values are undefined by it, or have it to beware of.
 
     A hundred are more than anyone reads.
     """
@@ -48,7 +48,7 @@ def lines(s: SummaryValues) -> list[str]:
     for name, reason in islice(s.reasons.items(), _MOST_REASONS):
         if name not in _WITHIN:
             undefined = math.isnan(value) if isinstance(value := getattr(s, name, None), float) else False
-            found.setdefault((reason if undefined else f"{name} {reason}", undefined), []).append(name)
+            found.setdefault((reason, undefined), []).append(name)
     told = [_line(s, s.reasons[names[0]], names, undefined) for (_, undefined), names in found.items()]
     left_out = len(s.reasons) - _MOST_REASONS
     return told + ([f"{left_out:,} more reasons are in the record"] if left_out > 0 else [])

@@ -16,10 +16,12 @@ from lightning_speedlimit.report.closing import closing, to_change
 SGD = {"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0.0}]}
 
 
-def run(works: tuple[float, float], losses: Any = None, reasons: dict[str, str] | None = None) -> RunRecord:
-    """Twenty rows of steps with these works (their own, and that which the next batch confirms) at a drop of 0.3."""
+def run(
+    works: tuple[float, float], losses: Any = None, reasons: dict[str, str] | None = None, rows: int = 20
+) -> RunRecord:
+    """Rows of ten steps with these works (their own, and that which the next batch confirms) at a drop of 0.3."""
     record = RunRecord({"optimizers": [SGD], "batch_size": 16})
-    for i in range(1, 21):
+    for i in range(1, rows + 1):
         drop = 3.0 * i
         row = {"work_ito": 10 * works[0] * i, "work_anti_ito": 10 * works[1] * i + 0.01 * (i % 3), "loss_drop": drop}
         row |= {"loss": 99 - drop, "loss_se": 0.01, "loss_drop_se": 0.01, "samples": 160.0 * i, "straightness": 0.8}
@@ -44,6 +46,18 @@ def test_a_loss_that_ran_away_comes_before_all() -> None:
         lambda i: {"loss": math.nan, "loss_drop": math.nan} if i > 15 else {},
         {"loss": "a recorded loss is not finite"},
     )
+    assert to_change(lost).startswith("Try a quarter of the learning rate")
+
+
+def test_a_few_losses_that_rose_are_no_advice() -> None:
+    """As of three steps by which somebody tries whether all works; of a loss that is gone there is no doubt."""
+    rose = run((1.0, 0.2), lambda i: {"loss": 1.0 + i, "loss_drop": -1.0 * i, "conversion": -1.0}, rows=3)
+    assert [finding.cause for finding in diagnose(rose)] == ["divergence"]
+    assert to_change(rose) == ""
+    longer = run((1.0, 0.2), lambda i: {"loss": 1.0 + i, "loss_drop": -1.0 * i, "conversion": -1.0}, rows=4)
+    assert to_change(longer).startswith("Try a quarter of the learning rate")
+    reasons = {"loss": "a recorded loss is not finite"}
+    lost = run((1.0, 0.2), lambda i: {"loss": math.nan, "loss_drop": math.nan}, reasons, rows=1)
     assert to_change(lost).startswith("Try a quarter of the learning rate")
 
 

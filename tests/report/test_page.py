@@ -186,7 +186,7 @@ def test_the_table_shows_the_runs_numbers_at_the_loss(tree: Element) -> None:
         assert float(row["action"]["data-value"]) == pytest.approx(case.action(step), rel=1e-9)
         assert float(row["steadiness"]["data-value"]) == pytest.approx(1, rel=1e-9)
         shown = {
-            "steps": _written(step).removesuffix(".0"),  # a count
+            "steps": f"{step:.3g}",  # what is counted has no zeros behind the point
             "seconds": _written(0.01 * step),
             "loss": _written(LEVEL),
             "action": _written(case.action(step)),
@@ -215,7 +215,7 @@ def test_replicas_are_means_with_standard_errors(tree: Element) -> None:
     row = _cells(tree)["seeds"]
     steps = [case.crossing(LEVEL) for case in SEEDS]
     mean, error = sum(steps) / 2, abs(steps[0] - steps[1]) / 2  # of two: √(d²/2)/√2
-    assert row["steps"].text.startswith(f"{_written(mean)} ± {_written(error, 2)}")
+    assert row["steps"].text.startswith(f"{mean:.3g} ± {_written(error, 2)}")
     assert row["loss"].text == _written(LEVEL), "no error of rounding"
     assert "2 seeds" in row["group"].text
 
