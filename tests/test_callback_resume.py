@@ -15,7 +15,8 @@ from packaging.version import Version
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_speedlimit import RunRecord
-from lightning_speedlimit.record.tuning import TUNING, latest
+from lightning_speedlimit.record.latest import latest
+from lightning_speedlimit.record.tuning import TUNING
 
 PER_EPOCH, STEPS = 8, 24
 

@@ -302,7 +302,7 @@ def test_what_is_advised_helped() -> None:
     noise, headroom, larger, smaller, rate = counts.values()
     assert f"and {noise} on [held-out tasks]" in page
     assert f"fewer steps, in {headroom} on the held-out tasks" in page
-    assert f"a smaller rate**, in {rate}, a quarter of it" in page
+    assert f"a quarter of the rate**, in {rate}" in page
     assert f"× 4 for fewer steps in {larger}, × ¼ for fewer samples in {smaller}" in page
     saved = [1 - case["ratio"] for case in rows(parts, "cases", piece="headroom", followed=True)]
     assert min(saved) > 1 / 8, "what the page on tuning says of the headroom"

@@ -202,8 +202,7 @@ class TrajectoryMeter:
             found, totals = self.reader.read(sketch=sketch)
         estimates = Estimates(totals, self.entropy_production)
         self.reasons, self._latest = estimates.reasons, totals
-        failure = self.recorder.failure
-        if failure is not None:
+        if (failure := self.recorder.failure) is not None:
             self.reasons = dict.fromkeys(estimates.values, failure)
             return dict.fromkeys(estimates.values, math.nan), None
         return estimates.values, found
@@ -215,9 +214,8 @@ class TrajectoryMeter:
 
     def layers(self) -> dict[str, dict[str, float]]:
         """`compute_layers` as of the last `compute` or `measure`: no sync of its own."""
-        if self._latest is None or self.recorder.failure is not None:
-            return {}
-        return of_layers(self._latest, self.entropy_production)
+        known = None if self.recorder.failure is not None else self._latest
+        return {} if known is None else of_layers(known, self.entropy_production)
 
     def sketch(self) -> Tensor:
         """Σ over buckets of s_i (θ − θ_0)_i: (4093,) float32 on the host; distances within 2.2 %. One sync."""
