@@ -1,6 +1,7 @@
 """One thread, fixed seeds, and property tests that give the same verdict on every run."""
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,6 +29,15 @@ def _seeds() -> None:
 def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU is taken for a device that the host must not wait for."""
     monkeypatch.setattr("lightning_speedlimit.trajectory.gathering.HOST", ())
+
+
+@pytest.fixture
+def defaults() -> Iterator[None]:
+    """Torch's own, after the test as before."""
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    yield
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+    torch.set_default_dtype(dtype)
 
 
 # Experiments whose shortened run takes seconds: what needs it is slow, what holds a page to its results is not.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,6 @@ class Change(pl.Callback):
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         if self.hook == "step" and trainer.global_step == AT:
             self.change()
-
-
-@pytest.fixture
-def defaults() -> Iterator[None]:
-    """Torch's own, after the test as before."""
-    device, dtype = torch.get_default_device(), torch.get_default_dtype()
-    yield
-    torch.set_default_device(None if device == torch.device("cpu") else device)
-    torch.set_default_dtype(dtype)
 
 
 def measured(folder: Path, *callbacks: Any) -> tuple[RunRecord, dict[str, float]]:

@@ -163,7 +163,7 @@ class _Run:
         self.meter = TrajectoryMeter(trainer.optimizer, **{"process_group": group, **settings})
         self.record = RunRecord(self.meter.description() | _description(trainer, loader))
         self._keeper = RecordKeeper(Path(args.output_dir) / FOLDER) if args.should_save else None
-        self._unsaved = True  # the last write failed, or there was none
+        self._saved = False  # by the last write
         self._told_of_folder = False  # that another training has the one that was wanted
         self._steps = 0  # that have their loss
         self._loss: Tensor | None = None  # of the batches since the last step
@@ -176,7 +176,7 @@ class _Run:
     @property
     def folder(self) -> Path | None:
         """Where the record was written; None where it was not."""
-        return None if self._keeper is None or self._unsaved else self._keeper.folder
+        return self._keeper.folder if self._keeper is not None and self._saved else None
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -220,11 +220,11 @@ class _Run:
         """
         if self._keeper is None or not len(self.record):
             return
-        self._unsaved = False
+        self._saved = False
         try:
             self._keeper.write(self.record, ended=ended)
+            self._saved = True
         except Exception as error:  # mostly OSError
-            self._unsaved = True
             said = f"SpeedLimitCallback could not save its record in {self._keeper.folder}: {told(error)}"
             warn(f"{said}. It stays in callback.record", stacklevel=4)
         folder, wanted = self._keeper.folder, self._keeper.wanted

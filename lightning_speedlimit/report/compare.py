@@ -101,9 +101,9 @@ def _compare(found: Gathered, by: By, at: float | None, cost: Cost | None) -> Co
     level, limit = fair_level(timelines, axis.key, {run.name: run.group for run in gathered})
     at_loss: tuple[Group, ...] = ()
     if math.isfinite(level):
-        level = at if by == "loss" and at is not None else level
         if by == "loss" and at is not None:
-            check_below_starts(timelines, level)
+            check_below_starts(timelines, at)
+            level = at
         if _within_common(gathered, timelines, by, level):
             at_loss = with_beaten(groups_at(gathered, timelines, "loss", level, axis))
         else:

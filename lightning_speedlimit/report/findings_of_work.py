@@ -49,9 +49,7 @@ def _larger_batch(run: JudgedRun) -> str:
         return f"Try all data in each batch at the same learning rate. {_STEPS_ALONE}"
     batch, tokens = run.batch, run.tokens_per_step
     larger = "four times the batch" if batch is None else f"a batch of {_TIMES * batch:g} instead of {batch:g}"
-    if batch is not None and math.isfinite(
-        tokens
-    ):  # else it would be taken for tokens, as the critical batch is in them
+    if batch is not None and math.isfinite(tokens):  # the critical batch is in tokens then
         larger = f"a batch of {_TIMES * batch:g} sequences ({count(_TIMES * tokens)} tokens) instead of {batch:g}"
     return f"Try {larger} at the same learning rate. {_STEPS_ALONE}{_expected(run)}"
 

@@ -212,7 +212,7 @@ def _set_by(comparison: Result) -> str:
     if len(comparison.groups) < 2:
         return ""
     if comparison.by == "loss":
-        return f", the lowest that {comparison.set_by} surely reached"
+        return f", the lowest that {comparison.set_by} clearly reached"
     return f", where {comparison.set_by} ended first"
 
 

@@ -12,7 +12,8 @@ from lightning_speedlimit.trajectory.marks import Marks
 from lightning_speedlimit.trajectory.membership import Membership
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.norms import norms_as_used, norms_observed, total
-from lightning_speedlimit.trajectory.settings import Settings, parameters_of
+from lightning_speedlimit.trajectory.optimizers import parameters_of
+from lightning_speedlimit.trajectory.settings import Settings
 
 LOOKS = "_changes_nothing"  # an attribute of meters' hooks
 

@@ -20,13 +20,13 @@ from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.optimizers import followed
+from lightning_speedlimit.trajectory.optimizers import followed, parameters_of
 from lightning_speedlimit.trajectory.owners import Owners
 from lightning_speedlimit.trajectory.ranks import Ranks
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
 from lightning_speedlimit.trajectory.run_totals import RunTotals
-from lightning_speedlimit.trajectory.settings import Clock, GradientChanges, Places, Settings, count, parameters_of
+from lightning_speedlimit.trajectory.settings import Clock, GradientChanges, Places, Settings, count
 from lightning_speedlimit.trajectory.shards import are_sharded, group_of
 from lightning_speedlimit.trajectory.sketch import BUCKETS
 

@@ -111,6 +111,11 @@ def _listed(optimizers: Any) -> list[Any]:
         return [optimizers]
 
 
+def parameters_of(optimizers: Iterable[Optimizer]) -> list[Tensor]:
+    """Of all their groups, as they are now."""
+    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+
+
 def within_another_step(optimizer: Optimizer) -> bool:
     """A `step` that another `step` of the same optimizer has called: torch hooks both."""
     depth, frame = 0, sys._getframe(1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.checks.guard import warn
+from lightning_speedlimit.trajectory.optimizers import parameters_of
 
 
 class Owners:
@@ -20,7 +21,7 @@ class Owners:
         self._known: dict[int, Optimizer] = {}
         self._told: set[int] = set()
         for optimizer in optimizers:
-            held = parameters_of(optimizer)
+            held = parameters_of([optimizer])
             self.take([p for p in held if id(p) not in self._known], optimizer)
             self.anothers(held, optimizer)
 
@@ -31,7 +32,7 @@ class Owners:
     def anothers(self, parameters: Iterable[Tensor], optimizer: Optimizer) -> set[int]:
         """By id, those of an optimizer's parameters that another one measures."""
         others = {id(p): owner for p in parameters if (owner := self._known.get(id(p), optimizer)) is not optimizer}
-        held = {id(owner): {id(p) for p in parameters_of(owner)} for owner in others.values()}
+        held = {id(owner): {id(p) for p in parameters_of([owner])} for owner in others.values()}
         found = {key: owner for key, owner in others.items() if key in held[id(owner)]}
         self._tell(found, optimizer)
         return set(found)
@@ -46,7 +47,3 @@ class Owners:
                 f"{first}, and what {name} does to them counts as moved outside of its steps",
                 stacklevel=5,
             )
-
-
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

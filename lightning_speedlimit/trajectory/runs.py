@@ -69,7 +69,7 @@ class Run:
         """The state entries that the formula reads at each coordinate."""
         return self.formula.coordinates(self.group) if self.formula else ()
 
-    def stands(self, groups: Sequence[dict[str, Any]]) -> bool:
+    def is_current(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Its group is there, and decays as it did."""
         if self.group.get("decoupled_weight_decay") != self.flag:
             return False
@@ -89,7 +89,7 @@ class Runs:
     def current(self, missing: list[int]) -> list[Run]:
         """missing: the parameters without a gradient."""
         groups = self._optimizer.param_groups
-        if missing != self._missing or not all(run.stands(groups) for run in self._found):
+        if missing != self._missing or not all(run.is_current(groups) for run in self._found):
             self._missing = list(missing)
             self._found = self._made(groups, set(missing))
         for run in self._found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory.draw import Draw
+from lightning_speedlimit.trajectory.optimizers import parameters_of
 from lightning_speedlimit.trajectory.owners import Owners
 from lightning_speedlimit.trajectory.runs import Member
 from lightning_speedlimit.trajectory.shards import is_flat
@@ -63,11 +64,6 @@ class Places:
         if any(self._known.get(id(parameter)) != member.position for parameter, member in members):
             self._known = {id(parameter): member.position for parameter, member in members}
             self._next = max(member.position + member.size for _, member in members)
-
-
-def parameters_of(optimizers: Iterable[Optimizer]) -> list[Tensor]:
-    """Of all their groups, as they are now."""
-    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
 def size_of(parameter: Tensor) -> int:

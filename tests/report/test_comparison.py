@@ -323,7 +323,7 @@ def test_the_level_is_the_lowest_that_all_surely_reached() -> None:
     assert found.at == pytest.approx(0.5 + 0.03, abs=1e-12)
     assert found.set_by == "shallow"
     assert found.loss_level == found.at
-    assert "the lowest that shallow surely reached" in found.table()
+    assert "the lowest that shallow clearly reached" in found.table()
     asked = compare({"deep": deep, "shallow": shallow}, at=0.7)
     assert (asked.at, asked.set_by) == (0.7, None)
     assert asked.groups[0].values["elapsed"] == pytest.approx(75, abs=1e-9)
@@ -502,7 +502,7 @@ def test_the_table_shows_the_values() -> None:
     runs = {"a": straight(range(1, 301), decay(50)), "b": straight(range(1, 301), decay(90), speed=0.02)}
     found = compare(runs)
     lines = found.table().splitlines()
-    assert lines[0] == f"Compared at the same loss, {number(found.at)}, the lowest that b surely reached"
+    assert lines[0] == f"Compared at the same loss, {number(found.at)}, the lowest that b clearly reached"
     assert set(lines[3]) == {"-"}
     heads = re.split(r"\s{2,}", lines[2])
     assert heads[0] == "run"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,6 @@ class Signs(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.add_(parameter.grad.sign(), alpha=-group["lr"])
-
-
-@pytest.fixture
-def defaults() -> Iterator[None]:
-    """Torch's own, after the test as before."""
-    device, dtype = torch.get_default_device(), torch.get_default_dtype()
-    yield
-    torch.set_default_device(None if device == torch.device("cpu") else device)
-    torch.set_default_dtype(dtype)
 
 
 class Run:
