@@ -254,11 +254,15 @@ def test_deepspeed_is_not_measured(callback: Any, tmp_path: Path, monkeypatch: p
     assert trainer.callbacks[0].record is None
 
 
-def test_a_folder_that_cannot_be_written(callback: Any, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(callback: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no folder is named where there is no record."""
     (tmp_path / "speed_limit").write_text("a file")
     with pytest.warns(UserWarning, match="could not save its record in .*stays in callback.record"):
         trainer = trained(callback, tmp_path)
     assert len(trainer.callbacks[0].record) == 3
+    printed = capsys.readouterr().out
+    assert "Speed limit of a training run" in printed
+    assert "Record: " not in printed
 
 
 def test_the_folder_of_another_training_is_left_to_it(callback: Any, tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ def test_it_comes_back_to_the_first_and_is_measured_by_the_one_that_kept_it() ->
 @pytest.mark.filterwarnings("ignore:optimizers got")
 @pytest.mark.parametrize("let_go", [False, True])
 def test_a_saved_measurement_knows_whose_they_are(let_go: bool) -> None:
+    """B's rate is three times A's: the work tells who of them measures the second weight."""
     walk = Walk()
+    walk.b.param_groups[0]["lr"] = 3 * RATE
     walk.steps(2)
     walk.give(walk.b)
     if let_go:  # then it is B's, though A is the first to have it again
@@ -124,10 +126,10 @@ def test_a_saved_measurement_knows_whose_they_are(let_go: bool) -> None:
     walk.meter.load_state_dict(state)
     walk.steps(2)
     total = 5 + let_go
-    assert walk.work() == counted(total, total, total)
+    assert walk.work() == counted(total, 2 + 3 * 4 if let_go else 5, 3 * total)
     walk.take(walk.b if let_go else walk.a)
     walk.steps(1)
-    assert walk.work() == counted(total + 1, total + 1, total + 1)
+    assert walk.work() == counted(total + 1, 2 + 3 * 4 + 1 if let_go else 5 + 3, 3 * (total + 1))
 
 
 def test_a_third_that_looked_before_the_second_took_it_leaves_it_to_the_second() -> None:
