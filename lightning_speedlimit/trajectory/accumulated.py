@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.gathering import Vector
+from lightning_speedlimit.trajectory.cuts import Cuts
+from lightning_speedlimit.trajectory.gathering import Source, Vector
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.runs import Run
 from lightning_speedlimit.trajectory.shards import local
 from lightning_speedlimit.trajectory.sums import Pair
 
-_Entries = dict[str, Sequence[Tensor | None]]  # by name, of each parameter of a run
+_Entries = dict[str, Sequence[Source]]  # by name, of each parameter of a run
 
 
 class AccumulatedMobility:
@@ -34,6 +35,7 @@ class AccumulatedMobility:
         self.m: Pair | None = None
         self.averages: Tensor | None = None  # B_k of RMSprop with momentum, where the response is its mobility
         self.work = coordinates.row()  # Σ u²/μ of each row, of the last step
+        self.cuts = Cuts(self.work, rooms=scratch)
         self._like = like
         self._rooms = [Vector(scratch[1], room=True)]
         self._kept: Vector | None = None  # a state entry as it was before the step
@@ -43,7 +45,7 @@ class AccumulatedMobility:
         for run in runs:
             if run.formula is not None and run.formula.before is not None:
                 self._kept = self._kept or self.coordinates.vector()
-                entries = self.coordinates.prepared(self._state(run, run.formula.before))
+                entries = self.coordinates.prepared(self._state(run, run.formula.before), run.members.start)
                 for rows in run.stretches:
                     self.coordinates.gather(entries, self._kept, rows, run.members.start)
 
@@ -68,15 +70,10 @@ class AccumulatedMobility:
         for name in run.names:
             if name != run.formula.before:
                 own = self._custom(run) if name == mobility.CUSTOM else self._state(run, name)
-                found[name] = self.coordinates.prepared(own)
+                found[name] = self.coordinates.prepared(own, run.members.start)
         return found
 
-    def evaluate(self, run: Run, state: Mapping[str, Any], entries: _Entries, rows: slice, out: Tensor) -> Scalar:
-        """The numerator of μ at some rows; out: its denominators."""
-        assert run.formula is not None
-        return run.formula.evaluate(run.group, state, self._at(run, entries, rows), out)
-
-    def _at(self, run: Run, entries: _Entries, rows: slice) -> dict[str, Tensor]:
+    def at(self, run: Run, entries: _Entries, rows: slice) -> dict[str, Tensor]:
         """The entries of one stretch."""
         self._rooms[0].last = None  # others have written there
         while len(self._rooms) < len(entries):
@@ -85,9 +82,9 @@ class AccumulatedMobility:
         first = run.members.start
         found = {name: self.coordinates.gather(own, room, rows, first) for (name, own), room in rooms}
         if self._kept is not None and run.formula is not None and run.formula.before is not None:
-            found[run.formula.before] = self.coordinates.cut(self._kept.rows, rows)
+            found[run.formula.before] = self._kept.at(rows)
         if self.averages is not None:
-            found[mobility.RESPONSE] = self.coordinates.cut(self.averages, rows)
+            found[mobility.RESPONSE] = self.averages[rows]
         return found
 
     def _state(self, run: Run, name: str) -> list[Tensor | None]:
@@ -109,11 +106,12 @@ class AccumulatedMobility:
 
     def remember(self, run: Run) -> None:
         """B_k of a step that is not measured."""
-        if run.names:
-            entries = self.entries(run)
-            for rows in run.stretches:
-                room = self.coordinates.cut(self.scratch[0], slice(0, rows.stop - rows.start))
-                self.evaluate(run, {}, entries, rows, room)
+        if run.formula is None or not run.names:
+            return
+        write, entries = run.formula.evaluate(run.group, {})[1], self.entries(run)
+        for rows in run.stretches:
+            assert write is not None
+            write(self.at(run, entries, rows), self.cuts.at(rows)[1])
 
     def start_response(self, run: Run) -> None:
         """B of a fresh optimizer is 0; of one that has been running, the steady value."""
@@ -123,7 +121,7 @@ class AccumulatedMobility:
             return
         entries, lasting = self.entries(run), 1.0 - float(run.group["momentum"])
         for rows in run.stretches:
-            here = self._at(run, entries, rows)
+            here = self.at(run, entries, rows)
             average = here["square_avg"]
             if run.group["centered"]:
                 average = average - here["grad_avg"] ** 2
@@ -137,16 +135,22 @@ class Answer:
         self, known: AccumulatedMobility, run: Run, m: Pair, clip: Tensor | None, valid: Tensor | None,
         response: float | None,
     ) -> None:  # fmt: skip
-        self._known, self._run, self._m, self._clip, self._valid = known, run, m, clip, valid
-        each = bool(run.names)  # else one μ for all coordinates
-        self._entries, self._state = known.entries(run) if each else {}, known.optimizer.state.get(run.lead, {})
-        self._mu = None if each else self._shared(response)
-        self._factor = 1.0  # from Σ u² μ' of each row to Σ u²/μ
-
-    def _shared(self, response: float | None) -> Scalar:
-        run = self._run
         assert run.formula is not None
-        mu = run.formula.evaluate(run.group, {mobility.RESPONSE: response}, {}, self._known.scratch[0])
+        self._known, self._run, self._m, self._clip, self._valid = known, run, m, clip, valid
+        self._entries = known.entries(run) if run.names else {}
+        state = known.optimizer.state.get(run.lead, {}) if run.names else {mobility.RESPONSE: response}
+        numerator, self._write = run.formula.evaluate(run.group, state)
+        self._divisor: Tensor | None = None  # of the denominators, where the numerator is a tensor
+        if self._write is None:
+            self._mu = self._shared(numerator)
+        elif isinstance(numerator, Tensor):  # a rate of 0 moves nothing: what it is divided by does not matter
+            self._divisor = torch.where(numerator == 0, torch.ones_like(numerator), numerator)
+            self._numerator = 1.0
+        else:
+            self._numerator = numerator
+
+    def _shared(self, mu: Scalar) -> Scalar:
+        """One μ for all coordinates."""
         mu = mu if self._clip is None else mu * self._clip
         if self._valid is not None and isinstance(mu, Tensor):  # a skipped step's gradients, and c, are not finite
             mu = torch.where(self._valid, mu, torch.zeros_like(mu))
@@ -154,38 +158,33 @@ class Answer:
 
     def add(self, rows: slice, update: Tensor, *, mask_ready: bool) -> None:
         """mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
-        cut, mu = self._known.coordinates.cut, self._mu
-        moved, out = (cut(room, slice(0, rows.stop - rows.start)) for room in self._known.scratch)
-        low = cut(self._m.low, rows)
+        (work, moved, out), (low,) = self._known.cuts.at(rows), self._m.cuts.at(rows)
         if not mask_ready:
             torch.ne(update, 0.0, out=moved)
-        if isinstance(mu, Tensor):
-            low.addcmul_(moved, mu.to(low.dtype))
-        elif mu is not None:
-            low.add_(moved, alpha=mu)
+        if self._write is not None:
+            self._write(self._known.at(self._run, self._entries, rows), out)
+            self._complete(out)
+            low.addcdiv_(moved, out, value=self._numerator)
+            self._known.coordinates.step_dot(out.mul_(update), update, moved, work)
+        elif isinstance(self._mu, Tensor):
+            low.addcmul_(moved, self._mu.to(low.dtype))
         else:
-            numerator = self._denominators(rows, out)
-            low.addcdiv_(moved, out, value=numerator)
-            self._known.coordinates.step_dot(out.mul_(update), update, moved, cut(self._known.work, rows))
-            self._factor = 1.0 / numerator if numerator else 0.0
+            low.add_(moved, alpha=self._mu)
 
-    def _denominators(self, rows: slice, out: Tensor) -> float:
-        """μ = numerator / out of each coordinate."""
-        numerator = self._known.evaluate(self._run, self._state, self._entries, rows, out)
+    def _complete(self, out: Tensor) -> None:
+        """The denominators of μ = numerator / out."""
         if self._clip is not None:
             out.div_(self._clip)
-        if isinstance(numerator, Tensor):  # a rate of 0 moves nothing: what it is divided by does not matter
-            out.div_(torch.where(numerator == 0, torch.ones_like(numerator), numerator))
-            numerator = 1.0
+        if self._divisor is not None:
+            out.div_(self._divisor)
         if self._valid is not None:  # a skipped first step leaves a state of zeros: 0/0
             torch.where(self._valid, out, torch.ones_like(out), out=out)
-        return numerator
 
     def work(self, free: Tensor) -> tuple[Tensor, float]:
         """Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it; free: ‖u‖² without decay."""
+        if self._write is not None:
+            return self._known.work[self._run.rows], 1.0 / self._numerator if self._numerator else 0.0
         mu = self._mu
-        if mu is None:
-            return self._known.coordinates.cut(self._known.work, self._run.rows), self._factor
         if isinstance(mu, Tensor):
             return torch.where(free == 0, torch.zeros_like(free), free / mu), 1.0
         return free, 1.0 / mu if mu else 0.0

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.gathering import UNIT, Layout, remember
+from lightning_speedlimit.trajectory.cuts import remember
+from lightning_speedlimit.trajectory.gathering import UNIT, Layout
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 _CERTAIN = 1.0 + 1e-12  # 1/π of a unit that can't be missed, with its rounding
@@ -53,7 +54,6 @@ class Coordinates(Layout):
         self.known = 0  # sums of a row, when they were last looked at
         self._arrays: dict[int, tuple[Tensor, Any]] = {}
         self._spread: dict[tuple[int, ...], Any] = {}
-        self._cuts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
         self._starts = np.array([self.rows[i].start for i in self._filled], dtype=np.int64)
         self._unweighted = self.exact and set(self.shares) <= {1.0}
@@ -65,15 +65,6 @@ class Coordinates(Layout):
             self.counts.append(0 if own is None else int((weights[rows] > _CERTAIN).sum()))
             weights[rows] *= share
         self.weights = weights.to(self.device, sum_dtype(self.device), non_blocking=True)
-
-    def cut(self, kept: Tensor, rows: slice) -> Tensor:
-        """Some rows of a tensor that stays as long as these coordinates: a view, made once."""
-        key = id(kept), rows.start, rows.stop
-        found = self._cuts.get(key)
-        if found is None:
-            whole = rows.start == 0 and rows.stop >= len(kept)
-            found = remember(self._cuts, key, (kept, kept if whole else kept[rows]))
-        return found[1]
 
     def dot(self, a: Tensor, b: Tensor, scratch: Tensor, out: Tensor) -> None:
         """out ← scale · Σ a b of each row; scratch: room as large as a.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.mobility import Scalar, number
 from lightning_speedlimit.trajectory.runs import Run
 from lightning_speedlimit.trajectory.sums import Pair, RowSums, masked, sum_dtype
@@ -25,6 +26,7 @@ class Decay:
         self._coordinates, self._start, self._sampled = coordinates, start, sampled
         # Of each row, of the last step: ‖u‖² without decay and −f·θ_k, as `coordinates.dot` makes them.
         self._squares, self._work = coordinates.row(), coordinates.row()
+        self._cuts = Cuts(self._squares, self._work)
 
     def begin(self, runs: list[Run], theta: Tensor) -> None:
         """Before a step's updates are seen: it may be the first one with decay."""
@@ -44,9 +46,9 @@ class Decay:
         """
         if self.travelled is None:
             return
-        coordinates, low = self._coordinates, self._coordinates.cut(self.travelled.low, rows)
+        coordinates, low = self._coordinates, self.travelled.cuts.at(rows)[0]
         if run.decoupled:
-            room, product = rooms
+            (room, product), (squares, work) = rooms, self._cuts.at(rows)
             decay = _share(run) if valid is None else _share(run) * valid.to(sum_dtype(update.device))
             if isinstance(decay, Tensor) or self._sampled:
                 update.add_(torch.mul(theta, decay, out=room))
@@ -57,18 +59,17 @@ class Decay:
             eps = torch.finfo(update.dtype).eps
             torch.add(theta, update, alpha=0.25 if run.coarsest <= eps else 0.67 * eps / run.coarsest, out=room)
             update.mul_(torch.ne(room, theta, out=room))
-            coordinates.step_dot(update, update, product, coordinates.cut(self._squares, rows))
-            coordinates.step_dot(gradient, theta, product, coordinates.cut(self._work, rows))
+            coordinates.step_dot(update, update, product, squares)
+            coordinates.step_dot(gradient, theta, product, work)
         if not self._sampled:
             low.add_(update)
 
     def squares(self, run: Run, squares: Tensor) -> Tensor:
         """‖u‖² without decay at the run's rows; squares: with it, of all."""
-        own = self._coordinates.cut(squares, run.rows)
         if self.travelled is None:
-            return own
-        free = self._coordinates.cut(self._squares, run.rows)
-        return free if run.decoupled else free.copy_(own)
+            return squares[run.rows]
+        free = self._cuts.at(run.rows)[0]
+        return free if run.decoupled else free.copy_(squares[run.rows])
 
     def add(self, sums: RowSums, runs: list[Run], valid: Tensor | None) -> None:
         """The step's sums."""
@@ -77,7 +78,7 @@ class Decay:
         self.travelled.added()
         for run in runs:
             if run.decoupled:
-                work = masked(self._coordinates.cut(self._work, run.rows), valid)
+                work = masked(self._cuts.at(run.rows)[1], valid)
                 sums.add("work_decay", work, _share(run), run.rows)
         sums.begin("free_squares", "squares")  # what went before had no decay
         sums.add("free_squares", masked(self._squares, valid))

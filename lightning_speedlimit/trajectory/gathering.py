@@ -10,16 +10,17 @@ import ctypes
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.trajectory import cuts
+from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.shards import are_sharded, local
 
-_Key = TypeVar("_Key")
-_View = TypeVar("_View")
+Source = Tensor | tuple[Any, Any] | None  # on the host of drawn units: rows of 8 and what fills none, for numpy
 _PLAIN = (Tensor, torch.nn.Parameter)
 HOST = ("cpu",)  # devices whose memory can be read without waiting for them
 ROW = 256
@@ -27,15 +28,6 @@ UNIT = 8  # contiguous coordinates that are drawn together
 _CACHED = 1 << 16  # coordinates of a stretch, of which a step's vectors stay in the cache of a core
 _AT_ONCE = 1 << 19  # so few are worked on together: more calls would cost more than the cache saves
 _PIECE = 1 << 16  # places that are looked at together
-_MOST = 1 << 14  # views that are kept: other parameters may be without a gradient at each step
-
-
-def remember(views: dict[_Key, _View], key: _Key, view: _View) -> _View:
-    """Keeps a view that was made, among not too many."""
-    if len(views) >= _MOST:
-        views.clear()
-    views[key] = view
-    return view
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -56,8 +48,8 @@ class _Piece(NamedTuple):
     """Neighbouring rows of one parameter.
 
     view: where their coordinates go. low, high: the first coordinate and the end, where all are measured; None: the
-    whole parameter. units: the drawn ones; first: the place of the first of them. arrays: on the host these and the
-    view, for numpy. tail: room for the parameter's last coordinates, which fill no unit.
+    whole parameter. units: the drawn ones; first: the place of the first of them. tail: room for the parameter's last
+    coordinates, which fill no unit. numbers, into, rest: on the host units, view and tail for numpy.
     """
 
     member: int
@@ -66,8 +58,10 @@ class _Piece(NamedTuple):
     high: int | None = None
     units: Tensor | None = None
     first: int = 0
-    arrays: tuple[Any, Any] | None = None
     tail: Tensor | None = None
+    numbers: Any = None
+    into: Any = None
+    rest: Any = None
 
 
 class _Stretch(NamedTuple):
@@ -84,9 +78,14 @@ class Vector:
 
     def __init__(self, rows: Tensor, *, room: bool = False) -> None:
         self.rows, self.room = rows, room
+        self._cuts = Cuts(rows)
         self.stretches: dict[tuple[int, int], _Stretch] = {}
         self.pieces = 0  # of these
         self.last: _Stretch | None = None
+
+    def at(self, rows: slice) -> Tensor:
+        """Some of its rows."""
+        return self._cuts.at(rows)[0]
 
 
 class Layout:
@@ -106,7 +105,7 @@ class Layout:
         self.local = not are_sharded(self.parameters)
         self._plain = self.local and not any(p.is_complex() for p in parameters)
         self.rows: list[slice] = []
-        self.count = 0
+        self.count, self._sizes = 0, [shape.numel() for shape in self.shapes]
         for shape, units in zip(self.shapes, drawn, strict=True):
             size = shape.numel()
             low, length = self.count, -(-size // self.width) if units is None else len(units) + (size % UNIT > 0)
@@ -117,19 +116,20 @@ class Layout:
         number = 1 if together else max(1, round(size / _CACHED))
         self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time
         self.all_stretches = self.stretches(slice(0, self.count))
+        self._cut = [self.exact and len(self.stretches(rows)) > 1 for rows in self.rows]
         self._offsets: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._room: Vector | None = None
 
     @property
     def numbers(self) -> list[int]:
         """Of each parameter the coordinates that are measured."""
-        sizes = [shape.numel() for shape in self.shapes]
-        return [n if d is None else UNIT * len(d) + n % UNIT for n, d in zip(sizes, self.drawn, strict=True)]
+        return [n if d is None else UNIT * len(d) + n % UNIT for n, d in zip(self._sizes, self.drawn, strict=True)]
 
     def stretches(self, rows: slice) -> list[slice]:
-        """The rows in pieces that stay in the cache while they are worked on."""
-        starts = range(rows.start, rows.stop, self.stretch)
-        return [slice(low, min(low + self.stretch, rows.stop)) for low in starts]
+        """The rows in pieces that stay in the cache while they are worked on, cut at the same places for all."""
+        starts = range(rows.start // self.stretch * self.stretch, rows.stop, self.stretch)
+        found = [slice(max(low, rows.start), min(low + self.stretch, rows.stop)) for low in starts]
+        return found if rows.start < rows.stop else []
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.count, self.width, dtype=self.dtype, device=self.device)
@@ -146,70 +146,97 @@ class Layout:
         """Zeros, as many as a stretch may have."""
         return torch.zeros(min(self.stretch, self.count), self.width, dtype=self.dtype, device=self.device)
 
-    def prepared(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        """Strided, real, local; contiguous where they may lie in several stretches."""
-        found = tensors
-        if not self._plain or [t for t in tensors if t is not None and t.layout is not torch.strided]:
-            found = [None if t is None else dense(t) for t in tensors]
-        if self.exact and len(self.all_stretches) > 1:
-            found = [None if t is None else t.contiguous() for t in found]
-        return found
+    def prepared(self, tensors: Sequence[Tensor | None], first: int = 0) -> Sequence[Source]:
+        """As `gather` takes them: strided, real, local; flat where they lie in several stretches.
 
-    def gather_all(self, tensors: Sequence[Tensor | None], into: Vector) -> Tensor:
-        """The measured coordinates of one tensor for each parameter; zeros for None."""
-        tensors = self.prepared(tensors)
-        for rows in self.all_stretches:
-            self.gather(tensors, into, rows)
-        return into.rows
-
-    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice, first: int = 0) -> Tensor:
-        """Those at some rows, of tensors that are `prepared`; first: the parameter that the first one belongs to.
-
+        Args:
+            first: the parameter that the first one belongs to.
         Raises:
             ValueError: a parameter has another size than it had.
         """
+        if not self._plain or [t for t in tensors if t is not None and t.layout is not torch.strided]:
+            tensors = [None if t is None else dense(t) for t in tensors]
+        if self.exact and len(self.all_stretches) == 1:
+            return tensors
+        return [None if t is None else self._source(t, i) for i, t in enumerate(tensors, first)]
+
+    def _source(self, tensor: Tensor, i: int) -> Source:
+        drawn = self.drawn[i] is not None
+        if not (drawn or self._cut[i]):
+            return tensor
+        if tensor.numel() != (size := self._sizes[i]):
+            raise ValueError(f"a parameter of {size} coordinates has {tensor.numel()} now: measure anew from there")
+        tensor = tensor.detach() if tensor.requires_grad else tensor
+        tensor = tensor if drawn else tensor.contiguous()
+        if self.on_host and tensor.dtype is self.dtype and tensor.is_contiguous():
+            values, whole = tensor.numpy().reshape(-1), size - size % UNIT if drawn else 0
+            return values[:whole].reshape(-1, UNIT), values[whole:]
+        return tensor
+
+    def gather_all(self, tensors: Sequence[Tensor | None], into: Vector) -> Tensor:
+        """The measured coordinates of one tensor for each parameter; zeros for None."""
+        sources = self.prepared(tensors)
+        for rows in self.all_stretches:
+            self.gather(sources, into, rows)
+        return into.rows
+
+    def gather(self, sources: Sequence[Source], into: Vector, rows: slice, first: int = 0) -> Tensor:
+        """Those at some rows, of tensors that are `prepared`; first: the parameter that the first one belongs to."""
         stretch = self._stretch(into, rows)
         if stretch.pads and into.last is not stretch:
             torch._foreach_zero_(stretch.pads)
         into.last = stretch
-        if stretch.whole is not None and not any(map(operator.is_, tensors, repeat(None))):  # of all parameters
-            torch._foreach_copy_(stretch.whole, tensors)  # type: ignore[arg-type]
+        if stretch.whole is not None and not any(map(operator.is_, sources, repeat(None))):  # of all parameters
+            torch._foreach_copy_(stretch.whole, sources)  # type: ignore[arg-type]
             return stretch.found
-        views, sources = list[Tensor](), list[Tensor]()
+        views, values = list[Tensor](), list[Tensor]()
         for piece in stretch.pieces:
-            tensor = tensors[piece.member - first]
-            if tensor is None:
+            source = sources[piece.member - first]
+            if isinstance(source, tuple):
+                units, rest = source
+                if piece.units is None:
+                    np.copyto(piece.into, rest[piece.low : piece.high])
+                    continue
+                units.take(piece.numbers, 0, out=piece.into, mode="clip")  # half the time of index_select
+                if piece.tail is not None:
+                    piece.rest[:] = rest
+            elif source is None:
                 piece.view.zero_()
                 if piece.tail is not None:
                     piece.tail.zero_()
-            elif piece.low is None and piece.units is None:
-                views.append(piece.view)
-                sources.append(tensor)
-            elif tensor.numel() != (size := self.shapes[piece.member].numel()):
-                raise ValueError(f"a parameter of {size} coordinates has {tensor.numel()} now: measure anew from there")
             elif piece.units is None:
                 views.append(piece.view)
-                sources.append(tensor.reshape(-1)[piece.low : piece.high])
-            elif tensor.is_contiguous():
-                _take(piece, piece.units, tensor.detach())
+                values.append(source if piece.low is None else source.reshape(-1)[piece.low : piece.high])
+            elif source.is_contiguous():
+                _take(piece, piece.units, source)
             else:
-                self._take_strided(piece, tensor.detach())
+                self._take_strided(piece, source)
         if views:
-            torch._foreach_copy_(views, sources)
+            torch._foreach_copy_(views, values)
         return stretch.found
 
     def holds(self, vector: Vector, tensors: Sequence[Tensor | None]) -> bool:
         """On the host: gathered now, they would be what the vector holds. On a device False: it is not known."""
         if not self.on_host or not self.all_stretches:
             return self.on_host
-        if self.exact and self._plain:
-            known = _as_they_are(self._stretch(vector, slice(0, self.count)).pieces, tensors, self.dtype)
-            if known is not None:
-                return known
+        if self.exact and self._plain and (known := self._as_they_are(vector.rows, tensors)) is not None:
+            return known
         room = self._room = self._room or Vector(self.room(), room=True)
-        tensors = self.prepared(tensors)
-        pairs = ((self.gather(tensors, room, rows), vector.rows[rows]) for rows in self.all_stretches)
+        sources = self.prepared(tensors)
+        pairs = ((self.gather(sources, room, rows), vector.rows[rows]) for rows in self.all_stretches)
         return all(np.array_equal(now.numpy(), known.numpy()) for now, known in pairs)
+
+    def _as_they_are(self, known: Tensor, tensors: Sequence[Tensor | None]) -> bool | None:
+        """Whether they are there bit by bit; None: not all of them can be compared so."""
+        start, length = known.data_ptr(), self.width * self.dtype.itemsize
+        for tensor, shape, rows in zip(tensors, self.shapes, self.rows, strict=True):
+            if _memcmp is None or type(tensor) not in _PLAIN or tensor is None or tensor.dtype is not self.dtype:
+                return None  # a tensor of another class may have no memory of its own
+            if not (tensor.is_cpu and tensor.is_contiguous() and tensor.shape == shape and (own := tensor.data_ptr())):
+                return None
+            if _memcmp(own, start + rows.start * length, tensor.nbytes):
+                return False
+        return True
 
     def places(self, i: int) -> Iterator[Tensor]:
         """Parameter i's measured coordinates within it, in the order in which they lie in a vector, on the host."""
@@ -235,7 +262,7 @@ class Layout:
         if found is None:
             found = self._made(into, rows)
             into.pieces += len(found.pieces)
-            if into.pieces > max(_MOST, 4 * len(self.rows)):
+            if into.pieces > max(cuts.MOST, 4 * len(self.rows)):
                 into.stretches.clear()
                 into.pieces = len(found.pieces)
             into.stretches[key] = found
@@ -262,15 +289,20 @@ class Layout:
         size = shape.numel()
         if drawn is None:
             low, high = first * self.width, min(last * self.width, size)
-            if high - low == size:
+            if high - low == size and not self._cut[i]:
                 return _Piece(i, place[:size].view(shape)), size
-            return _Piece(i, place[: high - low], low, high), high - low
+            view = place[: high - low]
+            return _Piece(i, view, low, high, into=view.numpy() if self.on_host else None), high - low
         units = drawn[first : min(last, len(drawn))]
         used = len(units) * UNIT
         view, tail = place[:used].view(-1, UNIT), size % UNIT if last > len(drawn) else 0
-        arrays = (units.numpy(), view.numpy()) if self.on_host else None
         rest = place[used : used + tail] if tail else None
-        return _Piece(i, view, units=units, first=first, arrays=arrays, tail=rest), used + tail
+        piece = _Piece(i, view, units=units, first=first, tail=rest)
+        if self.on_host:
+            piece = piece._replace(numbers=units.numpy(), into=view.numpy())
+        if self.on_host and rest is not None:
+            piece = piece._replace(rest=rest.numpy())
+        return piece, used + tail
 
     def _take_strided(self, piece: _Piece, tensor: Tensor) -> None:
         """From another memory order (channels_last): by each coordinate's place in it, without copying the whole."""
@@ -292,33 +324,13 @@ class Layout:
 
 def _take(piece: _Piece, units: Tensor, tensor: Tensor) -> None:
     """The drawn units of a contiguous tensor."""
-    view, tail, whole = piece.view, piece.tail, tensor.numel() // UNIT * UNIT
-    if piece.arrays is not None and tensor.dtype is view.dtype:  # half the time of index_select
-        (numbers, into), values = piece.arrays, tensor.numpy().reshape(-1)
-        values[:whole].reshape(-1, UNIT).take(numbers, 0, out=into, mode="clip")
-        if tail is not None:
-            tail.numpy()[:] = values[whole:]
-        return
-    flat = tensor.view(-1)
-    if tensor.dtype is view.dtype:
-        torch.index_select(flat[:whole].view(-1, UNIT), 0, units, out=view)
+    flat, whole = tensor.view(-1), tensor.numel() // UNIT * UNIT
+    if tensor.dtype is piece.view.dtype:
+        torch.index_select(flat[:whole].view(-1, UNIT), 0, units, out=piece.view)
     else:
-        view.copy_(flat[:whole].view(-1, UNIT).index_select(0, units))
-    if tail is not None:
-        tail.copy_(flat[whole:])
-
-
-def _as_they_are(pieces: list[_Piece], tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool | None:
-    """Whether whole parameters are there bit by bit; None: not all of the tensors can be compared so."""
-    for piece in pieces:
-        tensor = tensors[piece.member]
-        if _memcmp is None or type(tensor) not in _PLAIN or tensor is None or tensor.dtype is not dtype:
-            return None  # a tensor of another class may have no memory of its own
-        if not (tensor.is_cpu and tensor.is_contiguous() and tensor.shape == piece.view.shape and tensor.data_ptr()):
-            return None
-        if _memcmp(tensor.data_ptr(), piece.view.data_ptr(), tensor.nbytes):
-            return False
-    return True
+        piece.view.copy_(flat[:whole].view(-1, UNIT).index_select(0, units))
+    if piece.tail is not None:
+        piece.tail.copy_(flat[whole:])
 
 
 def _found_memcmp() -> Callable[[int, int, int], int] | None:

@@ -1,9 +1,8 @@
 """μ: the update's response to a constant unit force, given the denominators in the optimizer's state.
 
-One formula per optimizer class (the table of the theory page). A formula is evaluated on a stretch of
-coordinates at a time: it writes denominators into `out`, which may hold the first of its state entries, and returns the
-numerator, μ = numerator / out; a formula without coordinates returns μ itself. Nothing here reads a device tensor on
-the host.
+One formula per optimizer class (the table of the theory page). After a step it gives a numerator, and what writes the
+denominators of one stretch of coordinates after the other into `out`, which may hold the first of its state entries:
+μ = numerator / out. A formula without coordinates gives μ itself. Nothing here reads a device tensor on the host.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ Group = Mapping[str, Any]
 State = Mapping[str, Any]
 _Stretch = Mapping[str, Tensor]
 Scalar = float | Tensor
+Write = Callable[[_Stretch, Tensor], object]  # (state entries, out): the denominators
 MomentumMobility = Literal["steady", "response"]
 MobilityFunction = Callable[[Optimizer, dict[str, Any], Tensor], Tensor | float]
 
@@ -50,14 +50,14 @@ UNKNOWN = Inertia(math.nan, math.nan)
 class Formula:
     """How one optimizer class answers a force.
 
-    evaluate(group, state, stretch, out) → numerator; `stretch` holds the state entries named by
-    `coordinates(group)`, flat and cut to the stretch.
+    evaluate(group, state) → numerator, write(stretch, out); `stretch` holds the state entries named by
+    `coordinates(group)`, cut to the stretch. Without these write is None and the numerator μ.
     inertia(group): how it spreads a force over steps; of SGD, Adam and AdamW. Where denominators grow from 0, or the
         momentum changes by itself, early steps diffuse farther than c N/K says.
     before: the state entry that has to be read before the step.
     """
 
-    evaluate: Callable[[Group, State, _Stretch, Tensor], Scalar]
+    evaluate: Callable[[Group, State], tuple[Scalar, Write | None]]
     coordinates: Callable[[Group], tuple[str, ...]]
     inertia: Callable[[Group], Inertia] = lambda group: UNKNOWN
     before: str | None = None
@@ -74,9 +74,9 @@ def _sqrt(value: Scalar) -> Scalar:
     return torch.sqrt(value) if isinstance(value, Tensor) else math.sqrt(value)
 
 
-def _write_root(source: Tensor, epsilon: Scalar, out: Tensor) -> None:
-    """out = √source + ε."""
-    torch.sqrt(source, out=out).add_(epsilon)
+def _root(entry: str, epsilon: Scalar) -> Write:
+    """out = √entry + ε."""
+    return lambda stretch, out: torch.sqrt(stretch[entry], out=out).add_(epsilon)
 
 
 def next_momentum_response(group: Group, previous: float | None) -> float:
@@ -86,33 +86,35 @@ def next_momentum_response(group: Group, previous: float | None) -> float:
     return float(group["momentum"]) * previous + 1.0 - float(group["dampening"])
 
 
-def _sgd(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _sgd(group: Group, state: State) -> tuple[Scalar, None]:
     """lr (1−d)/(1−β), or lr b_k where the meter keeps b; Nesterov lr (1 + β b_k), whose limit is the same for d = 0."""
     momentum = float(group["momentum"])
     response: float | None = state[RESPONSE]
     if momentum == 0.0:
-        return number(group["lr"])
+        return number(group["lr"]), None
     if response is None:
         response = (1.0 - float(group["dampening"])) / (1.0 - momentum)
-    return number(group["lr"]) * (1.0 + momentum * response if group["nesterov"] else response)
+    return number(group["lr"]) * (1.0 + momentum * response if group["nesterov"] else response), None
 
 
-def _rmsprop(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _rmsprop(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr/(√v + ε), v − ḡ² when centered; with momentum over (1−β), or lr B_k where the meter keeps B."""
-    if group["centered"]:
-        average = stretch["grad_avg"]
-        torch.addcmul(stretch["square_avg"], average, average, value=-1.0, out=out).sqrt_().add_(group["eps"])
-    else:
-        _write_root(stretch["square_avg"], group["eps"], out)
-    momentum = float(group["momentum"])
-    if momentum == 0.0:
-        return number(group["lr"])
-    if RESPONSE not in stretch:
-        return number(group["lr"]) / (1.0 - momentum)
-    response = stretch[RESPONSE]
-    response.mul_(momentum).add_(out.reciprocal_())
-    torch.reciprocal(response, out=out)
-    return number(group["lr"])
+    momentum, epsilon = float(group["momentum"]), group["eps"]
+
+    def write(stretch: _Stretch, out: Tensor) -> None:
+        if group["centered"]:
+            average = stretch["grad_avg"]
+            torch.addcmul(stretch["square_avg"], average, average, value=-1.0, out=out).sqrt_().add_(epsilon)
+        else:
+            torch.sqrt(stretch["square_avg"], out=out).add_(epsilon)
+        if momentum and RESPONSE in stretch:
+            response = stretch[RESPONSE]
+            response.mul_(momentum).add_(out.reciprocal_())
+            torch.reciprocal(response, out=out)
+        elif momentum:
+            out.mul_(1.0 - momentum)
+
+    return number(group["lr"]), write
 
 
 def _corrected_adam(group: Group, state: State) -> tuple[Scalar, Scalar]:
@@ -126,14 +128,13 @@ def _adam_average(group: Group) -> str:
     return "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
 
 
-def _adam(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _adam(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr/(√v̂ + ε), v̂ = v/(1 − β₂^t); with AMSGrad v is the maximum of the uncorrected v."""
     root: Scalar = _sqrt(_corrected_adam(group, state)[1])
-    _write_root(stretch[_adam_average(group)], group["eps"] * root, out)
-    return number(group["lr"]) * root
+    return number(group["lr"]) * root, _root(_adam_average(group), group["eps"] * root)
 
 
-def _nadam(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _nadam(group: Group, state: State) -> tuple[Scalar, Write]:
     """Adam's × [(1−μ_t)/(1−Π_t) + μ_{t+1}(1−β₁^t)/(1−Π_t μ_{t+1})], Π_t the stored product of the μ."""
     first, second = _corrected_adam(group, state)
     step, product = number(state["step"]), number(state["mu_product"])
@@ -142,53 +143,60 @@ def _nadam(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar
     following = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * decay))
     response = (1.0 - now) / (1.0 - product) + following * first / (1.0 - product * following)
     root = _sqrt(second)
-    _write_root(stretch["exp_avg_sq"], group["eps"] * root, out)
-    return number(group["lr"]) * root * response
+    return number(group["lr"]) * root * response, _root("exp_avg_sq", group["eps"] * root)
 
 
-def _radam(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _radam(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr while ρ_t ≤ 5 (no denominator), then lr r_t √(1−β₂^t)/(√v + ε)."""
     step, beta2 = number(state["step"]), float(group["betas"][1])
     second = _corrected_adam(group, state)[1]
     limit = 2.0 / (1.0 - beta2) - 1.0
     rho = limit - 2.0 * step * beta2**step / second
     rectified = (rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho)
-    _write_root(stretch["exp_avg_sq"], group["eps"], out)
-    if isinstance(rho, Tensor):
-        adaptive = rho > 5.0
+    write = _root("exp_avg_sq", group["eps"])
+    if not isinstance(rho, Tensor):
+        if rho <= 5.0:
+            return number(group["lr"]), lambda stretch, out: out.fill_(1.0)
+        return number(group["lr"]) * _sqrt(rectified * second), write
+    adaptive = rho > 5.0
+
+    def write_either(stretch: _Stretch, out: Tensor) -> None:
+        write(stretch, out)
         out.copy_(torch.where(adaptive, out, torch.ones_like(out)))
-        scale = torch.where(adaptive, (rectified * second).clamp_min(0.0).sqrt(), torch.ones_like(rho))
-        return scale * number(group["lr"])
-    if rho <= 5.0:
-        out.fill_(1.0)
-        return number(group["lr"])
-    return number(group["lr"]) * _sqrt(rectified * second)
+
+    scale = torch.where(adaptive, (rectified * second).clamp_min(0.0).sqrt(), torch.ones_like(rho))
+    return scale * number(group["lr"]), write_either
 
 
-def _adamax(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _adamax(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr/`exp_inf`: ε is already inside."""
-    out.copy_(stretch["exp_inf"])
-    return number(group["lr"])
+    return number(group["lr"]), lambda stretch, out: out.copy_(stretch["exp_inf"])
 
 
-def _adagrad(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _adagrad(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr_k/(√sum + ε), lr_k = lr/(1 + (t−1) lr_decay): the stored step is post-increment."""
-    _write_root(stretch["sum"], group["eps"], out)
-    return number(group["lr"]) / (1.0 + (number(state["step"]) - 1.0) * float(group["lr_decay"]))
+    rate = number(group["lr"]) / (1.0 + (number(state["step"]) - 1.0) * float(group["lr_decay"]))
+    return rate, _root("sum", group["eps"])
 
 
-def _adadelta(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _adadelta(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr √((acc_delta before the step + ε)/(square_avg + ε))."""
-    torch.add(stretch["square_avg"], group["eps"], out=out)
-    out.div_(stretch["acc_delta"] + group["eps"]).sqrt_()
-    return number(group["lr"])
+
+    def write(stretch: _Stretch, out: Tensor) -> None:
+        torch.add(stretch["square_avg"], group["eps"], out=out)
+        out.div_(stretch["acc_delta"] + group["eps"]).sqrt_()
+
+    return number(group["lr"]), write
 
 
-def _custom(group: Group, state: State, stretch: _Stretch, out: Tensor) -> Scalar:
+def _custom(group: Group, state: State) -> tuple[Scalar, Write]:
     """A registered function's μ: out = 1/μ, kept finite so that an idle coordinate with μ = 0 counts 0."""
-    torch.reciprocal(stretch[CUSTOM], out=out)
-    out.clamp_(max=torch.finfo(out.dtype).max ** 0.5)  # clipping divides it by its factor
-    return 1.0
+
+    def write(stretch: _Stretch, out: Tensor) -> None:
+        torch.reciprocal(stretch[CUSTOM], out=out)
+        out.clamp_(max=torch.finfo(out.dtype).max ** 0.5)  # clipping divides it by its factor
+
+    return 1.0, write
 
 
 def _momentum_inertia(group: Group) -> Inertia:

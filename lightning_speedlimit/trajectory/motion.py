@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,27 +21,15 @@ from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
 from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.decay import Decay
-from lightning_speedlimit.trajectory.gathering import Vector, remember
+from lightning_speedlimit.trajectory.gathering import Source, Vector
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.overlap import Overlap
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.settings import Settings
 from lightning_speedlimit.trajectory.shards import gradient_of
 from lightning_speedlimit.trajectory.sums import RowSums, RunningSum, masked, sum_dtype
-
-
-class _Views(NamedTuple):
-    """Of some rows; room, other: scratch."""
-
-    theta: Tensor
-    update: Tensor
-    gradient: Tensor
-    squares: Tensor
-    work: Tensor
-    anti: Tensor
-    room: Tensor
-    other: Tensor
 
 
 class Motion:
@@ -76,7 +63,7 @@ class Motion:
         self.waiting = False  # `update` has met no gradient yet
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
-        self._stretches: dict[tuple[int, int, int, int], _Views] = {}
+        self._cuts = Cuts(self.update, self.squares, self.work, self.anti, rooms=self.scratch)
         self._met = False
         self.snapshot: Tensor | None = None  # of the sums before the last measured step's own
         layers = settings.layers
@@ -113,9 +100,10 @@ class Motion:
             return
         parameters = coordinates.prepared(coordinates.parameters)
         for rows in coordinates.all_stretches:
-            here, now = self._at(rows), coordinates.gather(parameters, self.room, rows)
-            self.moves.take_in(torch.sub(now, here.theta, out=here.room), rows, here.work)
-            here.theta.copy_(now)
+            _, _, row, _, room, _ = self._cuts.at(rows)
+            theta, now = self.theta.at(rows), coordinates.gather(parameters, self.room, rows)
+            self.moves.take_in(torch.sub(now, theta, out=room), rows, row)
+            theta.copy_(now)
         self.moves.add()
 
     def force(self) -> None:
@@ -124,16 +112,16 @@ class Motion:
         self.mobility.keep(runs)
         for run in runs:
             if run.group.get("maximize", False) and not run.missing:
-                self._at(run.rows).gradient.neg_()
+                self.gradient.at(run.rows).neg_()
             if run.coupled:
-                self._at(run.rows).gradient.add_(self._at(run.rows).theta, alpha=run.coupled)
+                self.gradient.at(run.rows).add_(self.theta.at(run.rows), alpha=run.coupled)
         self._met = self.waiting
         if self.waiting:
             for rows in self.coordinates.all_stretches:
-                here = self._at(rows)
-                self.coordinates.step_dot(here.gradient, here.update, here.room, here.anti)
+                update, _, _, anti, room, _ = self._cuts.at(rows)
+                self.coordinates.step_dot(self.gradient.at(rows), update, room, anti)
                 if self.overlap is not None:
-                    self.overlap.meet(self.gradient, rows, here.room)
+                    self.overlap.meet(self.gradient, rows, room)
 
     # -- after the step --------------------------------------------------------------------------------------
 
@@ -149,11 +137,11 @@ class Motion:
         self.closed = True
         if self.overlap is not None:
             self.overlap.keep(self.gradient, valid, measured=measured)
-        parameters = self.coordinates.prepared(self.coordinates.parameters)
         if not measured:
-            self.coordinates.gather_all(parameters, self.theta)
+            self.coordinates.gather_all(self.coordinates.parameters, self.theta)
             self._count_unmeasured()
             return
+        parameters = self.coordinates.prepared(self.coordinates.parameters)
         self.snapshot = self.sums.totals() if self.snapshots else None
         self.runs.recount(self.missing)
         runs = self.runs.current(self.missing)
@@ -165,9 +153,9 @@ class Motion:
             if run.formula is not None and not run.missing:
                 answer = self.mobility.answer(run, clip, valid, self.members[run.members.start].response)
             for rows in run.stretches:
-                self._move(run, rows, parameters, valid)
+                update = self._move(run, rows, parameters, valid)
                 if answer is not None:
-                    answer.add(rows, self._at(rows).update, mask_ready=bool(run.decoupled))
+                    answer.add(rows, update, mask_ready=bool(run.decoupled))
             free = self.decay.squares(run, self.squares)
             if answer is not None:
                 work, factor = answer.work(free)
@@ -204,22 +192,25 @@ class Motion:
             if self.mobility.averages is not None and not run.missing:
                 self.mobility.remember(run)
 
-    def _move(self, run: Run, rows: slice, parameters: Sequence[Tensor | None], valid: Tensor | None) -> None:
+    def _move(self, run: Run, rows: slice, parameters: Sequence[Source], valid: Tensor | None) -> Tensor:
         """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}.
 
-        With decoupled decay `here.room` holds the mask of u ≠ 0 from `take_out` on.
+        With decoupled decay the first scratch holds the mask of u ≠ 0 from `take_out` on.
         """
-        here, after = self._at(rows), self.coordinates.gather(parameters, self.room, rows)
-        update = torch.sub(after, here.theta, out=here.update)
-        self.coordinates.step_dot(update, update, here.room, here.squares)
-        self.decay.take_out(run, rows, update, here.theta, here.gradient, (here.room, here.other), valid)
-        self.coordinates.step_dot(here.gradient, update, here.other, here.work)
+        update, squares, work, _, room, other = self._cuts.at(rows)
+        theta, gradient = self.theta.at(rows), self.gradient.at(rows)
+        after = self.coordinates.gather(parameters, self.room, rows)
+        torch.sub(after, theta, out=update)
+        self.coordinates.step_dot(update, update, room, squares)
+        self.decay.take_out(run, rows, update, theta, gradient, (room, other), valid)
+        self.coordinates.step_dot(gradient, update, other, work)
         if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
-            drop, middle = torch.empty_like(here.work), torch.add(here.theta, after, out=here.other)
-            self.coordinates.dot(middle, update, here.room, drop)
+            drop, middle = torch.empty_like(work), torch.add(theta, after, out=other)
+            self.coordinates.dot(middle, update, room, drop)
             self.sums.add("l2_drop", masked(drop, valid), 0.5 * run.coupled, rows)
         if not self._turns:
-            here.theta.copy_(after)
+            theta.copy_(after)
+        return update
 
     def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
@@ -233,7 +224,7 @@ class Motion:
         if self.per_rate:
             for run in runs:
                 rate = rates[run.index] if run.index < len(rates) else 0.0  # of a group that is gone: it does not move
-                self.sums.add("action", _over(self.coordinates.cut(self.squares, run.rows), rate), rows=run.rows)
+                self.sums.add("action", _over(self.squares[run.rows], rate), rows=run.rows)
 
     def share_path(self, squared: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that ‖u of all‖² of the joint step is known."""
@@ -250,17 +241,6 @@ class Motion:
     def now(self) -> Tensor:
         """θ as it is."""
         return self.coordinates.gather_all(self.coordinates.parameters, self.coordinates.vector())
-
-    def _at(self, rows: slice) -> _Views:
-        """The vectors at some rows, as views that are made once."""
-        key = rows.start, rows.stop, id(self.gradient), id(self.theta)
-        found = self._stretches.get(key)
-        if found is None:
-            vectors = (self.theta.rows, self.update, self.gradient.rows)
-            each = (self.squares, self.work, self.anti)
-            rooms = (room[: rows.stop - rows.start] for room in self.scratch)
-            found = remember(self._stretches, key, _Views(*(t[rows] for t in (*vectors, *each)), *rooms))
-        return found
 
 
 def _over(squared: Tensor, rate: Scalar) -> Tensor:

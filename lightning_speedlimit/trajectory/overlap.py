@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
+from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.sums import RowSums, masked
 
@@ -21,13 +22,13 @@ class Overlap:
         self.before = coordinates.vector()  # g_{k−1}, with the sign and the L2 term of −f
         self.known: Tensor | bool = False  # there is a g_{k−1} to meet; a tensor where the device alone knows
         self._signal, self._squares = coordinates.row(), coordinates.row()
+        self._cuts = Cuts(self._signal, self._squares)
 
     def meet(self, gradient: Vector, rows: slice, room: Tensor) -> None:
         """Products of some rows of g_k."""
-        cut = self._coordinates.cut
-        now, before = cut(gradient.rows, rows), cut(self.before.rows, rows)
-        self._coordinates.step_dot(now, before, room, cut(self._signal, rows))
-        self._coordinates.step_dot(now, now, room, cut(self._squares, rows))
+        (signal, squares), now = self._cuts.at(rows), gradient.at(rows)
+        self._coordinates.step_dot(now, self.before.at(rows), room, signal)
+        self._coordinates.step_dot(now, now, room, squares)
 
     def add(self, sums: RowSums, valid: Tensor | None) -> None:
         """The products go into the sums; valid: False where g_k is of no step."""

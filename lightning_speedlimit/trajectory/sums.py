@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.trajectory.cuts import Cuts
+
 # Sums over the run of each row. Of drawn coordinates they are unweighted; the signs are those of −f.
 SUMS = (
     "squares",  # Σ ‖u‖²
@@ -138,6 +140,7 @@ class Pair:
 
     def __init__(self, like: Tensor) -> None:
         self.high, self.low = torch.zeros_like(like), torch.zeros_like(like)
+        self.cuts = Cuts(self.low)
         self.count = 0
 
     def added(self) -> None:

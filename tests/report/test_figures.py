@@ -706,6 +706,7 @@ def elsewhere(call: Any) -> Any:
 def settings() -> list[dict[str, Any]]:
     """As they are read, one by one and in copies, and as they are kept."""
     known: Any = matplotlib.rcParams
+    matplotlib.get_backend()  # chosen when first asked for
     copies = [known.copy(), copy.deepcopy(known), pickle.loads(pickle.dumps(known.copy()))]
     return [
         dict(known),

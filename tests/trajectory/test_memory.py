@@ -155,7 +155,7 @@ def test_drawn_coordinates_are_all_that_is_kept() -> None:
 
 def tensors_kept(drawn: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """After steps in which other parameters are without a gradient each time."""
-    monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._MOST", most)
+    monkeypatch.setattr("lightning_speedlimit.trajectory.cuts.MOST", most)
     parameters = [nn.Parameter(torch.randn(30)) for _ in range(40)]
     optimizer, dice = AdamW(parameters, lr=0.01), torch.Generator().manual_seed(0)
     meter, first = TrajectoryMeter(optimizer, coordinates=drawn), [p.detach().clone() for p in parameters]
@@ -177,7 +177,7 @@ def test_views_are_not_kept_for_ever(drawn: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._AT_ONCE", 512)
     monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._CACHED", 512)
     few, many = (tensors_kept(drawn, most, monkeypatch) for most in (40, 10**9))
-    assert few < 0.6 * many
+    assert few < 0.8 * many
 
 
 @pytest.mark.parametrize("hosts", [("cpu",), ()], ids=["host", "device"])

@@ -77,8 +77,9 @@ def test_growth_with_their_size(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert len({added(kind, [(n,)]) for n in (10, 1000, few - 1)}) == 1
     beyond = [added(kind, [(few + n * stretch,)]) for n in (1, 2, 3)]
     assert beyond[1] - beyond[0] == beyond[2] - beyond[1] <= 40
-    # However many parameters share the stretches.
-    assert added(kind, [(stretch,)] * (few // stretch + 3)) <= beyond[2]
+    # However many parameters share the stretches; PyTorch copies whole ones, numpy, which is not counted, parts.
+    number = few // stretch + 3
+    assert added(kind, [(stretch,)] * number) <= beyond[2] + 3 * number
 
 
 @kinds

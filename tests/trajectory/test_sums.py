@@ -180,7 +180,7 @@ def test_the_difference_is_taken_before_the_square(offset: Large) -> None:
     # float64 still only 1e-16 · 10¹⁰ = 1e-6.
     a, b = offset.end, offset.start
     expanded = float(a @ a + b @ b - 2 * (a @ b))
-    assert abs(expanded / offset.square - 1) > 1
+    assert abs(expanded / offset.square - 1) >= 1
     assert abs(offset.values["displacement"] ** 2 / offset.square - 1) < 1e-6
 
 
