@@ -1,8 +1,8 @@
 # make demo | test | test-slow | test-browser | test-package | test-gpu | test-matrix | test-ecosystem | modes | docs |
 # make paper | diagnosis | tuning | held-out | findings | bench | clean
 #
-# Everything runs in .venv, which is made on first use and brought up to date whenever
-# pyproject.toml or constraints.txt change. Another interpreter: make test PYTHON=python3.12
+# Everything runs in .venv, which is made on first use and brought up to date whenever pyproject.toml, constraints.txt or
+# the compiled part change. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,7 +24,7 @@ REAL := finite_width initial_weights real_images noisy_sgd
 setup: $(STAMP)
 
 # torch comes first and pinned, so that nothing that asks for "some torch" can choose another one.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py lightning_speedlimit/trajectory/rows.c
 	@command -v $(PYTHON) >/dev/null 2>&1 || \
 		{ echo "make: no '$(PYTHON)' here; wanted Python >= 3.10: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -47,6 +47,7 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --without-compiled tests/trajectory
 
 # The page of a comparison in a real browser: /usr/bin/chromium and chromedriver, as Debian's packages chromium and
 # chromium-driver install them. Without these the tests are skipped, and say so.

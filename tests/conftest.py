@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from lightning_speedlimit.trajectory import compiled
+
 pytest_plugins = ["modes_plugin"]
 
 torch.set_num_threads(1)
@@ -38,6 +40,15 @@ def defaults() -> Iterator[None]:
     yield
     torch.set_default_device(None if device == torch.device("cpu") else device)
     torch.set_default_dtype(dtype)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without-compiled", action="store_true", help="as where there was no compiler")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--without-compiled"):
+        compiled.LIBRARY = None
 
 
 # Experiments whose shortened run takes seconds: what needs it is slow, what holds a page to its results is not.

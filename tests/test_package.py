@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import lightning_speedlimit
+from lightning_speedlimit.trajectory import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lightning_speedlimit"
@@ -82,16 +83,20 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
         metadata = archive.read(next(n for n in names if n.endswith("/METADATA"))).decode()
     information = {name for name in names if ".dist-info/" in name}
-    assert names - information == package_files()
+    libraries = {name for name in names if "/_rows." in name}
+    assert names - information - libraries == package_files()
+    assert len(libraries) == (compiled.LIBRARY is not None)
     assert {"lightning_speedlimit/py.typed", "lightning_speedlimit/report/templates/page.html.j2"} <= names
-    assert wheel.name == f"lightning_speedlimit-{PROJECT['version']}-py3-none-any.whl"
+    tags = re.escape(sysconfig.get_platform().replace("-", "_")) if libraries else "any"
+    assert re.fullmatch(rf"lightning_speedlimit-{PROJECT['version']}-(cp310-abi3|py3-none)-{tags}\.whl", wheel.name)
     assert "License-Expression: MIT" in metadata
     assert "Description-Content-Type: text/markdown" in metadata
     assert re.search(r"^# lightning-speedlimit", metadata, re.MULTILINE)
 
 
 def package_files() -> set[str]:
-    files = (f for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
+    """As they are in the repository; what was compiled beside them is not."""
+    files = (f for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts and f.suffix != ".so")
     return {str(f.relative_to(ROOT)) for f in files}
 
 

@@ -10,15 +10,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
+from lightning_speedlimit.trajectory.compiled import Step
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.cuts import Cuts
-from lightning_speedlimit.trajectory.gathering import Source, Vector
-from lightning_speedlimit.trajectory.mobility import Scalar
+from lightning_speedlimit.trajectory.gathering import Vector
+from lightning_speedlimit.trajectory.mobility import Root, Scalar, number
 from lightning_speedlimit.trajectory.runs import Run
 from lightning_speedlimit.trajectory.shards import local
 from lightning_speedlimit.trajectory.sums import Pair
 
-_Entries = dict[str, Sequence[Source]]  # by name, of each parameter of a run
+_Entries = dict[str, Sequence[Tensor | None]]  # by name, of each parameter of a run
 
 
 class AccumulatedMobility:
@@ -45,7 +46,7 @@ class AccumulatedMobility:
         for run in runs:
             if run.formula is not None and run.formula.before is not None:
                 self._kept = self._kept or self.coordinates.vector()
-                entries = self.coordinates.prepared(self._state(run, run.formula.before), run.members.start)
+                entries = self.coordinates.prepared(self.state(run, run.formula.before), run.members.start)
                 for rows in run.stretches:
                     self.coordinates.gather(entries, self._kept, rows, run.members.start)
 
@@ -69,7 +70,7 @@ class AccumulatedMobility:
         found: _Entries = {}
         for name in run.names:
             if name != run.formula.before:
-                own = self._custom(run) if name == mobility.CUSTOM else self._state(run, name)
+                own = self._custom(run) if name == mobility.CUSTOM else self.state(run, name)
                 found[name] = self.coordinates.prepared(own, run.members.start)
         return found
 
@@ -87,7 +88,7 @@ class AccumulatedMobility:
             found[mobility.RESPONSE] = self.averages[rows]
         return found
 
-    def _state(self, run: Run, name: str) -> list[Tensor | None]:
+    def state(self, run: Run, name: str) -> list[Tensor | None]:
         parameters = self.coordinates.parameters[run.members.start : run.members.stop]
         entries = (self.optimizer.state.get(p, {}).get(name) for p in parameters)
         return [entry if isinstance(entry, Tensor) else None for entry in entries]
@@ -137,15 +138,15 @@ class Answer:
     ) -> None:  # fmt: skip
         assert run.formula is not None
         self._known, self._run, self._m, self._clip, self._valid = known, run, m, clip, valid
-        self._entries = known.entries(run) if run.names else {}
+        self._entries: _Entries | None = None
         state = known.optimizer.state.get(run.lead, {}) if run.names else {mobility.RESPONSE: response}
         numerator, self._write = run.formula.evaluate(run.group, state)
         self._divisor: Tensor | None = None  # of the denominators, where the numerator is a tensor
+        self._numerator = 1.0
         if self._write is None:
             self._mu = self._shared(numerator)
         elif isinstance(numerator, Tensor):  # a rate of 0 moves nothing: what it is divided by does not matter
             self._divisor = torch.where(numerator == 0, torch.ones_like(numerator), numerator)
-            self._numerator = 1.0
         else:
             self._numerator = numerator
 
@@ -162,14 +163,31 @@ class Answer:
         if not mask_ready:
             torch.ne(update, 0.0, out=moved)
         if self._write is not None:
+            self._entries = self._entries or self._known.entries(self._run)
             self._write(self._known.at(self._run, self._entries, rows), out)
             self._complete(out)
             low.addcdiv_(moved, out, value=self._numerator)
-            self._known.coordinates.step_dot(out.mul_(update), update, moved, work)
+            self._known.coordinates.dots([(out.mul_(update), update, work)], moved)
         elif isinstance(self._mu, Tensor):
             low.addcmul_(moved, self._mu.to(low.dtype))
         else:
             low.add_(moved, alpha=self._mu)
+
+    def ask(self, step: Step) -> tuple[bool, Any]:
+        """The same of a compiled pass: whether there is one, and where the averages lie that it needs."""
+        step.take(mobility=self._m.low)
+        if self._write is None:
+            step.numerator = number(self._mu)
+            return True, None
+        if self._divisor is not None or not isinstance(self._write, Root) or isinstance(self._write.epsilon, Tensor):
+            return False, None
+        passes, run = self._known.coordinates.passes, self._run
+        averages = self._known.state(run, self._write.entry)
+        found = None if passes is None else passes.sources(averages, run.members.start)
+        step.numerator, step.epsilon = self._numerator, self._write.epsilon
+        step.clip = 1.0 if self._clip is None else float(self._clip)
+        step.take(action_work=self._known.work)
+        return found is not None, found
 
     def _complete(self, out: Tensor) -> None:
         """The denominators of μ = numerator / out."""
@@ -183,7 +201,8 @@ class Answer:
     def work(self, free: Tensor) -> tuple[Tensor, float]:
         """Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it; free: ‖u‖² without decay."""
         if self._write is not None:
-            return self._known.work[self._run.rows], 1.0 / self._numerator if self._numerator else 0.0
+            work = self._known.cuts.at(self._run.rows)[0]
+            return work, 1.0 / self._numerator if self._numerator else 0.0
         mu = self._mu
         if isinstance(mu, Tensor):
             return torch.where(free == 0, torch.zeros_like(free), free / mu), 1.0

@@ -113,7 +113,6 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
         "sums": {name: total.host() for name, total in motion.sums.known.items()},
         "moves": motion.moves.sums.host(),
         "waiting": motion.waiting,
-        "held": (coordinates.held, coordinates.judged, coordinates.known),
     }
 
 
@@ -136,8 +135,6 @@ def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
         motion.sums.load(name, value)
     motion.moves.sums.load_(entry["moves"])
     motion.waiting = entry["waiting"]
-    held, coordinates.judged, coordinates.known = entry["held"]
-    coordinates.held = held and coordinates.on_host and coordinates.exact
 
 
 def _vectors(motion: Motion) -> dict[str, Tensor]:

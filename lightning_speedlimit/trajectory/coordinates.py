@@ -6,24 +6,18 @@ Cauchy–Schwarz, and with it every bound, holds for the drawn coordinates as fo
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.cuts import remember
 from lightning_speedlimit.trajectory.gathering import UNIT, Layout
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
 _CERTAIN = 1.0 + 1e-12  # 1/π of a unit that can't be missed, with its rounding
-_LARGE = 2.0**-66  # beside it a row's products that float32 does not hold, below 256 · 2^−126, are nothing in float64
-_LOOKED_AT = 16  # steps
 _FEW = 4  # ways to divide the parameters, of layers and of groups, that are kept
-# numpy's scalar products of rows go through the numbers once, torch's product and sum twice.
-_row_dots: Callable[..., Any] = getattr(np, "vecdot", None) or functools.partial(np.einsum, "ij,ij->i")
 
 
 class Coordinates(Layout):
@@ -50,9 +44,6 @@ class Coordinates(Layout):
         self.unscaled = 1.0 / self.scale
         self._zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self._ones = torch.ones(UNIT, dtype=self.dtype, device=self.device)
-        self.held, self.judged = False, 0  # float32 holds the products of a step; steps that were asked of
-        self.known = 0  # sums of a row, when they were last looked at
-        self._arrays: dict[int, tuple[Tensor, Any]] = {}
         self._spread: dict[tuple[int, ...], Any] = {}
         self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
         self._starts = np.array([self.rows[i].start for i in self._filled], dtype=np.int64)
@@ -74,40 +65,20 @@ class Coordinates(Layout):
         product = torch.addcmul(self._zero, a, b, value=self.scale, out=scratch)
         torch.sum(product, 1, out=out) if self.exact else torch.mv(product, self._ones, out=out)
 
-    def step_dot(self, a: Tensor, b: Tensor, scratch: Tensor, out: Tensor) -> None:
-        """`dot` of views that are kept: by plain products, where `judge` has seen that float32 holds them."""
-        if self.held:
-            sums = self._array(out)
-            _row_dots(self._array(a), self._array(b), out=sums)
-            np.multiply(sums, self.scale, out=sums)
-        elif self.on_host and not self.exact:  # a fourth of the time of mv
-            torch.addcmul(self._zero, a, b, value=self.scale, out=scratch)
-            np.dot(self._array(scratch), self._array(self._ones), out=self._array(out))
-        else:
+    def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scratch: Tensor) -> None:
+        """`dot` of several (a, b, out)."""
+        if self.passes is not None:
+            self.passes.dots(pairs, self.scale)
+            return
+        for a, b, out in pairs:
             self.dot(a, b, scratch, out)
-
-    def _array(self, kept: Tensor) -> Any:
-        found = self._arrays.get(id(kept))
-        if found is None:
-            found = remember(self._arrays, id(kept), (kept, kept.numpy()))
-        return found[1]
-
-    def judge(self, sums: Sequence[Tensor]) -> None:
-        """From the run's sums of each row: whether the products of the next steps may be summed up plainly.
-
-        They may where each sum is 0 or so large that what float32 loses of a step's products is nothing beside it, and
-        no sum has just begun. It is looked at again every 16 steps: coordinates at rest may begin to move.
-        """
-        self.judged += 1
-        if self.on_host and self.exact and not (self.held and self.judged % _LOOKED_AT):
-            sizes = np.abs(np.concatenate([row.numpy() for row in sums]))
-            some, known = np.count_nonzero(sizes), self.known == len(sums)
-            self.held = bool(known and some > 0 and np.count_nonzero(sizes >= _LARGE) == some)
-            self.known = len(sums)
 
     def squares(self, a: Tensor, out: Tensor) -> None:
         """out ← Σ a² of each row, in float64 where there is one: whatever its size, it is not lost."""
-        torch.linalg.vector_norm(a, dim=1, dtype=out.dtype, out=out).square_()
+        if self.passes is not None:
+            self.passes.squares(a, out)
+        else:
+            torch.linalg.vector_norm(a, dim=1, dtype=out.dtype, out=out).square_()
 
     def total(self, row: Tensor) -> Tensor:
         """Σ weight x over a number x of each row."""
@@ -115,8 +86,11 @@ class Coordinates(Layout):
 
     def totals(self, row: Tensor, places: Sequence[int], number: int) -> Tensor:
         """(number,): Σ weight x over a number x of each row, of the parameters at each place; places: of each one."""
+        if number == 1 and self.passes is not None and row.dtype == torch.float32:
+            whole = self.passes.total(row, None if self._unweighted else self.weights)
+            return torch.full((1,), whole, dtype=torch.float64, device="cpu")
         if self.on_host:
-            own = row.numpy() if self._unweighted else row.numpy() * self._array(self.weights)
+            own = row.numpy() if self._unweighted else row.numpy() * self.weights.numpy()
             sums = np.add.reduceat(own, self._starts, dtype=np.float64)
             return torch.from_numpy(np.bincount(self._spread_of(places), sums, number))
         weighted = row * self.weights

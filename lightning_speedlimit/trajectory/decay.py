@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.trajectory.compiled import Step
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.mobility import Scalar, number
@@ -56,20 +57,31 @@ class Decay:
                     low.add_(room)
             else:
                 update.add_(theta, alpha=decay)
-            eps = torch.finfo(update.dtype).eps
-            torch.add(theta, update, alpha=0.25 if run.coarsest <= eps else 0.67 * eps / run.coarsest, out=room)
+            torch.add(theta, update, alpha=_coarse(run, update.dtype), out=room)
             update.mul_(torch.ne(room, theta, out=room))
-            coordinates.step_dot(update, update, product, squares)
-            coordinates.step_dot(gradient, theta, product, work)
+            coordinates.dots([(update, update, squares), (gradient, theta, work)], product)
         if not self._sampled:
             low.add_(update)
 
-    def squares(self, run: Run, squares: Tensor) -> Tensor:
-        """‖u‖² without decay at the run's rows; squares: with it, of all."""
+    def ask(self, step: Step, run: Run) -> bool:
+        """The same of a compiled pass, where there is one."""
         if self.travelled is None:
-            return squares[run.rows]
+            return True
+        share, moved = _share(run), self.travelled.low
+        if self._sampled or isinstance(share, Tensor):
+            return False
+        step.take(travelled=moved)
+        if run.decoupled:
+            step.share, step.coarse = share, _coarse(run, moved.dtype)
+            step.take(free_squares=self._squares, decay_work=self._work)
+        return True
+
+    def squares(self, run: Run, squares: Tensor) -> Tensor:
+        """‖u‖² without decay at the run's rows; squares: with it."""
+        if self.travelled is None:
+            return squares
         free = self._cuts.at(run.rows)[0]
-        return free if run.decoupled else free.copy_(squares[run.rows])
+        return free if run.decoupled else free.copy_(squares)
 
     def add(self, sums: RowSums, runs: list[Run], valid: Tensor | None) -> None:
         """The step's sums."""
@@ -87,3 +99,9 @@ class Decay:
 def _share(run: Run) -> Scalar:
     """lr w: of θ_k, what the step takes away."""
     return number(run.group["lr"]) * run.decoupled
+
+
+def _coarse(run: Run, dtype: torch.dtype) -> float:
+    """What u is multiplied by before it is held to θ: what is lost then, was rounding."""
+    eps = torch.finfo(dtype).eps
+    return 0.25 if run.coarsest <= eps else 0.67 * eps / run.coarsest

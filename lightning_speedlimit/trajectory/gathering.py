@@ -6,22 +6,18 @@ full: rows of 256 where all coordinates are measured, units of 8 where some are 
 
 from __future__ import annotations
 
-import ctypes
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory import cuts
+from lightning_speedlimit.trajectory import compiled, cuts
 from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.shards import are_sharded, local
 
-Source = Tensor | tuple[Any, Any] | None  # on the host of drawn units: rows of 8 and what fills none, for numpy
-_PLAIN = (Tensor, torch.nn.Parameter)
 HOST = ("cpu",)  # devices whose memory can be read without waiting for them
 ROW = 256
 UNIT = 8  # contiguous coordinates that are drawn together
@@ -49,7 +45,7 @@ class _Piece(NamedTuple):
 
     view: where their coordinates go. low, high: the first coordinate and the end, where all are measured; None: the
     whole parameter. units: the drawn ones; first: the place of the first of them. tail: room for the parameter's last
-    coordinates, which fill no unit. numbers, into, rest: on the host units, view and tail for numpy.
+    coordinates, which fill no unit.
     """
 
     member: int
@@ -59,9 +55,6 @@ class _Piece(NamedTuple):
     units: Tensor | None = None
     first: int = 0
     tail: Tensor | None = None
-    numbers: Any = None
-    into: Any = None
-    rest: Any = None
 
 
 class _Stretch(NamedTuple):
@@ -117,6 +110,9 @@ class Layout:
         self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time
         self.all_stretches = self.stretches(slice(0, self.count))
         self._cut = [self.exact and len(self.stretches(rows)) > 1 for rows in self.rows]
+        self.passes: compiled.Passes | None = None
+        if self.on_host and self.dtype == torch.float32 and self._plain and compiled.LIBRARY is not None:
+            self.passes = compiled.Passes(compiled.LIBRARY, self.width, self.rows, self._sizes, self.drawn)
         self._offsets: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._room: Vector | None = None
 
@@ -146,97 +142,74 @@ class Layout:
         """Zeros, as many as a stretch may have."""
         return torch.zeros(min(self.stretch, self.count), self.width, dtype=self.dtype, device=self.device)
 
-    def prepared(self, tensors: Sequence[Tensor | None], first: int = 0) -> Sequence[Source]:
-        """As `gather` takes them: strided, real, local; flat where they lie in several stretches.
+    def prepared(self, tensors: Sequence[Tensor | None], first: int = 0) -> Sequence[Tensor | None]:
+        """As `gather` takes them: strided, real, local; contiguous and flat where they lie in several stretches.
 
         Args:
             first: the parameter that the first one belongs to.
         Raises:
             ValueError: a parameter has another size than it had.
         """
+        found = tensors
         if not self._plain or [t for t in tensors if t is not None and t.layout is not torch.strided]:
-            tensors = [None if t is None else dense(t) for t in tensors]
+            found = [None if t is None else dense(t) for t in tensors]
         if self.exact and len(self.all_stretches) == 1:
-            return tensors
-        return [None if t is None else self._source(t, i) for i, t in enumerate(tensors, first)]
+            return found
+        return [None if t is None else self._checked(t, i) for i, t in enumerate(found, first)]
 
-    def _source(self, tensor: Tensor, i: int) -> Source:
-        drawn = self.drawn[i] is not None
-        if not (drawn or self._cut[i]):
+    def _checked(self, tensor: Tensor, i: int) -> Tensor:
+        if self.drawn[i] is None and not self._cut[i]:
             return tensor
         if tensor.numel() != (size := self._sizes[i]):
             raise ValueError(f"a parameter of {size} coordinates has {tensor.numel()} now: measure anew from there")
-        tensor = tensor.detach() if tensor.requires_grad else tensor
-        tensor = tensor if drawn else tensor.contiguous()
-        if self.on_host and tensor.dtype is self.dtype and tensor.is_contiguous():
-            values, whole = tensor.numpy().reshape(-1), size - size % UNIT if drawn else 0
-            return values[:whole].reshape(-1, UNIT), values[whole:]
-        return tensor
+        return tensor.detach().contiguous().view(-1) if self._cut[i] else tensor.detach()
 
     def gather_all(self, tensors: Sequence[Tensor | None], into: Vector) -> Tensor:
         """The measured coordinates of one tensor for each parameter; zeros for None."""
-        sources = self.prepared(tensors)
+        if self.passes is not None and (sources := self.passes.sources(tensors)) is not None:
+            self.passes.gather(sources, into.rows)
+            return into.rows
+        tensors = self.prepared(tensors)
         for rows in self.all_stretches:
-            self.gather(sources, into, rows)
+            self.gather(tensors, into, rows)
         return into.rows
 
-    def gather(self, sources: Sequence[Source], into: Vector, rows: slice, first: int = 0) -> Tensor:
+    def gather(self, tensors: Sequence[Tensor | None], into: Vector, rows: slice, first: int = 0) -> Tensor:
         """Those at some rows, of tensors that are `prepared`; first: the parameter that the first one belongs to."""
         stretch = self._stretch(into, rows)
         if stretch.pads and into.last is not stretch:
             torch._foreach_zero_(stretch.pads)
         into.last = stretch
-        if stretch.whole is not None and not any(map(operator.is_, sources, repeat(None))):  # of all parameters
-            torch._foreach_copy_(stretch.whole, sources)  # type: ignore[arg-type]
+        if stretch.whole is not None and not any(map(operator.is_, tensors, repeat(None))):  # of all parameters
+            torch._foreach_copy_(stretch.whole, tensors)  # type: ignore[arg-type]
             return stretch.found
-        views, values = list[Tensor](), list[Tensor]()
+        views, sources = list[Tensor](), list[Tensor]()
         for piece in stretch.pieces:
-            source = sources[piece.member - first]
-            if isinstance(source, tuple):
-                units, rest = source
-                if piece.units is None:
-                    np.copyto(piece.into, rest[piece.low : piece.high])
-                    continue
-                units.take(piece.numbers, 0, out=piece.into, mode="clip")  # half the time of index_select
-                if piece.tail is not None:
-                    piece.rest[:] = rest
-            elif source is None:
+            tensor = tensors[piece.member - first]
+            if tensor is None:
                 piece.view.zero_()
                 if piece.tail is not None:
                     piece.tail.zero_()
             elif piece.units is None:
                 views.append(piece.view)
-                values.append(source if piece.low is None else source.reshape(-1)[piece.low : piece.high])
-            elif source.is_contiguous():
-                _take(piece, piece.units, source)
+                sources.append(tensor if piece.low is None else tensor.reshape(-1)[piece.low : piece.high])
+            elif tensor.is_contiguous():
+                _take(piece, piece.units, tensor)
             else:
-                self._take_strided(piece, source)
+                self._take_strided(piece, tensor)
         if views:
-            torch._foreach_copy_(views, values)
+            torch._foreach_copy_(views, sources)
         return stretch.found
 
     def holds(self, vector: Vector, tensors: Sequence[Tensor | None]) -> bool:
         """On the host: gathered now, they would be what the vector holds. On a device False: it is not known."""
         if not self.on_host or not self.all_stretches:
             return self.on_host
-        if self.exact and self._plain and (known := self._as_they_are(vector.rows, tensors)) is not None:
-            return known
+        if self.passes is not None and (sources := self.passes.sources(tensors)) is not None:
+            return self.passes.holds(sources, vector.rows)
         room = self._room = self._room or Vector(self.room(), room=True)
-        sources = self.prepared(tensors)
-        pairs = ((self.gather(sources, room, rows), vector.rows[rows]) for rows in self.all_stretches)
-        return all(np.array_equal(now.numpy(), known.numpy()) for now, known in pairs)
-
-    def _as_they_are(self, known: Tensor, tensors: Sequence[Tensor | None]) -> bool | None:
-        """Whether they are there bit by bit; None: not all of them can be compared so."""
-        start, length = known.data_ptr(), self.width * self.dtype.itemsize
-        for tensor, shape, rows in zip(tensors, self.shapes, self.rows, strict=True):
-            if _memcmp is None or type(tensor) not in _PLAIN or tensor is None or tensor.dtype is not self.dtype:
-                return None  # a tensor of another class may have no memory of its own
-            if not (tensor.is_cpu and tensor.is_contiguous() and tensor.shape == shape and (own := tensor.data_ptr())):
-                return None
-            if _memcmp(own, start + rows.start * length, tensor.nbytes):
-                return False
-        return True
+        tensors = self.prepared(tensors)
+        return all(torch.equal(self.gather(tensors, room, rows), vector.rows[rows]) for rows in self.all_stretches)
 
     def places(self, i: int) -> Iterator[Tensor]:
         """Parameter i's measured coordinates within it, in the order in which they lie in a vector, on the host."""
@@ -291,18 +264,12 @@ class Layout:
             low, high = first * self.width, min(last * self.width, size)
             if high - low == size and not self._cut[i]:
                 return _Piece(i, place[:size].view(shape)), size
-            view = place[: high - low]
-            return _Piece(i, view, low, high, into=view.numpy() if self.on_host else None), high - low
+            return _Piece(i, place[: high - low], low, high), high - low
         units = drawn[first : min(last, len(drawn))]
         used = len(units) * UNIT
         view, tail = place[:used].view(-1, UNIT), size % UNIT if last > len(drawn) else 0
         rest = place[used : used + tail] if tail else None
-        piece = _Piece(i, view, units=units, first=first, tail=rest)
-        if self.on_host:
-            piece = piece._replace(numbers=units.numpy(), into=view.numpy())
-        if self.on_host and rest is not None:
-            piece = piece._replace(rest=rest.numpy())
-        return piece, used + tail
+        return _Piece(i, view, units=units, first=first, tail=rest), used + tail
 
     def _take_strided(self, piece: _Piece, tensor: Tensor) -> None:
         """From another memory order (channels_last): by each coordinate's place in it, without copying the whole."""
@@ -331,15 +298,3 @@ def _take(piece: _Piece, units: Tensor, tensor: Tensor) -> None:
         piece.view.copy_(flat[:whole].view(-1, UNIT).index_select(0, units))
     if piece.tail is not None:
         piece.tail.copy_(flat[whole:])
-
-
-def _found_memcmp() -> Callable[[int, int, int], int] | None:
-    try:
-        found = ctypes.CDLL(None).memcmp
-    except (OSError, TypeError, AttributeError):  # Windows
-        return None
-    found.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
-    return found
-
-
-_memcmp = _found_memcmp()  # a fourth of the time of gathering and comparing

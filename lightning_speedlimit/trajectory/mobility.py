@@ -74,9 +74,15 @@ def _sqrt(value: Scalar) -> Scalar:
     return torch.sqrt(value) if isinstance(value, Tensor) else math.sqrt(value)
 
 
-def _root(entry: str, epsilon: Scalar) -> Write:
+@dataclass(frozen=True)
+class Root:
     """out = √entry + ε."""
-    return lambda stretch, out: torch.sqrt(stretch[entry], out=out).add_(epsilon)
+
+    entry: str
+    epsilon: Scalar
+
+    def __call__(self, stretch: _Stretch, out: Tensor) -> None:
+        torch.sqrt(stretch[self.entry], out=out).add_(self.epsilon)
 
 
 def next_momentum_response(group: Group, previous: float | None) -> float:
@@ -100,6 +106,8 @@ def _sgd(group: Group, state: State) -> tuple[Scalar, None]:
 def _rmsprop(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr/(√v + ε), v − ḡ² when centered; with momentum over (1−β), or lr B_k where the meter keeps B."""
     momentum, epsilon = float(group["momentum"]), group["eps"]
+    if momentum == 0.0 and not group["centered"]:
+        return number(group["lr"]), Root("square_avg", epsilon)
 
     def write(stretch: _Stretch, out: Tensor) -> None:
         if group["centered"]:
@@ -131,7 +139,7 @@ def _adam_average(group: Group) -> str:
 def _adam(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr/(√v̂ + ε), v̂ = v/(1 − β₂^t); with AMSGrad v is the maximum of the uncorrected v."""
     root: Scalar = _sqrt(_corrected_adam(group, state)[1])
-    return number(group["lr"]) * root, _root(_adam_average(group), group["eps"] * root)
+    return number(group["lr"]) * root, Root(_adam_average(group), group["eps"] * root)
 
 
 def _nadam(group: Group, state: State) -> tuple[Scalar, Write]:
@@ -143,7 +151,7 @@ def _nadam(group: Group, state: State) -> tuple[Scalar, Write]:
     following = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * decay))
     response = (1.0 - now) / (1.0 - product) + following * first / (1.0 - product * following)
     root = _sqrt(second)
-    return number(group["lr"]) * root * response, _root("exp_avg_sq", group["eps"] * root)
+    return number(group["lr"]) * root * response, Root("exp_avg_sq", group["eps"] * root)
 
 
 def _radam(group: Group, state: State) -> tuple[Scalar, Write]:
@@ -153,7 +161,7 @@ def _radam(group: Group, state: State) -> tuple[Scalar, Write]:
     limit = 2.0 / (1.0 - beta2) - 1.0
     rho = limit - 2.0 * step * beta2**step / second
     rectified = (rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho)
-    write = _root("exp_avg_sq", group["eps"])
+    write = Root("exp_avg_sq", group["eps"])
     if not isinstance(rho, Tensor):
         if rho <= 5.0:
             return number(group["lr"]), lambda stretch, out: out.fill_(1.0)
@@ -176,7 +184,7 @@ def _adamax(group: Group, state: State) -> tuple[Scalar, Write]:
 def _adagrad(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr_k/(√sum + ε), lr_k = lr/(1 + (t−1) lr_decay): the stored step is post-increment."""
     rate = number(group["lr"]) / (1.0 + (number(state["step"]) - 1.0) * float(group["lr_decay"]))
-    return rate, _root("sum", group["eps"])
+    return rate, Root("sum", group["eps"])
 
 
 def _adadelta(group: Group, state: State) -> tuple[Scalar, Write]:

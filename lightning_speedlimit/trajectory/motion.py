@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility
+from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility, Answer
+from lightning_speedlimit.trajectory.compiled import Step
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.decay import Decay
-from lightning_speedlimit.trajectory.gathering import Source, Vector
+from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.overlap import Overlap
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
@@ -56,9 +57,9 @@ class Motion:
         self.overlap = Overlap(coordinates) if settings.overlaps else None
         self.closed = False  # the gradient is the last step's
         self.total = sum_dtype(coordinates.device)
-        self.sums = RowSums(coordinates.weights, coordinates.unscaled)
+        self.sums = RowSums(coordinates.weights, coordinates.unscaled, coordinates.passes)
         # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
-        self.squares, self.work, self.anti, self.last = (coordinates.row() for _ in range(4))
+        self.squares, self.work, self.anti, self.last, self._l2_drop = (coordinates.row() for _ in range(5))
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
         self.waiting = False  # `update` has met no gradient yet
         self.missing: list[int] = []
@@ -119,9 +120,9 @@ class Motion:
         if self.waiting:
             for rows in self.coordinates.all_stretches:
                 update, _, _, anti, room, _ = self._cuts.at(rows)
-                self.coordinates.step_dot(self.gradient.at(rows), update, room, anti)
-                if self.overlap is not None:
-                    self.overlap.meet(self.gradient, rows, room)
+                pairs = [(self.gradient.at(rows), update, anti)]
+                pairs += self.overlap.pairs(self.gradient, rows) if self.overlap is not None else []
+                self.coordinates.dots(pairs, room)
 
     # -- after the step --------------------------------------------------------------------------------------
 
@@ -141,31 +142,22 @@ class Motion:
             self.coordinates.gather_all(self.coordinates.parameters, self.theta)
             self._count_unmeasured()
             return
-        parameters = self.coordinates.prepared(self.coordinates.parameters)
         self.snapshot = self.sums.totals() if self.snapshots else None
         self.runs.recount(self.missing)
         runs = self.runs.current(self.missing)
         waited = self.update.clone() if valid is not None and self.waiting else None
         self.decay.begin(runs, self.theta.rows)
-        for run in runs:
-            self.runs.count(run, measured=True)
-            answer = None
-            if run.formula is not None and not run.missing:
-                answer = self.mobility.answer(run, clip, valid, self.members[run.members.start].response)
-            for rows in run.stretches:
-                update = self._move(run, rows, parameters, valid)
-                if answer is not None:
-                    answer.add(rows, update, mask_ready=bool(run.decoupled))
-            free = self.decay.squares(run, self.squares)
+        answers = [self._answer(run, clip, valid) for run in runs]
+        if valid is not None or not self._closed_at_once(runs, answers):
+            self._close_in_stretches(runs, answers, valid)
+        for run, answer in zip(runs, answers, strict=True):
+            free = self.decay.squares(run, self._cuts.at(run.rows)[1])
             if answer is not None:
                 work, factor = answer.work(free)
                 self.sums.add("work_action", masked(work, valid), factor, run.rows)
-        if self._turns:
-            self.theta, self.room = self.room, self.theta
         if self.mobility.m is not None:
             self.mobility.m.added()
         self._add_update(runs, rates, valid)
-        self.coordinates.judge([total.value for total in self.sums.known.values()])
         if waited is not None and valid is not None:
             torch.where(valid, self.update, waited, out=self.update)
         self.waiting = True
@@ -192,7 +184,47 @@ class Motion:
             if self.mobility.averages is not None and not run.missing:
                 self.mobility.remember(run)
 
-    def _move(self, run: Run, rows: slice, parameters: Sequence[Source], valid: Tensor | None) -> Tensor:
+    def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> Answer | None:
+        """Of a run that takes part in the step, to its force; None where nothing is known of it."""
+        self.runs.count(run, measured=True)
+        if run.formula is None or run.missing:
+            return None
+        return self.mobility.answer(run, clip, valid, self.members[run.members.start].response)
+
+    def _closed_at_once(self, runs: list[Run], answers: Sequence[Answer | None]) -> bool:
+        """In one pass over the rows of each run, where there is such a pass for all of them."""
+        coordinates, passes = self.coordinates, self.coordinates.passes
+        if passes is None or (parameters := passes.sources(coordinates.parameters)) is None:
+            return False
+        asked = []
+        for run, answer in zip(runs, answers, strict=True):
+            step = Step(scale=coordinates.scale, clip=1.0)
+            step.take(theta=self.theta.rows, update=self.update, gradient=self.gradient.rows)
+            step.take(squares=self.squares, work=self.work)
+            known, averages = answer.ask(step) if answer is not None else (True, None)
+            if not known or not self.decay.ask(step, run):
+                return False
+            if run.coupled:
+                step.take(l2_drop=self._l2_drop)
+            asked.append((run, averages, step))
+        for run, averages, step in asked:
+            passes.close_step(run.members, parameters, averages, step)
+            if run.coupled:
+                self.sums.add("l2_drop", self._l2_drop[run.rows], 0.5 * run.coupled, run.rows)
+        return True
+
+    def _close_in_stretches(self, runs: list[Run], answers: Sequence[Answer | None], valid: Tensor | None) -> None:
+        """Operation by operation."""
+        parameters = self.coordinates.prepared(self.coordinates.parameters)
+        for run, answer in zip(runs, answers, strict=True):
+            for rows in run.stretches:
+                update = self._move(run, rows, parameters, valid)
+                if answer is not None:
+                    answer.add(rows, update, mask_ready=bool(run.decoupled))
+        if self._turns:
+            self.theta, self.room = self.room, self.theta
+
+    def _move(self, run: Run, rows: slice, parameters: Sequence[Tensor | None], valid: Tensor | None) -> Tensor:
         """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}.
 
         With decoupled decay the first scratch holds the mask of u ≠ 0 from `take_out` on.
@@ -201,12 +233,12 @@ class Motion:
         theta, gradient = self.theta.at(rows), self.gradient.at(rows)
         after = self.coordinates.gather(parameters, self.room, rows)
         torch.sub(after, theta, out=update)
-        self.coordinates.step_dot(update, update, room, squares)
+        self.coordinates.dots([(update, update, squares)], room)
         self.decay.take_out(run, rows, update, theta, gradient, (room, other), valid)
-        self.coordinates.step_dot(gradient, update, other, work)
+        self.coordinates.dots([(gradient, update, work)], other)
         if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
-            drop, middle = torch.empty_like(work), torch.add(theta, after, out=other)
-            self.coordinates.dot(middle, update, room, drop)
+            drop, middle = self._l2_drop[rows], torch.add(theta, after, out=other)
+            self.coordinates.dots([(middle, update, drop)], room)
             self.sums.add("l2_drop", masked(drop, valid), 0.5 * run.coupled, rows)
         if not self._turns:
             theta.copy_(after)
@@ -224,7 +256,7 @@ class Motion:
         if self.per_rate:
             for run in runs:
                 rate = rates[run.index] if run.index < len(rates) else 0.0  # of a group that is gone: it does not move
-                self.sums.add("action", _over(self.squares[run.rows], rate), rows=run.rows)
+                self.sums.add("action", _over(self._cuts.at(run.rows)[1], rate), rows=run.rows)
 
     def share_path(self, squared: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that ‖u of all‖² of the joint step is known."""

@@ -24,11 +24,10 @@ class Overlap:
         self._signal, self._squares = coordinates.row(), coordinates.row()
         self._cuts = Cuts(self._signal, self._squares)
 
-    def meet(self, gradient: Vector, rows: slice, room: Tensor) -> None:
-        """Products of some rows of g_k."""
+    def pairs(self, gradient: Vector, rows: slice) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What some rows of g_k are multiplied with, and where to."""
         (signal, squares), now = self._cuts.at(rows), gradient.at(rows)
-        self._coordinates.step_dot(now, self.before.at(rows), room, signal)
-        self._coordinates.step_dot(now, now, room, squares)
+        return [(now, self.before.at(rows), signal), (now, now, squares)]
 
     def add(self, sums: RowSums, valid: Tensor | None) -> None:
         """The products go into the sums; valid: False where g_k is of no step."""

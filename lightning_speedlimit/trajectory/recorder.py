@@ -54,6 +54,17 @@ def _never_raising(method: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def _untraced(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Dynamo would trace through hooks of a compiled step, and what runs in its closure: it must not look inside."""
+    disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
+    disabled = disable(method)
+
+    def either(*args: Any) -> Any:  # where nothing is traced, leaving Dynamo takes longer than the hook's own lines
+        return disabled(*args) if torch.compiler.is_compiling() else method(*args)
+
+    return either
+
+
 class Recorder:
     """Follows optimizers step by step, and the losses beside them.
 
@@ -68,10 +79,8 @@ class Recorder:
         self._by_optimizer = {id(f.optimizer): f for f in followers}
         self._loss_step: int | None = None  # of the last loss, until an optimizer steps
         self._handles: list[Any] = []
-        # Dynamo would trace through hooks of a compiled step, and what runs in its closure: it must not look inside.
-        untraced: Callable[[Any], Any] = torch.compiler.disable
-        self.observe, self._after_closure = untraced(self._observe), untraced(self._observe_closure)
-        before, after = untraced(self._before_step), untraced(self._after_step)
+        self.observe, self._after_closure = _untraced(self._observe), _untraced(self._observe_closure)
+        before, after = _untraced(self._before_step), _untraced(self._after_step)
         setattr(before, LOOKS, True)
         for follower in followers:
             self._handles.append(follower.optimizer.register_step_pre_hook(before))
@@ -127,7 +136,7 @@ class Recorder:
             return
         if not isinstance(loss, Tensor):
             loss = torch.tensor(float(loss), dtype=torch.float64, device="cpu")
-        value = loss.detach().reshape(())
+        value = loss.detach() if loss.dim() == 0 else loss.detach().reshape(())
         at = self.joint.steps if step is None else step
         if self.joint.moved and step is None:
             at += 1  # the joint step has moved: the loss belongs to what follows it

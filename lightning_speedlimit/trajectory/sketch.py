@@ -62,7 +62,7 @@ class Sketch:
     """
 
     def __init__(self, coordinates: Coordinates, members: Sequence[Member]) -> None:
-        self._width = coordinates.width
+        self._width, self._passes = coordinates.width, coordinates.passes
         buckets = torch.zeros(coordinates.count * coordinates.width, dtype=torch.int16, device="cpu")
         for i, (member, rows) in enumerate(zip(members, coordinates.rows, strict=True)):
             low = rows.start * coordinates.width
@@ -82,13 +82,22 @@ class Sketch:
         size = max(1, _PIECE // self._width)
         for low, part in zip(range(rows.start, rows.stop, size), torch.split(moved, size), strict=True):
             here = slice(low, low + len(part))
+            own, factors = self._buckets[here.start * self._width : here.stop * self._width], self._factors(here)
+            if self._passes is not None:
+                self._passes.scatter(part, factors, own, buckets)
+                continue
             values = part.to(buckets.dtype)
-            if self._weights is not None:
-                weights = self._weights[here]
-                missing = 0.0 if self._shares is None else 1.0 - self._shares[here]
-                values = values * (weights * (weights + missing).rsqrt())[:, None]  # in place it might be `moved`
-            own = self._buckets[here.start * self._width : here.stop * self._width].int()
-            buckets.index_add_(0, own, values.view(-1))
+            if factors is not None:
+                values = values * factors[:, None]  # in place it might be `moved`
+            buckets.index_add_(0, own.int(), values.view(-1))
+
+    def _factors(self, here: slice) -> Tensor | None:
+        """What the coordinates of each row are multiplied by; None: 1."""
+        if self._weights is None:
+            return None
+        weights = self._weights[here]
+        missing = 0.0 if self._shares is None else 1.0 - self._shares[here]
+        return weights * (weights + missing).rsqrt()
 
     @staticmethod
     def empty(device: torch.device) -> Tensor:

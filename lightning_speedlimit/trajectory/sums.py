@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.trajectory.compiled import Passes
 from lightning_speedlimit.trajectory.cuts import Cuts
 
 # Sums over the run of each row. Of drawn coordinates they are unweighted; the signs are those of −f.
@@ -54,6 +55,7 @@ class RunningSum:
         self.dtype = dtype or sum_dtype(device)
         self.value = torch.zeros(shape, dtype=self.dtype, device=device)
         self.correction = None if self.dtype == torch.float64 else torch.zeros_like(self.value)
+        self.cuts = Cuts(self.value)
 
     def add_(self, increment: Tensor, alpha: float | Tensor = 1.0, rows: slice | None = None) -> None:
         """S[rows] ← S[rows] + alpha x."""
@@ -80,7 +82,7 @@ class RunningSum:
 
     def load_(self, value: Tensor) -> None:
         """Take over a float64 host value."""
-        self.value = value.to(self.value.device, self.dtype).reshape(self.value.shape).clone()
+        self.value.copy_(value.reshape(self.value.shape))
         if self.correction is not None:
             rest = self.value.cpu().double() - value.cpu().double().reshape(self.value.shape)
             self.correction = rest.to(self.value.device, self.dtype)
@@ -95,17 +97,21 @@ class RowSums:
     """SUMS of each row; those that nothing has been added to take no memory.
 
     Args:
-        weights: of the rows. unscaled: what products of rows are multiplied by, which are scaled.
+        weights: of the rows. unscaled: what products of rows are multiplied by, which are scaled. passes: that the
+            host has compiled.
     """
 
-    def __init__(self, weights: Tensor, unscaled: float) -> None:
-        self._weights, self._count, self._unscaled = weights, len(weights), unscaled
+    def __init__(self, weights: Tensor, unscaled: float, passes: Passes | None) -> None:
+        self._weights, self._count, self._unscaled, self._passes = weights, len(weights), unscaled, passes
         self.known: dict[str, RunningSum] = {}
 
     def add(self, name: str, row: Tensor, factor: float | Tensor = 1.0, rows: slice | None = None) -> None:
         """S[rows] ← S[rows] + factor · row, where the row is as `Coordinates.dot` makes it, scaled."""
-        whole = rows is None or (rows.start == 0 and rows.stop == self._count)
-        self._sum(name).add_(row, factor * self._unscaled, None if whole else rows)
+        rows, known = rows or slice(0, self._count), self._sum(name)
+        if self._passes is not None and not isinstance(factor, Tensor):
+            self._passes.add(row, factor * self._unscaled, known.cuts.at(rows)[0])
+        else:
+            known.add_(row, factor * self._unscaled, rows)
 
     def begin(self, name: str, like: str) -> None:
         """A sum that was the same as another one up to now."""

@@ -174,6 +174,7 @@ def tensors_kept(drawn: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.parametrize("drawn", ["all", 256])
 def test_views_are_not_kept_for_ever(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are ever new stretches: the views of them are kept up to a bound, each place for itself."""
+    monkeypatch.setattr("lightning_speedlimit.trajectory.compiled.LIBRARY", None)
     monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._AT_ONCE", 512)
     monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._CACHED", 512)
     few, many = (tensors_kept(drawn, most, monkeypatch) for most in (40, 10**9))

@@ -1,0 +1,142 @@
+"""The passes of rows.c over measured coordinates, where it was built: float32 on the host.
+
+On a device, in other dtypes, and where there was no compiler, torch does the same, operation by operation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # a tensor of another class may have no memory of its own
+_POINTERS = (
+    *("theta", "update", "gradient", "mobility", "travelled", "squares", "work"),
+    *("free_squares", "decay_work", "action_work", "l2_drop"),
+)
+_NUMBERS = ("scale", "share", "coarse", "numerator", "epsilon", "clip")
+
+
+class Step(ctypes.Structure):
+    """What `close_step` is to do; see rows.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_float) for name in _NUMBERS),
+    ]
+
+    def take(self, **tensors: Tensor) -> None:
+        """Their memory, which has to stay."""
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor.data_ptr())
+
+
+def _found() -> ctypes.CDLL | None:
+    """The library beside this file, of the same version as it."""
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    for suffix in EXTENSION_SUFFIXES:
+        try:
+            library = ctypes.CDLL(str(Path(__file__).with_name(f"_rows{suffix}")))
+            version, size = library.version, library.size_of_step
+        except (OSError, AttributeError):  # there is none, or one that is not of here
+            continue
+        if (version(), size()) != (VERSION, ctypes.sizeof(Step)):
+            continue
+        many: list[Any] = [integer, integer, pointer, pointer]
+        each: list[tuple[Any, list[Any]]] = [
+            (library.gather, [pointer, *many]),
+            (library.holds, [pointer, *many]),
+            (library.dots, [integer, *many, ctypes.c_float, pointer]),
+            (library.close_step, [pointer, *many, pointer]),
+            (library.add, [integer, ctypes.c_double, pointer, pointer]),
+            (library.total, [integer, pointer, pointer]),
+            (library.squares, many),
+            (library.scatter, [*many, pointer, pointer]),
+        ]
+        for function, arguments in each:
+            function.argtypes, function.restype = arguments, None
+        library.holds.restype, library.total.restype = ctypes.c_int, ctypes.c_double
+        return library
+    return None
+
+
+VERSION = 1  # of what is asked of rows.c, and of what it does
+LIBRARY = _found()
+
+
+class Passes:
+    """Over the rows of one layout.
+
+    Args:
+        rows: of each parameter. sizes: their coordinates. drawn: their units, or None.
+    """
+
+    def __init__(
+        self, library: Any, width: int, rows: Sequence[slice], sizes: Sequence[int], drawn: Sequence[Tensor | None]
+    ) -> None:
+        self._library, self._width, self._sizes, self._drawn = library, width, list(sizes), list(drawn)
+        units = [0 if own is None else own.data_ptr() for own in drawn]
+        pieces = [(r.start, r.stop - r.start, n, u) for r, n, u in zip(rows, sizes, units, strict=True)]
+        self._pieces = np.array(pieces, dtype=np.int64)
+
+    def sources(self, tensors: Sequence[Tensor | None], first: int = 0) -> Any | None:
+        """Where they lie; None where torch has to bring them. first: the parameter that the first one belongs to."""
+        found = (ctypes.c_void_p * len(tensors))()
+        for i, tensor in enumerate(tensors):
+            if tensor is None:
+                continue
+            if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32 or not tensor.is_cpu:
+                return None
+            if tensor.layout is not torch.strided or tensor.numel() != self._sizes[first + i]:
+                return None
+            if not tensor.is_contiguous() or tensor.is_neg():
+                return None
+            found[i] = tensor.data_ptr()
+        return found
+
+    def gather(self, sources: Any, into: Tensor) -> None:
+        """into ← the measured coordinates of a tensor for each parameter; zeros for None."""
+        self._library.gather(self._pieces.ctypes.data, len(sources), self._width, sources, into.data_ptr())
+
+    def holds(self, sources: Any, known: Tensor) -> bool:
+        """Gathered, they would be what is known, bit by bit."""
+        found = self._library.holds(self._pieces.ctypes.data, len(sources), self._width, sources, known.data_ptr())
+        return bool(found)
+
+    def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scale: float) -> None:
+        """out ← scale · Σ a b of each row, of (a, b, out)."""
+        number = len(pairs)
+        a, b, out = ((ctypes.c_void_p * number)(*(t.data_ptr() for t in each)) for each in zip(*pairs, strict=True))
+        self._library.dots(len(pairs[0][2]), self._width, number, a, b, scale, out)
+
+    def add(self, row: Tensor, factor: float, total: Tensor) -> None:
+        """total ← total + factor · row; float64."""
+        self._library.add(len(row), factor, row.data_ptr(), total.data_ptr())
+
+    def total(self, row: Tensor, weights: Tensor | None) -> float:
+        """Σ weight x over a number x of each row; None: 1 of each."""
+        return float(self._library.total(len(row), row.data_ptr(), None if weights is None else weights.data_ptr()))
+
+    def squares(self, a: Tensor, out: Tensor) -> None:
+        """out ← Σ a² of each row, float64."""
+        self._library.squares(len(a), self._width, a.data_ptr(), out.data_ptr())
+
+    def scatter(self, a: Tensor, shares: Tensor | None, buckets: Tensor, into: Tensor) -> None:
+        """into[bucket] ← + share · a; buckets: int16, of each coordinate. shares: float64, of each row; None: 1."""
+        pointer = None if shares is None else shares.data_ptr()
+        self._library.scatter(len(a), self._width, a.data_ptr(), pointer, buckets.data_ptr(), into.data_ptr())
+
+    def close_step(self, members: range, parameters: Any, averages: Any | None, step: Step) -> None:
+        """Of some parameters; averages: v of each, where μ has a denominator."""
+        pieces, size = (
+            self._pieces.ctypes.data + members.start * self._pieces.strides[0],
+            ctypes.sizeof(ctypes.c_void_p),
+        )
+        here = ctypes.byref(parameters, members.start * size)
+        self._library.close_step(pieces, len(members), self._width, here, averages, ctypes.byref(step))
