@@ -55,13 +55,13 @@ def _found() -> ctypes.CDLL | None:
             (library.dots, [integer, *many, ctypes.c_float, pointer]),
             (library.close_step, [pointer, *many, pointer]),
             (library.add, [integer, ctypes.c_double, pointer, pointer]),
-            (library.total, [integer, pointer, pointer]),
+            (library.totals, [pointer, integer, pointer, integer, pointer, pointer, pointer]),
             (library.squares, many),
             (library.scatter, [*many, pointer, pointer]),
         ]
         for function, arguments in each:
             function.argtypes, function.restype = arguments, None
-        library.holds.restype, library.total.restype = ctypes.c_int, ctypes.c_double
+        library.holds.restype = ctypes.c_int
         return library
     return None
 
@@ -119,9 +119,11 @@ class Passes:
         """total ← total + factor · row; float64."""
         self._library.add(len(row), factor, row.data_ptr(), total.data_ptr())
 
-    def total(self, row: Tensor, weights: Tensor | None) -> float:
-        """Σ weight x over a number x of each row; None: 1 of each."""
-        return float(self._library.total(len(row), row.data_ptr(), None if weights is None else weights.data_ptr()))
+    def totals(self, row: Tensor, weights: Tensor | None, places: Any, into: Tensor) -> None:
+        """into[place] ← + Σ weight x over a number x of each row of the parameters there; None: weights of 1."""
+        pieces, number, wide = self._pieces.ctypes.data, len(self._sizes), row.dtype == torch.float64
+        pointer = None if weights is None else weights.data_ptr()
+        self._library.totals(pieces, number, places.ctypes.data, wide, row.data_ptr(), pointer, into.data_ptr())
 
     def squares(self, a: Tensor, out: Tensor) -> None:
         """out ← Σ a² of each row, float64."""

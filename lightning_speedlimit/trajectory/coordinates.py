@@ -45,8 +45,6 @@ class Coordinates(Layout):
         self._zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self._ones = torch.ones(UNIT, dtype=self.dtype, device=self.device)
         self._spread: dict[tuple[int, ...], Any] = {}
-        self._filled = [i for i, rows in enumerate(self.rows) if rows.stop > rows.start]
-        self._starts = np.array([self.rows[i].start for i in self._filled], dtype=np.int64)
         self._unweighted = self.exact and set(self.shares) <= {1.0}
         weights = torch.ones(self.count, dtype=torch.float64, device="cpu")
         self.counts = []
@@ -86,26 +84,23 @@ class Coordinates(Layout):
 
     def totals(self, row: Tensor, places: Sequence[int], number: int) -> Tensor:
         """(number,): Σ weight x over a number x of each row, of the parameters at each place; places: of each one."""
-        if number == 1 and self.passes is not None and row.dtype == torch.float32:
-            whole = self.passes.total(row, None if self._unweighted else self.weights)
-            return torch.full((1,), whole, dtype=torch.float64, device="cpu")
-        if self.on_host:
-            own = row.numpy() if self._unweighted else row.numpy() * self.weights.numpy()
-            sums = np.add.reduceat(own, self._starts, dtype=np.float64)
-            return torch.from_numpy(np.bincount(self._spread_of(places), sums, number))
+        found = torch.zeros(number, dtype=self.weights.dtype, device=self.device)
+        spread = self._spread_of(places)
+        if self.passes is not None:
+            self.passes.totals(row, None if self._unweighted else self.weights, spread, found)
+            return found
         weighted = row * self.weights
-        found = weighted.new_zeros(number)
         if number == 1:
             return found.add_(weighted.sum())
-        return found.index_add_(0, self._spread_of(places), weighted)
+        return found.index_add_(0, spread, weighted)
 
     def _spread_of(self, places: Sequence[int]) -> Any:
-        """Places of the parameters that have rows, for numpy; on a device those of all rows."""
+        """Of the parameters for passes; else those of all rows."""
         key = tuple(places)
         found = self._spread.get(key)
         if found is None:
-            own = [places[i] for i in self._filled]
-            found = np.array(own, dtype=np.int64) if self.on_host else self.of_each(places, torch.int64)
+            own = np.array(places, dtype=np.int64)
+            found = own if self.passes is not None else self.of_each(places, torch.int64)
             self._spread = {**self._spread, key: found} if len(self._spread) < _FEW else {key: found}
         return found
 

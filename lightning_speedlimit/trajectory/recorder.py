@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -38,8 +37,7 @@ def _never_raising(method: Callable[..., Any]) -> Callable[..., Any]:
         enabled = torch.is_grad_enabled()
         try:
             torch.set_grad_enabled(False)
-            with np.errstate(all="ignore"):  # what is not finite is NaN when it is read
-                return method(recorder, *args, **kwargs)
+            return method(recorder, *args, **kwargs)
         except Exception as error:
             recorder.stop(error)
             if not recorder._shared:  # the step that failed counts: who looks for new ones finds it, and the reason

@@ -118,13 +118,20 @@ PASS void add(int64_t n, double factor, const float *row, double *sum) {
         sum[i] += factor * row[i];
 }
 
-/* The sum of a row, each number as often as it counts; NULL: once. */
-PASS double total(int64_t n, const float *row, const double *weights) {
-    double lanes[LANES] = {0};
-    for (int64_t i = 0; i < n; i += LANES)
-        for (int64_t j = 0; j < LANES && i + j < n; j++)
-            lanes[j] += row[i + j] * (weights ? weights[i + j] : 1.0);
-    return sum_of(lanes);
+/* out[place of a parameter] += the sum of a number of each of its rows (double where `wide`), each as often as it
+   counts; NULL: once. */
+PASS void totals(const Piece *pieces, int64_t count, const int64_t *places, int64_t wide, const void *row,
+                 const double *weights, double *out) {
+    const double *doubles = row;
+    const float *floats = row;
+    for (int64_t p = 0; p < count; p++) {
+        double lanes[LANES] = {0};
+        const int64_t first = pieces[p].first, end = first + pieces[p].rows;
+        for (int64_t i = first; i < end; i += LANES)
+            for (int64_t j = 0; j < LANES && i + j < end; j++)
+                lanes[j] += (wide ? doubles[i + j] : floats[i + j]) * (weights ? weights[i + j] : 1.0);
+        out[places[p]] += sum_of(lanes);
+    }
 }
 
 /* What a step did: pointers that are NULL are not needed. */
