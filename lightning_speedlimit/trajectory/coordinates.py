@@ -63,13 +63,13 @@ class Coordinates(Layout):
         product = torch.addcmul(self._zero, a, b, value=self.scale, out=scratch)
         torch.sum(product, 1, out=out) if self.exact else torch.mv(product, self._ones, out=out)
 
-    def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scratch: Tensor) -> None:
-        """`dot` of several (a, b, out)."""
+    def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scratch: Tensor | None = None) -> None:
+        """out ← scale · Σ a b of each row, of several (a, b, out); scratch: room as large as a."""
         if self.passes is not None:
             self.passes.dots(pairs, self.scale)
             return
         for a, b, out in pairs:
-            self.dot(a, b, scratch, out)
+            self.dot(a, b, torch.empty_like(a) if scratch is None else scratch, out)
 
     def squares(self, a: Tensor, out: Tensor) -> None:
         """out ← Σ a² of each row, in float64 where there is one: whatever its size, it is not lost."""
@@ -113,7 +113,7 @@ class Coordinates(Layout):
     def fast_norm_squared(self, vector: Tensor) -> Tensor:
         """The same by float32 products: for what is looked at in every step."""
         own = self.row()
-        self.dot(vector, vector, torch.empty_like(vector), own)
+        self.dots([(vector, vector, own)])
         return self.total(own) / self.scale
 
     def rest(self, i: int) -> Tensor:

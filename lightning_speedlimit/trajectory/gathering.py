@@ -105,14 +105,14 @@ class Layout:
             self.count += length
             self.rows.append(slice(low, self.count))
         size = self.count * self.width
-        together = not self.on_host or (self.exact and size <= _AT_ONCE)
+        self.passes: compiled.Passes | None = None
+        if self.on_host and self.dtype == torch.float32 and self._plain and compiled.LIBRARY is not None:
+            self.passes = compiled.Passes(compiled.LIBRARY, self.width, self.rows, self._sizes, self.drawn)
+        together = not self.on_host or (self.exact and size <= _AT_ONCE and self.passes is None)
         number = 1 if together else max(1, round(size / _CACHED))
         self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time
         self.all_stretches = self.stretches(slice(0, self.count))
         self._cut = [self.exact and len(self.stretches(rows)) > 1 for rows in self.rows]
-        self.passes: compiled.Passes | None = None
-        if self.on_host and self.dtype == torch.float32 and self._plain and compiled.LIBRARY is not None:
-            self.passes = compiled.Passes(compiled.LIBRARY, self.width, self.rows, self._sizes, self.drawn)
         self._offsets: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._room: Vector | None = None
 
