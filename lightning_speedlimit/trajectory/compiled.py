@@ -77,13 +77,18 @@ class Passes:
         rows: of each parameter. sizes: their coordinates. drawn: their units, or None.
     """
 
-    def __init__(
-        self, library: Any, width: int, rows: Sequence[slice], sizes: Sequence[int], drawn: Sequence[Tensor | None]
-    ) -> None:
-        self._library, self._width, self._sizes, self._drawn = library, width, list(sizes), list(drawn)
-        units = [0 if own is None else own.data_ptr() for own in drawn]
+    def __init__(self, width: int, rows: Sequence[slice], sizes: Sequence[int], drawn: Sequence[Tensor | None]) -> None:
+        self._made_of = width, rows, sizes, drawn
+        self._library: Any = LIBRARY
+        self._width, self._sizes = width, list(sizes)
+        self._drawn = [None if own is None else own.to("cpu", torch.int64).contiguous() for own in drawn]
+        units = [0 if own is None else own.data_ptr() for own in self._drawn]
         pieces = [(r.start, r.stop - r.start, n, u) for r, n, u in zip(rows, sizes, units, strict=True)]
         self._pieces = np.array(pieces, dtype=np.int64)
+
+    def __reduce__(self) -> tuple[type[Passes], tuple[Any, ...]]:
+        """A copy has addresses of its own."""
+        return Passes, self._made_of
 
     def sources(self, tensors: Sequence[Tensor | None], first: int = 0) -> Any | None:
         """Where they lie; None where torch has to bring them. first: the parameter that the first one belongs to."""

@@ -107,7 +107,7 @@ class Layout:
         size = self.count * self.width
         self.passes: compiled.Passes | None = None
         if self.on_host and self.dtype == torch.float32 and self._plain and compiled.LIBRARY is not None:
-            self.passes = compiled.Passes(compiled.LIBRARY, self.width, self.rows, self._sizes, self.drawn)
+            self.passes = compiled.Passes(self.width, self.rows, self._sizes, self.drawn)
         together = not self.on_host or (self.exact and size <= _AT_ONCE and self.passes is None)
         number = 1 if together else max(1, round(size / _CACHED))
         self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time

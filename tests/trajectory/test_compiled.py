@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import importlib.metadata
 import math
@@ -129,7 +130,7 @@ def passes(sizes: list[int]) -> compiled.Passes:
     for n in sizes:
         rows.append(slice(low, low + -(-n // 256)))
         low = rows[-1].stop
-    return compiled.Passes(compiled.LIBRARY, 256, rows, sizes, [None] * len(sizes))
+    return compiled.Passes(256, rows, sizes, [None] * len(sizes))
 
 
 class Own(Tensor):
@@ -155,6 +156,26 @@ def test_what_torch_has_to_bring(tensor: Tensor) -> None:
     plain, found = torch.ones(12), passes([12, 12])
     assert found.sources([plain, tensor]) is None
     assert list(found.sources([plain, None])) == [plain.data_ptr(), None]
+
+
+@needs_library
+def test_a_copy_has_addresses_of_its_own() -> None:
+    """Those of the first one may be another's soon."""
+    parameter = nn.Parameter(torch.randn(4000))
+    optimizer = SGD([parameter], lr=0.1)
+    meter = TrajectoryMeter(optimizer, coordinates=800)
+    parameter.grad = torch.randn(4000)
+    optimizer.step()
+    first = meter.recorder.followers[0].motions[0].coordinates
+    second = copy.deepcopy(first)
+    assert first.passes is not None
+    assert second.passes is not None
+    units = {int(p._pieces[0, 3]) for p in (first.passes, second.passes)}
+    assert len(units) == 2
+    assert units == {p._drawn[0].data_ptr() for p in (first.passes, second.passes) if p._drawn[0] is not None}
+    into = second.vector()
+    assert torch.equal(second.gather_all([parameter], into), first.gather_all([parameter], first.vector()))
+    meter.close()
 
 
 @needs_library
