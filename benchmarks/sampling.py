@@ -43,6 +43,8 @@ from lightning_speedlimit.trajectory import TrajectoryMeter
 Batch = tuple[Tensor, Tensor]
 CHECKPOINTS = (0.1, 0.4, 1.0)  # of the steps
 LOSSES = {"loss", "loss_drop"}  # their errors have nothing to do with coordinates
+# Most of their error is that of the loss, which is no share of the value: what a draw adds can't be told beside it.
+LOSSES |= {"efficiency_low", "efficiency_drift"}
 # What has to be known well, and how well: the others stand in the table too.
 PROMISED = ("displacement", "action", "work_ito", "work_anti_ito", "work_stratonovich", "work_action")
 PROMISED += ("efficiency", "kinematic_efficiency")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.trajectory import mobility
-from lightning_speedlimit.trajectory.compiled import Step
+from lightning_speedlimit.trajectory.compiled import Sources, Step
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.gathering import Vector
@@ -173,7 +173,7 @@ class Answer:
         else:
             low.add_(moved, alpha=self._mu)
 
-    def ask(self, step: Step) -> tuple[bool, Any]:
+    def ask(self, step: Step) -> tuple[bool, Sources | None]:
         """The same of a compiled pass: whether there is one, and where the averages lie that it needs."""
         step.take(mobility=self._m.low)
         if self._write is None:

@@ -41,8 +41,14 @@ def load(recorder: Recorder, reader: Reader, state: dict[str, Any]) -> list[Moti
     if len(state["followers"]) != len(followers):
         raise ValueError(f"the saved measurement is of {len(state['followers'])} optimizers, got {len(followers)}")
     recorder.joint.layers[:] = state["joint"]["layers"]  # the motions take their places among them
-    for follower, entry in zip(followers, state["followers"], strict=True):
-        _load_follower(follower, entry)
+    try:
+        for follower, entry in zip(followers, state["followers"], strict=True):
+            _load_follower(follower, entry)
+    except Exception:  # nothing is left of a state that is refused
+        recorder.joint.layers.clear()
+        for follower in followers:
+            follower.motions.clear()
+        raise
     motions = [motion for follower in followers for motion in follower.motions]
     device = _device(motions)
     recorder.joint.load_state_dict(state["joint"], device)

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +70,13 @@ VERSION = 1  # of what is asked of rows.c, and of what it does
 LIBRARY = _found()
 
 
+class Sources(NamedTuple):
+    """Where tensors lie, and they themselves: their memory stays as long as these are kept."""
+
+    addresses: Any
+    tensors: Sequence[Tensor | None]
+
+
 class Passes:
     """Over the rows of one layout.
 
@@ -81,7 +88,7 @@ class Passes:
         self._made_of = width, rows, sizes, drawn
         self._library: Any = LIBRARY
         self._width, self._sizes = width, list(sizes)
-        self._drawn = [None if own is None else own.to("cpu", torch.int64).contiguous() for own in drawn]
+        self._drawn = [None if d is None else d.to("cpu", torch.int64, copy=True).contiguous() for d in drawn]
         units = [0 if own is None else own.data_ptr() for own in self._drawn]
         pieces = [(r.start, r.stop - r.start, n, u) for r, n, u in zip(rows, sizes, units, strict=True)]
         self._pieces = np.array(pieces, dtype=np.int64)
@@ -90,7 +97,7 @@ class Passes:
         """A copy has addresses of its own."""
         return Passes, self._made_of
 
-    def sources(self, tensors: Sequence[Tensor | None], first: int = 0) -> Any | None:
+    def sources(self, tensors: Sequence[Tensor | None], first: int = 0) -> Sources | None:
         """Where they lie; None where torch has to bring them. first: the parameter that the first one belongs to."""
         found = (ctypes.c_void_p * len(tensors))()
         for i, tensor in enumerate(tensors):
@@ -100,19 +107,21 @@ class Passes:
                 return None
             if tensor.layout is not torch.strided or tensor.numel() != self._sizes[first + i]:
                 return None
-            if not tensor.is_contiguous() or tensor.is_neg():
+            address = tensor.data_ptr()
+            if not tensor.is_contiguous() or tensor.is_neg() or address % tensor.itemsize:
                 return None
-            found[i] = tensor.data_ptr()
-        return found
+            found[i] = address
+        return Sources(found, tensors)
 
-    def gather(self, sources: Any, into: Tensor) -> None:
+    def gather(self, sources: Sources, into: Tensor) -> None:
         """into ← the measured coordinates of a tensor for each parameter; zeros for None."""
-        self._library.gather(self._pieces.ctypes.data, len(sources), self._width, sources, into.data_ptr())
+        addresses, pieces = sources.addresses, self._pieces.ctypes.data
+        self._library.gather(pieces, len(addresses), self._width, addresses, into.data_ptr())
 
-    def holds(self, sources: Any, known: Tensor) -> bool:
+    def holds(self, sources: Sources, known: Tensor) -> bool:
         """Gathered, they would be what is known, bit by bit."""
-        found = self._library.holds(self._pieces.ctypes.data, len(sources), self._width, sources, known.data_ptr())
-        return bool(found)
+        addresses, pieces = sources.addresses, self._pieces.ctypes.data
+        return bool(self._library.holds(pieces, len(addresses), self._width, addresses, known.data_ptr()))
 
     def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scale: float) -> None:
         """out ← scale · Σ a b of each row, of (a, b, out)."""
@@ -139,11 +148,9 @@ class Passes:
         pointer = None if shares is None else shares.data_ptr()
         self._library.scatter(len(a), self._width, a.data_ptr(), pointer, buckets.data_ptr(), into.data_ptr())
 
-    def close_step(self, members: range, parameters: Any, averages: Any | None, step: Step) -> None:
+    def close_step(self, members: range, parameters: Sources, averages: Sources | None, step: Step) -> None:
         """Of some parameters; averages: v of each, where μ has a denominator."""
-        pieces, size = (
-            self._pieces.ctypes.data + members.start * self._pieces.strides[0],
-            ctypes.sizeof(ctypes.c_void_p),
-        )
-        here = ctypes.byref(parameters, members.start * size)
-        self._library.close_step(pieces, len(members), self._width, here, averages, ctypes.byref(step))
+        pieces = self._pieces.ctypes.data + members.start * self._pieces.strides[0]
+        here = ctypes.byref(parameters.addresses, members.start * ctypes.sizeof(ctypes.c_void_p))
+        v = None if averages is None else averages.addresses
+        self._library.close_step(pieces, len(members), self._width, here, v, ctypes.byref(step))

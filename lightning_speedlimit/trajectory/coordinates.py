@@ -85,6 +85,8 @@ class Coordinates(Layout):
     def totals(self, row: Tensor, places: Sequence[int], number: int) -> Tensor:
         """(number,): Σ weight x over a number x of each row, of the parameters at each place; places: of each one."""
         found = torch.zeros(number, dtype=self.weights.dtype, device=self.device)
+        if max(places, default=0) >= number:
+            raise IndexError(f"totals got the place {max(places)} of {number}")
         spread = self._spread_of(places)
         if self.passes is not None:
             self.passes.totals(row, None if self._unweighted else self.weights, spread, found)

@@ -97,6 +97,9 @@ class Layout:
         self.width = ROW if self.exact else UNIT
         self.local = not are_sharded(self.parameters)
         self._plain = self.local and not any(p.is_complex() for p in parameters)
+        for units, shape in zip(drawn, self.shapes, strict=True):
+            if units is not None and len(units) and not 0 <= units.min() <= units.max() < shape.numel() // UNIT:
+                raise ValueError(f"a parameter of {shape.numel()} coordinates has no unit {int(units.max())} of {UNIT}")
         self.rows: list[slice] = []
         self.count, self._sizes = 0, [shape.numel() for shape in self.shapes]
         for shape, units in zip(self.shapes, drawn, strict=True):
@@ -209,7 +212,9 @@ class Layout:
             return self.passes.holds(sources, vector.rows)
         room = self._room = self._room or Vector(self.room(), room=True)
         tensors = self.prepared(tensors)
-        return all(torch.equal(self.gather(tensors, room, rows), vector.rows[rows]) for rows in self.all_stretches)
+        bits = torch.int64 if self.dtype == torch.float64 else torch.int32  # a NaN is not equal to itself
+        pairs = ((self.gather(tensors, room, rows), vector.rows[rows]) for rows in self.all_stretches)
+        return all(torch.equal(now.view(bits), known.view(bits)) for now, known in pairs)
 
     def places(self, i: int) -> Iterator[Tensor]:
         """Parameter i's measured coordinates within it, in the order in which they lie in a vector, on the host."""

@@ -7,6 +7,7 @@ import ctypes
 import importlib.metadata
 import math
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_speedlimit.trajectory import TrajectoryMeter, compiled
 
@@ -122,6 +124,120 @@ def test_the_same_by_both(case: str, coordinates: Any, monkeypatch: pytest.Monke
         assert ours[name] == pytest.approx(value, rel=2e-5, abs=1e-6 * size, nan_ok=True), name
 
 
+class Copies(defaultdict):  # type: ignore[type-arg]
+    """An optimizer's state that is kept elsewhere: whoever asks gets tensors of his own."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        found = super().get(key, default)
+        return found and {name: value.clone() for name, value in found.items()}
+
+
+@needs_library
+def test_a_state_that_is_copied_for_each_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies stay until they have been read."""
+
+    def run(library: Any) -> float:
+        monkeypatch.setattr(compiled, "LIBRARY", library)
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(300, 300)) for _ in range(3)]
+        optimizer = Adam([{"params": [p]} for p in parameters], lr=0.1)
+        optimizer.state = Copies(dict)
+        meter = TrajectoryMeter(optimizer)
+        for _ in range(4):
+            for p in parameters:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        action = meter.compute()["work_action"]
+        meter.close()
+        return action
+
+    assert run(compiled._found()) == pytest.approx(run(None), rel=1e-6)  # float32 sums
+
+
+@pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
+def test_what_is_not_a_number_has_not_moved_outside(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits are compared: a NaN is not equal to itself."""
+    monkeypatch.setattr(compiled, "LIBRARY", library)
+    for sizes in ((300, 40), (300_000, 200_000)):
+        a, b = parameters = [nn.Parameter(torch.randn(n)) for n in sizes]
+        optimizer = AdamW(parameters, lr=0.01)
+        meter = TrajectoryMeter(optimizer, layer_of=lambda p, a=a: "a" if p is a else "b")  # type: ignore[misc]
+        start = b.detach().clone()
+        for k in range(4):
+            for p in parameters:
+                p.grad = torch.full_like(p, math.nan if p is a and k == 1 else 1.0)
+            meter.observe_gradients()
+            optimizer.step()
+        assert meter.compute()["moved_outside"] == 0.0
+        layer = meter.layers()["b"]
+        assert layer["displacement"] == pytest.approx(float((b.detach() - start).norm()), rel=1e-5)
+        assert layer["efficiency_action"] > 0.9
+        meter.close()
+
+
+# -- what is loaded ---------------------------------------------------------------------------------------------
+
+
+def measured(number: int = 1) -> tuple[list[nn.Parameter], list[Optimizer], TrajectoryMeter]:
+    parameters = [nn.Parameter(torch.randn(4000)) for _ in range(number)]
+    optimizers: list[Optimizer] = [SGD([p], lr=0.1) for p in parameters]
+    return parameters, optimizers, TrajectoryMeter(optimizers, coordinates=800 * number)
+
+
+def step(parameters: list[nn.Parameter], optimizers: list[Optimizer]) -> None:
+    for p, optimizer in zip(parameters, optimizers, strict=True):
+        p.grad = torch.randn(4000)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
+def test_units_that_are_not_there_are_refused(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is left of what was refused: the next state is taken as if it were the first."""
+    monkeypatch.setattr(compiled, "LIBRARY", library)
+    parameters, optimizers, meter = measured(2)
+    step(parameters, optimizers)
+    state, action = copy.deepcopy(meter.state_dict()), meter.compute()["action"]
+    meter.close()
+    for wrong in (-1, 500):
+        resumed = TrajectoryMeter(optimizers, coordinates=1600)
+        bad = copy.deepcopy(state)
+        bad["followers"][1]["motions"][0]["drawn"][0][-1] = wrong
+        with pytest.raises(ValueError, match="no unit"):
+            resumed.load_state_dict(bad)
+        resumed.load_state_dict(state)
+        assert resumed.compute()["action"] == pytest.approx(action, rel=1e-12)
+        resumed.close()
+
+
+@needs_library
+def test_a_state_that_is_written_over_is_not_looked_at_again() -> None:
+    """As a file that was mapped into memory."""
+    parameters, optimizers, meter = measured()
+    step(parameters, optimizers)
+    state = meter.state_dict()
+    meter.close()
+    resumed = TrajectoryMeter(optimizers, coordinates=800)
+    resumed.load_state_dict(state)
+    for units in state["followers"][0]["motions"][0]["drawn"]:
+        units.fill_(10**12)
+    before = resumed.compute()["action"]
+    step(parameters, optimizers)
+    assert resumed.recorder.failure is None
+    assert resumed.compute()["action"] > before
+    resumed.close()
+
+
+def test_a_module_that_holds_its_meter_can_be_copied() -> None:
+    net: Any = nn.Linear(20, 20)
+    optimizer = AdamW(net.parameters(), lr=0.1)
+    net.meter = TrajectoryMeter(optimizer)
+    for _ in range(3):
+        net(torch.randn(4, 20)).square().mean().backward()
+        optimizer.step()
+    AveragedModel(net)
+    net.meter.close()
+
+
 # -- who gets none ----------------------------------------------------------------------------------------------
 
 
@@ -149,13 +265,27 @@ class Own(Tensor):
         torch.zeros(12, device="meta"),
         torch.zeros(12).as_subclass(Own),
         torch._neg_view(torch.zeros(12)),
+        torch.frombuffer(bytearray(49), dtype=torch.float32, offset=1),
     ],
-    ids=["double", "half", "gaps", "transposed", "longer", "sparse", "meta", "subclass", "negative view"],
+    ids=[
+        "double",
+        "half",
+        "gaps",
+        "transposed",
+        "longer",
+        "sparse",
+        "meta",
+        "subclass",
+        "negative view",
+        "odd address",
+    ],
 )
 def test_what_torch_has_to_bring(tensor: Tensor) -> None:
     plain, found = torch.ones(12), passes([12, 12])
     assert found.sources([plain, tensor]) is None
-    assert list(found.sources([plain, None])) == [plain.data_ptr(), None]
+    known = found.sources([plain, None])
+    assert known is not None
+    assert list(known.addresses) == [plain.data_ptr(), None]
 
 
 @needs_library
