@@ -1,10 +1,11 @@
 """What SpeedLimit costs: time per step as a ratio to bare Lightning, memory above it, operations per step.
 
 Every variant trains in a Trainer of its own; one at a time holds the baton and passes it on after a window of
-50 steps (one log step in each), so that all of them meet the same disturbances. A round is two windows of each, the
-second in reverse order: what drifts cancels, and W&B's histograms, one in 100 steps, fall into every round. The ratio
-to bare of the same round is taken first, the median over the rounds after it. "bare again" is the control: a second
-bare training, whose ratio shows what is noise.
+50 steps (one log step in each, in its middle: the first steps of a window find the caches full of others' data), so
+that all of them meet the same disturbances. A round is two windows of each, the second in reverse order: what drifts
+cancels, and W&B's histograms, one in 100 steps, fall into every round. The ratio to bare of the same round is taken
+first, the median over the rounds after it. "bare again" is the control: a second bare training, whose ratio shows what
+is noise.
 
     python benchmarks/overhead.py                                       # times and memory; an hour on a slow core
     python benchmarks/overhead.py --cases a c --rounds 3                # some of them
@@ -64,10 +65,10 @@ class Relay(IterableDataset[list[Tensor]]):
         self.turn, self.done = threading.Semaphore(0), threading.Semaphore(0)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        for _ in range(self.windows):
+        for i in range(self.windows):
             self.turn.acquire()
             ticks = []
-            for _ in range(self.window):
+            for _ in range(self.window + (0 if i else self.window // 2)):
                 ticks.append(time.perf_counter())
                 yield self.batch
             if self.device == "cuda":
@@ -204,13 +205,14 @@ def result(variant: Variant, bare: Variant) -> dict[str, float | None]:
     ratios = sorted(s / b for s, b in zip(seconds, bare_seconds, strict=True))
     on_device = variant.relay.device == "cuda"
     plain = [statistics.mean(w) if on_device else statistics.median(w[1:]) for w in windows]
-    logging_ = [(a[0] + b[0]) / 2 for a, b in zip(windows[::2], windows[1::2], strict=True)]
+    middle = len(windows[0]) // 2
+    logging_ = [(a[middle] + b[middle]) / 2 for a, b in zip(windows[::2], windows[1::2], strict=True)]
     return {
         "ratio": statistics.median(ratios),
         "ratio_low": ratios[len(ratios) // 4],
         "ratio_high": ratios[-1 - len(ratios) // 4],
         "step_ms": 1e3 * statistics.median(plain),
-        # Lightning fetches one batch ahead: a window begins with the log step of the one before.
+        # Lightning fetches one batch ahead: this is the step before that of the middle batch.
         "log_step_ms": None if on_device else 1e3 * statistics.median(logging_),
     }
 
