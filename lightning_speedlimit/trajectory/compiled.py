@@ -81,14 +81,14 @@ class Passes:
     """Over the rows of one layout.
 
     Args:
-        rows: of each parameter. sizes: their coordinates. drawn: their units, or None.
+        rows: of each parameter. sizes: their coordinates. drawn: their units, int64, or None.
     """
 
     def __init__(self, width: int, rows: Sequence[slice], sizes: Sequence[int], drawn: Sequence[Tensor | None]) -> None:
         self._made_of = width, rows, sizes, drawn
         self._library: Any = LIBRARY
         self._width, self._sizes = width, list(sizes)
-        self._drawn = [None if d is None else d.to("cpu", torch.int64, copy=True).contiguous() for d in drawn]
+        self._drawn = [None if d is None else d.contiguous() for d in drawn]
         units = [0 if own is None else own.data_ptr() for own in self._drawn]
         pieces = [(r.start, r.stop - r.start, n, u) for r, n, u in zip(rows, sizes, units, strict=True)]
         self._pieces = np.array(pieces, dtype=np.int64)

@@ -92,7 +92,7 @@ class Layout:
         self.parameters, self.shapes = list(parameters), [dense(p).shape for p in parameters]
         self.dtype, self.device = compute_dtype(parameters[0]), parameters[0].device
         self.on_host = self.device.type in HOST
-        self.drawn = [None if d is None else d.to(self.device) for d in drawn]
+        self.drawn = [None if d is None else d.to(self.device, torch.int64, copy=True) for d in drawn]
         self.exact = all(d is None for d in drawn)
         self.width = ROW if self.exact else UNIT
         self.local = not are_sharded(self.parameters)

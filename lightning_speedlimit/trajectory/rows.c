@@ -50,7 +50,7 @@ INLINE const float *fetch(const Piece *piece, const float *source, int64_t row, 
     return room;
 }
 
-/* out <- the sums of rows: 16 at a time, or in pairs. Writes over p. */
+/* out <- the sums of rows, in pairs. Writes over p. */
 INLINE void sums(float *p, int64_t n, int64_t width, float *out) {
     if (width == BLOCK) {
         for (int half = BLOCK / 2; half > 0; half /= 2)
