@@ -188,7 +188,7 @@ class Motion:
     def _answer(self, run: Run, clip: Tensor | None, valid: Tensor | None) -> Answer | None:
         """Of a run that takes part in the step, to its force; None where nothing is known of it."""
         self.runs.count(run, measured=True)
-        if run.formula is None or run.missing:
+        if run.formula is None or run.missing or run.rows.start == run.rows.stop:  # a shard may have nothing of it
             return None
         return self.mobility.answer(run, clip, valid, self.members[run.members.start].response)
 

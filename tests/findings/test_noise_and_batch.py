@@ -146,7 +146,8 @@ def test_overlaps_are_those_of_plain_torch(used: SimpleNamespace, pictures: Any)
     squares = sum(product(forces[k], forces[k]) for k in (4, 8, 12))
     for name, before in (("full", forces), ("own", own)):
         assert found[name] == pytest.approx(
-            sum(product(forces[k], before[k - 1]) for k in (4, 8, 12)) / squares, rel=1e-4
+            sum(product(forces[k], before[k - 1]) for k in (4, 8, 12)) / squares,
+            rel=3e-4,  # float32 gradients in other orders of 500 pictures: 1.1e-4 on a processor with AVX-512
         )
 
 

@@ -122,3 +122,17 @@ def test_a_decay_that_is_decoupled_from_midway_on() -> None:
         update = walk.copies.updates[-1]
         work += float((force @ (update + RATE * decay * before)) if apart else ((force - decay * before) @ update))
     assert walk.meter.compute()["work_ito"] == pytest.approx(work, rel=EXACT)
+
+
+def test_a_group_of_which_this_process_holds_nothing() -> None:
+    """Without a gradient its optimizer has no state: no formula is asked for parameters without coordinates."""
+    empty, parameter = torch.nn.Parameter(torch.zeros(0)), torch.nn.Parameter(torch.ones(3))
+    optimizer = Adam([{"params": [empty]}, {"params": [parameter]}], lr=0.1)
+    meter = TrajectoryMeter(optimizer)
+    empty._fsdp_flattened = True  # type: ignore[attr-defined]
+    for _ in range(3):
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+    assert meter.recorder.failure is None
+    assert meter.compute()["work_action"] > 0.0
+    meter.close()
