@@ -1,6 +1,6 @@
 """How many tensor operations a TrajectoryMeter adds to a step: what an accelerator's host pays for each of them.
 
-A CPU's are counted as if it were a device: there the meter has fewer, and numpy does some of its work.
+A CPU's are counted as if it were a device: there compiled passes do most of it, which are not counted.
 
 python benchmarks/overhead.py --operations
 """
@@ -15,7 +15,7 @@ from dispatched import Counter
 from torch import nn
 
 from lightning_speedlimit import TrajectoryMeter
-from lightning_speedlimit.trajectory import coordinates
+from lightning_speedlimit.trajectory import gathering
 
 # Two sizes of one transformer: neither the number of its parameters nor their size makes more of them.
 COUNTED = {
@@ -48,12 +48,12 @@ def dispatched(case: Case, kind: str, device: str, measured: bool) -> int:
 
 def measure_operations(title: str, kind: str, device: str) -> dict[str, Any]:
     """What the meter adds."""
-    case, hosts = COUNTED[title], coordinates.HOST
+    case, hosts = COUNTED[title], gathering.HOST
     tensors = len(list(case.model().parameters()))
-    coordinates.HOST = ()
+    gathering.HOST = ()
     try:
         added = dispatched(case, kind, device, True) - dispatched(case, kind, device, False)
     finally:
-        coordinates.HOST = hosts
+        gathering.HOST = hosts
     reach = REACH[kind] + (2 * tensors if case.letters else 0)
     return {"title": title, "optimizer": kind, "tensors": tensors, "operations": added, "reach": reach}

@@ -89,6 +89,7 @@ class AccumulatedMobility:
         return found
 
     def state(self, run: Run, name: str) -> list[Tensor | None]:
+        """An entry of the optimizer's state, of each of the run's parameters."""
         parameters = self.coordinates.parameters[run.members.start : run.members.stop]
         entries = (self.optimizer.state.get(p, {}).get(name) for p in parameters)
         return [entry if isinstance(entry, Tensor) else None for entry in entries]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.follower import Follower
-from lightning_speedlimit.trajectory.gathering import dense
+from lightning_speedlimit.trajectory.gathering import UNIT, dense
 from lightning_speedlimit.trajectory.motion import Motion
 from lightning_speedlimit.trajectory.reading import Reader
 from lightning_speedlimit.trajectory.recorder import Recorder
@@ -43,12 +43,14 @@ def load(recorder: Recorder, reader: Reader, state: dict[str, Any]) -> list[Moti
     recorder.joint.layers[:] = state["joint"]["layers"]  # the motions take their places among them
     try:
         for follower, entry in zip(followers, state["followers"], strict=True):
-            _load_follower(follower, entry)
+            _load_motions(follower, entry)
     except Exception:  # nothing is left of a state that is refused
         recorder.joint.layers.clear()
         for follower in followers:
             follower.motions.clear()
         raise
+    for follower, entry in zip(followers, state["followers"], strict=True):
+        _load_follower(follower, entry)
     motions = [motion for follower in followers for motion in follower.motions]
     device = _device(motions)
     recorder.joint.load_state_dict(state["joint"], device)
@@ -76,7 +78,7 @@ def _follower_state(follower: Follower) -> dict[str, Any]:
     }
 
 
-def _load_follower(follower: Follower, state: dict[str, Any]) -> None:
+def _load_motions(follower: Follower, state: dict[str, Any]) -> None:
     """Rebuild the motions and take over their sums.
 
     Raises:
@@ -89,6 +91,10 @@ def _load_follower(follower: Follower, state: dict[str, Any]) -> None:
         )
     for entry in state["motions"]:
         _load_motion(follower, entry)
+
+
+def _load_follower(follower: Follower, state: dict[str, Any]) -> None:
+    """All but the motions."""
     device, changes = _device(follower.motions), state["changes"]
     follower.restore(on(device, state["norms"]))
     follower.took_part, follower.unforced = state["took_part"], on(device, state["unforced"])
@@ -125,6 +131,12 @@ def _motion_state(motion: Motion) -> dict[str, Any]:
 def _load_motion(follower: Follower, entry: dict[str, Any]) -> None:
     members = [Member(**member) for member in entry["members"]]
     parameters = _parameters(follower, members, entry)
+    for size, units in zip(entry["sizes"], entry["drawn"], strict=True):
+        if units is not None and len(units) and not 0 <= int(units.min()) <= int(units.max()) < size // UNIT:
+            raise ValueError(
+                f"the saved measurement is damaged: of a parameter of {size} coordinates it has drawn units from "
+                f"{int(units.min())} to {int(units.max())}, and there are {size // UNIT}"
+            )
     coordinates = Coordinates(parameters, entry["drawn"], entry["weights"], entry["shares"])
     motion = follower.membership.take_in(coordinates, members)
     for name, vector in _vectors(motion).items():

@@ -55,21 +55,18 @@ class Coordinates(Layout):
             weights[rows] *= share
         self.weights = weights.to(self.device, sum_dtype(self.device), non_blocking=True)
 
-    def dot(self, a: Tensor, b: Tensor, scratch: Tensor, out: Tensor) -> None:
-        """out ← scale · Σ a b of each row; scratch: room as large as a.
+    def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scratch: Tensor | None = None) -> None:
+        """out ← scale · Σ a b of each row, of several (a, b, out); scratch: room as large as a, written over.
 
         `sum` adds in pairs: 1e-7 in float32, where `torch.dot` is off by 5e-5. Of eight numbers `mv` is the faster.
         """
-        product = torch.addcmul(self._zero, a, b, value=self.scale, out=scratch)
-        torch.sum(product, 1, out=out) if self.exact else torch.mv(product, self._ones, out=out)
-
-    def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scratch: Tensor | None = None) -> None:
-        """out ← scale · Σ a b of each row, of several (a, b, out); scratch: room as large as a."""
         if self.passes is not None:
             self.passes.dots(pairs, self.scale)
             return
         for a, b, out in pairs:
-            self.dot(a, b, torch.empty_like(a) if scratch is None else scratch, out)
+            room = torch.empty_like(a) if scratch is None else scratch
+            product = torch.addcmul(self._zero, a, b, value=self.scale, out=room)
+            torch.sum(product, 1, out=out) if self.exact else torch.mv(product, self._ones, out=out)
 
     def squares(self, a: Tensor, out: Tensor) -> None:
         """out ← Σ a² of each row, in float64 where there is one: whatever its size, it is not lost."""
@@ -84,10 +81,10 @@ class Coordinates(Layout):
 
     def totals(self, row: Tensor, places: Sequence[int], number: int) -> Tensor:
         """(number,): Σ weight x over a number x of each row, of the parameters at each place; places: of each one."""
-        found = torch.zeros(number, dtype=self.weights.dtype, device=self.device)
-        if max(places, default=0) >= number:
-            raise IndexError(f"totals got the place {max(places)} of {number}")
-        spread = self._spread_of(places)
+        found, spread = (
+            torch.zeros(number, dtype=self.weights.dtype, device=self.device),
+            self._spread_of(places, number),
+        )
         if self.passes is not None:
             self.passes.totals(row, None if self._unweighted else self.weights, spread, found)
             return found
@@ -96,11 +93,13 @@ class Coordinates(Layout):
             return found.add_(weighted.sum())
         return found.index_add_(0, spread, weighted)
 
-    def _spread_of(self, places: Sequence[int]) -> Any:
+    def _spread_of(self, places: Sequence[int], number: int) -> Any:
         """Of the parameters for passes; else those of all rows."""
-        key = tuple(places)
+        key = (number, *places)
         found = self._spread.get(key)
         if found is None:
+            if max(places, default=0) >= number:
+                raise IndexError(f"totals got the place {max(places)} of {number}")
             own = np.array(places, dtype=np.int64)
             found = own if self.passes is not None else self.of_each(places, torch.int64)
             self._spread = {**self._spread, key: found} if len(self._spread) < _FEW else {key: found}

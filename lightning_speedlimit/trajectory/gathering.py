@@ -97,9 +97,6 @@ class Layout:
         self.width = ROW if self.exact else UNIT
         self.local = not are_sharded(self.parameters)
         self._plain = self.local and not any(p.is_complex() for p in parameters)
-        for units, shape in zip(drawn, self.shapes, strict=True):
-            if units is not None and len(units) and not 0 <= units.min() <= units.max() < shape.numel() // UNIT:
-                raise ValueError(f"a parameter of {shape.numel()} coordinates has no unit {int(units.max())} of {UNIT}")
         self.rows: list[slice] = []
         self.count, self._sizes = 0, [shape.numel() for shape in self.shapes]
         for shape, units in zip(self.shapes, drawn, strict=True):
@@ -115,6 +112,9 @@ class Layout:
         number = 1 if together else max(1, round(size / _CACHED))
         self.stretch = max(1, -(-self.count // number))  # rows that are worked on at a time
         self.all_stretches = self.stretches(slice(0, self.count))
+        self.walks = (
+            self.all_stretches if self.passes is None else [slice(0, self.count)]
+        )  # what `dots` takes at a time
         self._cut = [self.exact and len(self.stretches(rows)) > 1 for rows in self.rows]
         self._offsets: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._room: Vector | None = None

@@ -48,7 +48,6 @@ class Motion:
         self.per_rate, self.snapshots = settings.per_rate, settings.snapshots
         self.theta, self.gradient = coordinates.vector(), coordinates.vector()  # θ_k; from `close` on θ_{k+1}
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
-        self._whole = slice(0, coordinates.count)
         # Where one stretch is all, θ_{k+1} is gathered beside θ_k, and they change places.
         self._turns = len(coordinates.all_stretches) == 1
         self.room = coordinates.vector() if self._turns else Vector(coordinates.room(), room=True)
@@ -119,7 +118,7 @@ class Motion:
                 self.gradient.at(run.rows).add_(self.theta.at(run.rows), alpha=run.coupled)
         self._met = self.waiting
         if self.waiting:
-            for rows in self.coordinates.all_stretches if self.coordinates.passes is None else [self._whole]:
+            for rows in self.coordinates.walks:
                 update, _, _, anti, room, _ = self._cuts.at(rows)
                 pairs = [(self.gradient.at(rows), update, anti)]
                 pairs += self.overlap.pairs(self.gradient, rows) if self.overlap is not None else []
@@ -311,7 +310,7 @@ class Moves:
         if self.origin is None and (coordinates.on_host or self._written() != self._version):
             self.origin = self._start.clone()
         self._start[rows].add_(moved)
-        coordinates.dot(moved, moved, moved, row)
+        coordinates.dots([(moved, moved, row)], moved)
         self._squares.append(torch.dot(row.to(coordinates.weights.dtype), coordinates.weights[rows]))
 
     def add(self) -> None:

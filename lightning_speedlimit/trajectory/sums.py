@@ -107,11 +107,12 @@ class RowSums:
 
     def add(self, name: str, row: Tensor, factor: float | Tensor = 1.0, rows: slice | None = None) -> None:
         """S[rows] ← S[rows] + factor · row, where the row is as `Coordinates.dot` makes it, scaled."""
-        rows, known = rows or slice(0, self._count), self._sum(name)
+        known = self._sum(name)
         if self._passes is not None and not isinstance(factor, Tensor):
-            self._passes.add(row, factor * self._unscaled, known.cuts.at(rows)[0])
-        else:
-            known.add_(row, factor * self._unscaled, rows)
+            self._passes.add(row, factor * self._unscaled, known.cuts.at(rows or slice(0, self._count))[0])
+            return
+        whole = rows is None or (rows.start == 0 and rows.stop == self._count)
+        known.add_(row, factor * self._unscaled, None if whole else rows)
 
     def begin(self, name: str, like: str) -> None:
         """A sum that was the same as another one up to now."""

@@ -104,7 +104,7 @@ class Table:
             if m is not None:
                 share = torch.add(m.high[rows], m.low[rows], out=product).reciprocal_()
                 share.nan_to_num_(nan=0.0, posinf=0.0).mul_(moved)  # what has no mobility has not moved
-                coordinates.dot(share, moved, rooms[0][: rows.stop - rows.start], weighted[rows])
+                coordinates.dots([(share, moved, weighted[rows])], rooms[0][: rows.stop - rows.start])
         return displacement, free, weighted, net
 
     def _totals(self, columns: _Columns, sections: list[int]) -> Tensor:

@@ -202,11 +202,22 @@ def test_units_that_are_not_there_are_refused(library: Any, monkeypatch: pytest.
         resumed = TrajectoryMeter(optimizers, coordinates=1600)
         bad = copy.deepcopy(state)
         bad["followers"][1]["motions"][0]["drawn"][0][-1] = wrong
-        with pytest.raises(ValueError, match="no unit"):
+        with pytest.raises(ValueError, match="damaged"):
             resumed.load_state_dict(bad)
+        assert resumed.compute()["action"] == 0.0
         resumed.load_state_dict(state)
         assert resumed.compute()["action"] == pytest.approx(action, rel=1e-12)
         resumed.close()
+    # Without another one it measures as one that is new: both optimizers, from the next step on.
+    alone = TrajectoryMeter(optimizers, coordinates=1600)
+    with pytest.raises(ValueError, match="damaged"):
+        alone.load_state_dict(bad)
+    before = [p.detach().clone() for p in parameters]
+    step(parameters, optimizers)
+    apart = sum(float((p.detach() - b).square().sum()) for p, b in zip(parameters, before, strict=True))
+    assert alone.compute()["action"] == pytest.approx(apart, rel=0.2)  # 1600 of 8000 coordinates: 3 of its errors
+    assert alone.measured_coordinates == 1600
+    alone.close()
 
 
 @needs_library
