@@ -200,7 +200,7 @@ class Answer:
             torch.where(self._valid, out, torch.ones_like(out), out=out)
 
     def work(self, free: Tensor) -> tuple[Tensor, float]:
-        """Σ u²/μ of the run's rows, as `Coordinates.dot` scales it, and a factor to it; free: ‖u‖² without decay."""
+        """Σ u²/μ of the run's rows, as `Coordinates.dots` scales it, and a factor to it; free: ‖u‖² without decay."""
         if self._write is not None:
             work = self._known.cuts.at(self._run.rows)[0]
             return work, 1.0 / self._numerator if self._numerator else 0.0

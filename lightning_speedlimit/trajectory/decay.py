@@ -25,7 +25,7 @@ class Decay:
     def __init__(self, coordinates: Coordinates, start: Tensor, *, sampled: bool) -> None:
         self.travelled: Pair | None = None
         self._coordinates, self._start, self._sampled = coordinates, start, sampled
-        # Of each row, of the last step: ‖u‖² without decay and −f·θ_k, as `coordinates.dot` makes them.
+        # Of each row, of the last step: ‖u‖² without decay and −f·θ_k, as `coordinates.dots` makes them.
         self._squares, self._work = coordinates.row(), coordinates.row()
         self._cuts = Cuts(self._squares, self._work)
 

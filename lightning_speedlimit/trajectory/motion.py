@@ -58,7 +58,7 @@ class Motion:
         self.closed = False  # the gradient is the last step's
         self.total = sum_dtype(coordinates.device)
         self.sums = RowSums(coordinates.weights, coordinates.unscaled, coordinates.passes)
-        # Of each row; products as `coordinates.dot` makes them, scaled. last: −f·u of the update that waits.
+        # Of each row; products as `coordinates.dots` makes them, scaled. last: −f·u of the update that waits.
         self.squares, self.work, self.anti, self.last, self._l2_drop = (coordinates.row() for _ in range(5))
         self._little = torch.finfo(coordinates.dtype).tiny * 1e8  # a norm below it is 0: its square was none
         self.waiting = False  # `update` has met no gradient yet

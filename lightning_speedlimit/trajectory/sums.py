@@ -106,7 +106,7 @@ class RowSums:
         self.known: dict[str, RunningSum] = {}
 
     def add(self, name: str, row: Tensor, factor: float | Tensor = 1.0, rows: slice | None = None) -> None:
-        """S[rows] ← S[rows] + factor · row, where the row is as `Coordinates.dot` makes it, scaled."""
+        """S[rows] ← S[rows] + factor · row, where the row is as `Coordinates.dots` makes it, scaled."""
         known = self._sum(name)
         if self._passes is not None and not isinstance(factor, Tensor):
             self._passes.add(row, factor * self._unscaled, known.cuts.at(rows or slice(0, self._count))[0])
