@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,36 +18,24 @@ from lightning_speedlimit.trajectory.runs import Run
 from lightning_speedlimit.trajectory.shards import local
 from lightning_speedlimit.trajectory.sums import Pair
 
-_Entries = dict[str, Sequence[Tensor | None]]  # by name, of each parameter of a run
-
 
 class AccumulatedMobility:
-    """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, for one vector.
+    """m_i = Σ_{k: u_{k,i} ≠ 0} μ_{k,i}, for one vector."""
 
-    Args:
-        scratch: room for two stretches; others are made where a formula reads more of the state than one entry.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, coordinates: Coordinates, scratch: tuple[Tensor, Tensor], like: Tensor
-    ) -> None:
-        self.optimizer, self.coordinates, self.scratch = optimizer, coordinates, scratch
+    def __init__(self, optimizer: Optimizer, coordinates: Coordinates, like: Tensor) -> None:
+        self.optimizer, self.coordinates = optimizer, coordinates
         self.m: Pair | None = None
         self.averages: Tensor | None = None  # B_k of RMSprop with momentum, where the response is its mobility
         self.work = coordinates.row()  # Σ u²/μ of each row, of the last step
-        self.cuts = Cuts(self.work, rooms=scratch)
+        self.cuts = Cuts(self.work)
         self._like = like
-        self._rooms = [Vector(scratch[1], room=True)]
-        self._kept: Vector | None = None  # a state entry as it was before the step
+        self._rooms: dict[str, Vector] = {}  # of what has been gathered of the state, but for one entry
 
     def keep(self, runs: list[Run]) -> None:
         """Before the step: the entries that are needed as they are now."""
         for run in runs:
             if run.formula is not None and run.formula.before is not None:
-                self._kept = self._kept or self.coordinates.vector()
-                entries = self.coordinates.prepared(self.state(run, run.formula.before), run.members.start)
-                for rows in run.stretches:
-                    self.coordinates.gather(entries, self._kept, rows, run.members.start)
+                self._gather(run, run.formula.before)
 
     def answer(self, run: Run, clip: Tensor | None, valid: Tensor | None, response: float | None) -> Answer:
         """The run's answer to the force of this step.
@@ -64,29 +51,25 @@ class AccumulatedMobility:
         rows = torch.zeros_like(self._like) if self.m is None else self.m.value()
         return self.coordinates.scatter(rows, i, elsewhere=torch.nan)
 
-    def entries(self, run: Run) -> _Entries:
-        """What the formula reads of the state of each of the run's parameters, but for what was kept."""
+    def entries(self, run: Run) -> dict[str, Tensor]:
+        """What the formula reads of the state at each of the run's coordinates."""
         assert run.formula is not None
-        found: _Entries = {}
-        for name in run.names:
-            if name != run.formula.before:
-                own = self._custom(run) if name == mobility.CUSTOM else self.state(run, name)
-                found[name] = self.coordinates.prepared(own, run.members.start)
+        found = {}
+        for i, name in enumerate(run.names):
+            if name == run.formula.before:
+                found[name] = self._rooms[name].at(run.rows)
+            else:
+                found[name] = self._gather(run, name, self.coordinates.room if i == 0 else None)
+        if self.averages is not None:
+            found[mobility.RESPONSE] = self.averages[run.rows]
         return found
 
-    def at(self, run: Run, entries: _Entries, rows: slice) -> dict[str, Tensor]:
-        """The entries of one stretch."""
-        self._rooms[0].last = None  # others have written there
-        while len(self._rooms) < len(entries):
-            self._rooms.append(Vector(self.coordinates.room(), room=True))
-        rooms = zip(entries.items(), self._rooms, strict=False)
-        first = run.members.start
-        found = {name: self.coordinates.gather(own, room, rows, first) for (name, own), room in rooms}
-        if self._kept is not None and run.formula is not None and run.formula.before is not None:
-            found[run.formula.before] = self._kept.at(rows)
-        if self.averages is not None:
-            found[mobility.RESPONSE] = self.averages[rows]
-        return found
+    def _gather(self, run: Run, name: str, room: Vector | None = None) -> Tensor:
+        own = self._custom(run) if name == mobility.CUSTOM else self.state(run, name)
+        if room is None:
+            room = self._rooms[name] = self._rooms.get(name) or self.coordinates.vector()
+        self.coordinates.gather(own, room, run.members.start)
+        return room.at(run.rows)
 
     def state(self, run: Run, name: str) -> list[Tensor | None]:
         """An entry of the optimizer's state, of each of the run's parameters."""
@@ -110,10 +93,9 @@ class AccumulatedMobility:
         """B_k of a step that is not measured."""
         if run.formula is None or not run.names:
             return
-        write, entries = run.formula.evaluate(run.group, {})[1], self.entries(run)
-        for rows in run.stretches:
-            assert write is not None
-            write(self.at(run, entries, rows), self.cuts.at(rows)[1])
+        write = run.formula.evaluate(run.group, {})[1]
+        assert write is not None
+        write(self.entries(run), self.coordinates.scratch.at(run.rows)[1])
 
     def start_response(self, run: Run) -> None:
         """B of a fresh optimizer is 0; of one that has been running, the steady value."""
@@ -121,17 +103,15 @@ class AccumulatedMobility:
             self.averages = torch.zeros_like(self._like)
         if self.optimizer.state.get(run.lead, {}).get("momentum_buffer") is None:
             return
-        entries, lasting = self.entries(run), 1.0 - float(run.group["momentum"])
-        for rows in run.stretches:
-            here = self.at(run, entries, rows)
-            average = here["square_avg"]
-            if run.group["centered"]:
-                average = average - here["grad_avg"] ** 2
-            self.averages[rows] = 1.0 / (lasting * (average.sqrt() + run.group["eps"]))
+        here, lasting = self.entries(run), 1.0 - float(run.group["momentum"])
+        average = here["square_avg"]
+        if run.group["centered"]:
+            average = average - here["grad_avg"] ** 2
+        self.averages[run.rows] = 1.0 / (lasting * (average.sqrt() + run.group["eps"]))
 
 
 class Answer:
-    """A run's answer to the force of one step: m += μ where u ≠ 0, and Σ u²/μ, stretch by stretch."""
+    """A run's answer to the force of one step: m += μ where u ≠ 0, and Σ u²/μ."""
 
     def __init__(
         self, known: AccumulatedMobility, run: Run, m: Pair, clip: Tensor | None, valid: Tensor | None,
@@ -139,7 +119,6 @@ class Answer:
     ) -> None:  # fmt: skip
         assert run.formula is not None
         self._known, self._run, self._m, self._clip, self._valid = known, run, m, clip, valid
-        self._entries: _Entries | None = None
         state = known.optimizer.state.get(run.lead, {}) if run.names else {mobility.RESPONSE: response}
         numerator, self._write = run.formula.evaluate(run.group, state)
         self._divisor: Tensor | None = None  # of the denominators, where the numerator is a tensor
@@ -158,17 +137,17 @@ class Answer:
             mu = torch.where(self._valid, mu, torch.zeros_like(mu))
         return mu
 
-    def add(self, rows: slice, update: Tensor, *, mask_ready: bool) -> None:
-        """mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
-        (work, moved, out), (low,) = self._known.cuts.at(rows), self._m.cuts.at(rows)
+    def add(self, update: Tensor, *, mask_ready: bool) -> None:
+        """update: at the run's rows. mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
+        coordinates, rows = self._known.coordinates, self._run.rows
+        (moved, out), (low,), (work,) = coordinates.scratch.at(rows), self._m.cuts.at(rows), self._known.cuts.at(rows)
         if not mask_ready:
             torch.ne(update, 0.0, out=moved)
         if self._write is not None:
-            self._entries = self._entries or self._known.entries(self._run)
-            self._write(self._known.at(self._run, self._entries, rows), out)
+            self._write(self._known.entries(self._run), out)
             self._complete(out)
             low.addcdiv_(moved, out, value=self._numerator)
-            self._known.coordinates.dots([(out.mul_(update), update, work)], moved)
+            coordinates.dots([(out.mul_(update), update, work)])
         elif isinstance(self._mu, Tensor):
             low.addcmul_(moved, self._mu.to(low.dtype))
         else:

@@ -113,10 +113,10 @@ class Passes:
             found[i] = address
         return Sources(found, tensors)
 
-    def gather(self, sources: Sources, into: Tensor) -> None:
-        """into ← the measured coordinates of a tensor for each parameter; zeros for None."""
-        addresses, pieces = sources.addresses, self._pieces.ctypes.data
-        self._library.gather(pieces, len(addresses), self._width, addresses, into.data_ptr())
+    def gather(self, sources: Sources, into: Tensor, first: int = 0) -> None:
+        """into ← the measured coordinates of a tensor for each parameter from the first on; zeros for None."""
+        addresses = sources.addresses
+        self._library.gather(self._from(first), len(addresses), self._width, addresses, into.data_ptr())
 
     def holds(self, sources: Sources, known: Tensor) -> bool:
         """Gathered, they would be what is known, bit by bit."""
@@ -150,7 +150,10 @@ class Passes:
 
     def close_step(self, members: range, parameters: Sources, averages: Sources | None, step: Step) -> None:
         """Of some parameters; averages: v of each, where μ has a denominator."""
-        pieces = self._pieces.ctypes.data + members.start * self._pieces.strides[0]
         here = ctypes.byref(parameters.addresses, members.start * ctypes.sizeof(ctypes.c_void_p))
         v = None if averages is None else averages.addresses
-        self._library.close_step(pieces, len(members), self._width, here, v, ctypes.byref(step))
+        self._library.close_step(self._from(members.start), len(members), self._width, here, v, ctypes.byref(step))
+
+    def _from(self, first: int) -> int:
+        """Where a parameter's piece lies, and those after it."""
+        return int(self._pieces.ctypes.data + first * self._pieces.strides[0])

@@ -6,6 +6,7 @@ Cauchy–Schwarz, and with it every bound, holds for the drawn coordinates as fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.gathering import UNIT, Layout
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
@@ -55,8 +57,13 @@ class Coordinates(Layout):
             weights[rows] *= share
         self.weights = weights.to(self.device, sum_dtype(self.device), non_blocking=True)
 
-    def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scratch: Tensor | None = None) -> None:
-        """out ← scale · Σ a b of each row, of several (a, b, out); scratch: room as large as a, written over.
+    @functools.cached_property
+    def scratch(self) -> Cuts:
+        """Two matrices of rows for what is needed at once, where torch walks operation by operation."""
+        return Cuts(self.zeros(), self.zeros())
+
+    def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """out ← scale · Σ a b of each row, of several (a, b, out).
 
         `sum` adds in pairs: 1e-7 in float32, where `torch.dot` is off by 5e-5. Of eight numbers `mv` is the faster.
         """
@@ -64,8 +71,7 @@ class Coordinates(Layout):
             self.passes.dots(pairs, self.scale)
             return
         for a, b, out in pairs:
-            room = torch.empty_like(a) if scratch is None else scratch
-            product = torch.addcmul(self._zero, a, b, value=self.scale, out=room)
+            product = torch.addcmul(self._zero, a, b, value=self.scale)
             torch.sum(product, 1, out=out) if self.exact else torch.mv(product, self._ones, out=out)
 
     def squares(self, a: Tensor, out: Tensor) -> None:

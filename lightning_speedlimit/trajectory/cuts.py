@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -21,16 +20,15 @@ def remember(views: dict[_Key, _View], key: _Key, view: _View) -> _View:
 
 
 class Cuts:
-    """Some rows of tensors that stay, and as many of rooms for a stretch: views, made once."""
+    """Some rows of tensors that stay: views, made once."""
 
-    def __init__(self, *kept: Tensor, rooms: Sequence[Tensor] = ()) -> None:
-        self._kept, self._rooms = kept, rooms
+    def __init__(self, *kept: Tensor) -> None:
+        self._kept = kept
         self._found: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     def at(self, rows: slice) -> tuple[Tensor, ...]:
         key = rows.start, rows.stop
         found = self._found.get(key)
         if found is None:
-            rooms = (room[: rows.stop - rows.start] for room in self._rooms)
-            found = remember(self._found, key, (*(tensor[rows] for tensor in self._kept), *rooms))
+            found = remember(self._found, key, tuple(tensor[rows] for tensor in self._kept))
         return found

@@ -36,20 +36,17 @@ class Decay:
             if not self._sampled:
                 torch.sub(theta, self._start, out=self.travelled.high)
 
-    def take_out(
-        self, run: Run, rows: slice, update: Tensor, theta: Tensor, gradient: Tensor, rooms: tuple[Tensor, Tensor],
-        valid: Tensor | None,
-    ) -> None:  # fmt: skip
-        """u ← u + lr w θ_k at some rows, and 0 where that is rounding; Σ u grows.
+    def take_out(self, run: Run, update: Tensor, theta: Tensor, gradient: Tensor, valid: Tensor | None) -> None:
+        """u ← u + lr w θ_k at the run's rows, and 0 where that is rounding; Σ u grows.
 
         Rounding: less than 2 ulp of θ, whose step may be rounded twice; of half precision, which the optimizer rounds
-        once, less than ¾ ulp. The first room holds 1 where u ≠ 0 then, else 0.
+        once, less than ¾ ulp. The first scratch holds 1 where u ≠ 0 then, else 0.
         """
         if self.travelled is None:
             return
-        coordinates, low = self._coordinates, self.travelled.cuts.at(rows)[0]
+        coordinates, low = self._coordinates, self.travelled.cuts.at(run.rows)[0]
         if run.decoupled:
-            (room, product), (squares, work) = rooms, self._cuts.at(rows)
+            (room, _), (squares, work) = coordinates.scratch.at(run.rows), self._cuts.at(run.rows)
             decay = _share(run) if valid is None else _share(run) * valid.to(sum_dtype(update.device))
             if isinstance(decay, Tensor) or self._sampled:
                 update.add_(torch.mul(theta, decay, out=room))
@@ -59,7 +56,7 @@ class Decay:
                 update.add_(theta, alpha=decay)
             torch.add(theta, update, alpha=_coarse(run, update.dtype), out=room)
             update.mul_(torch.ne(room, theta, out=room))
-            coordinates.dots([(update, update, squares), (gradient, theta, work)], product)
+            coordinates.dots([(update, update, squares), (gradient, theta, work)])
         if not self._sampled:
             low.add_(update)
 

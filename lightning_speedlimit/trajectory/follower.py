@@ -142,7 +142,7 @@ class Follower:
         for motion in self.motions[len(self._given) :]:
             self._given.append(motion.coordinates.vector())
         for motion, vector in zip(self.motions, self._given, strict=True):
-            motion.coordinates.gather_all(motion.gradients(), vector)
+            motion.coordinates.gather(motion.gradients(), vector)
             if self._scale is not None:
                 vector.rows.div_(self._scale)
         given = [vector.rows for vector in self._given]
@@ -169,7 +169,7 @@ class Follower:
         self._entered = []
         for motion in self.motions if self.has_new_gradients() else ():
             vector = motion.coordinates.vector()
-            motion.coordinates.gather_all(motion.gradients(), vector)
+            motion.coordinates.gather(motion.gradients(), vector)
             self._entered.append(vector.rows if scale is None else vector.rows.div_(scale))
 
     def after_closure(self, scale: Scalar | None, *, measure: bool) -> None:
@@ -194,7 +194,7 @@ class Follower:
             there = (rows != 0).any()
             if not moved_already:
                 now = motion.coordinates.vector()
-                motion.coordinates.gather_all(motion.coordinates.parameters, now)
+                motion.coordinates.gather(motion.coordinates.parameters, now)
                 there &= (now.rows != motion.theta.rows).any()
             torch.where(there, rows, motion.gradient.rows, out=motion.gradient.rows)
 

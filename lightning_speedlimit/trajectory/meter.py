@@ -72,7 +72,8 @@ class TrajectoryMeter:
 
     Memory, in vectors of the measured coordinates: 4 (θ, θ_0, u, g), + 1 for the gradient before (not for SGD without
     momentum), + 2 for the accumulated mobility, + 2 for decoupled weight decay, + 1 for Adadelta and for response
-    mobility each, + 1 for θ_0 as it was, from the first move outside of `step` on; and room for three stretches.
+    mobility each, + 1 for θ_0 as it was, from the first move outside of `step` on; and three to work in where
+    no compiled pass does it.
 
     Raises:
         TypeError: an argument that is no optimizer, or none whose step hooks fire; a process_group that is none.

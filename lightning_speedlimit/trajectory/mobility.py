@@ -1,8 +1,8 @@
 """μ: the update's response to a constant unit force, given the denominators in the optimizer's state.
 
 One formula per optimizer class (the table of the theory page). After a step it gives a numerator, and what writes the
-denominators of one stretch of coordinates after the other into `out`, which may hold the first of its state entries:
-μ = numerator / out. A formula without coordinates gives μ itself. Nothing here reads a device tensor on the host.
+denominators of its coordinates into `out`: μ = numerator / out. A formula without coordinates gives μ itself. Nothing
+here reads a device tensor on the host.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lightning_speedlimit.trajectory.sums import sum_dtype
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
-_Stretch = Mapping[str, Tensor]
+_Entries = Mapping[str, Tensor]
 Scalar = float | Tensor
-Write = Callable[[_Stretch, Tensor], object]  # (state entries, out): the denominators
+Write = Callable[[_Entries, Tensor], object]  # (state entries, out): the denominators
 MomentumMobility = Literal["steady", "response"]
 MobilityFunction = Callable[[Optimizer, dict[str, Any], Tensor], Tensor | float]
 
@@ -50,8 +50,8 @@ UNKNOWN = Inertia(math.nan, math.nan)
 class Formula:
     """How one optimizer class answers a force.
 
-    evaluate(group, state) → numerator, write(stretch, out); `stretch` holds the state entries named by
-    `coordinates(group)`, cut to the stretch. Without these write is None and the numerator μ.
+    evaluate(group, state) → numerator, write(entries, out); `entries` are those of the state that
+    `coordinates(group)` names, at the measured coordinates. Without these write is None and the numerator μ.
     inertia(group): how it spreads a force over steps; of SGD, Adam and AdamW. Where denominators grow from 0, or the
         momentum changes by itself, early steps diffuse farther than c N/K says.
     before: the state entry that has to be read before the step.
@@ -81,8 +81,8 @@ class Root:
     entry: str
     epsilon: Scalar
 
-    def __call__(self, stretch: _Stretch, out: Tensor) -> None:
-        torch.sqrt(stretch[self.entry], out=out).add_(self.epsilon)
+    def __call__(self, entries: _Entries, out: Tensor) -> None:
+        torch.sqrt(entries[self.entry], out=out).add_(self.epsilon)
 
 
 def next_momentum_response(group: Group, previous: float | None) -> float:
@@ -109,14 +109,14 @@ def _rmsprop(group: Group, state: State) -> tuple[Scalar, Write]:
     if momentum == 0.0 and not group["centered"]:
         return number(group["lr"]), Root("square_avg", epsilon)
 
-    def write(stretch: _Stretch, out: Tensor) -> None:
+    def write(entries: _Entries, out: Tensor) -> None:
         if group["centered"]:
-            average = stretch["grad_avg"]
-            torch.addcmul(stretch["square_avg"], average, average, value=-1.0, out=out).sqrt_().add_(epsilon)
+            average = entries["grad_avg"]
+            torch.addcmul(entries["square_avg"], average, average, value=-1.0, out=out).sqrt_().add_(epsilon)
         else:
-            torch.sqrt(stretch["square_avg"], out=out).add_(epsilon)
-        if momentum and RESPONSE in stretch:
-            response = stretch[RESPONSE]
+            torch.sqrt(entries["square_avg"], out=out).add_(epsilon)
+        if momentum and RESPONSE in entries:
+            response = entries[RESPONSE]
             response.mul_(momentum).add_(out.reciprocal_())
             torch.reciprocal(response, out=out)
         elif momentum:
@@ -164,12 +164,12 @@ def _radam(group: Group, state: State) -> tuple[Scalar, Write]:
     write = Root("exp_avg_sq", group["eps"])
     if not isinstance(rho, Tensor):
         if rho <= 5.0:
-            return number(group["lr"]), lambda stretch, out: out.fill_(1.0)
+            return number(group["lr"]), lambda entries, out: out.fill_(1.0)
         return number(group["lr"]) * _sqrt(rectified * second), write
     adaptive = rho > 5.0
 
-    def write_either(stretch: _Stretch, out: Tensor) -> None:
-        write(stretch, out)
+    def write_either(entries: _Entries, out: Tensor) -> None:
+        write(entries, out)
         out.copy_(torch.where(adaptive, out, torch.ones_like(out)))
 
     scale = torch.where(adaptive, (rectified * second).clamp_min(0.0).sqrt(), torch.ones_like(rho))
@@ -178,7 +178,7 @@ def _radam(group: Group, state: State) -> tuple[Scalar, Write]:
 
 def _adamax(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr/`exp_inf`: ε is already inside."""
-    return number(group["lr"]), lambda stretch, out: out.copy_(stretch["exp_inf"])
+    return number(group["lr"]), lambda entries, out: out.copy_(entries["exp_inf"])
 
 
 def _adagrad(group: Group, state: State) -> tuple[Scalar, Write]:
@@ -190,9 +190,9 @@ def _adagrad(group: Group, state: State) -> tuple[Scalar, Write]:
 def _adadelta(group: Group, state: State) -> tuple[Scalar, Write]:
     """lr √((acc_delta before the step + ε)/(square_avg + ε))."""
 
-    def write(stretch: _Stretch, out: Tensor) -> None:
-        torch.add(stretch["square_avg"], group["eps"], out=out)
-        out.div_(stretch["acc_delta"] + group["eps"]).sqrt_()
+    def write(entries: _Entries, out: Tensor) -> None:
+        torch.add(entries["square_avg"], group["eps"], out=out)
+        out.div_(entries["acc_delta"] + group["eps"]).sqrt_()
 
     return number(group["lr"]), write
 
@@ -200,8 +200,8 @@ def _adadelta(group: Group, state: State) -> tuple[Scalar, Write]:
 def _custom(group: Group, state: State) -> tuple[Scalar, Write]:
     """A registered function's μ: out = 1/μ, kept finite so that an idle coordinate with μ = 0 counts 0."""
 
-    def write(stretch: _Stretch, out: Tensor) -> None:
-        torch.reciprocal(stretch[CUSTOM], out=out)
+    def write(entries: _Entries, out: Tensor) -> None:
+        torch.reciprocal(entries[CUSTOM], out=out)
         out.clamp_(max=torch.finfo(out.dtype).max ** 0.5)  # clipping divides it by its factor
 
     return 1.0, write

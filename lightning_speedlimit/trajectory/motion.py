@@ -5,9 +5,9 @@
     force     g ← ±g + wθ_k = −f; the update before meets it
     close     u = θ_{k+1} − θ_k;  ‖u‖², f·u, Σ u²/μ of each row;  m += μ where u ≠ 0
 
-Nothing is read from the device, and there is no loop over parameters but where the lists are built. Each stretch goes
-through all of `close` while it is in the cache. Vectors that stay: θ, θ_0, u, g; one more for the gradient before where
-its overlap counts, two for m, two for decoupled decay, and one where moves went into θ_0.
+Nothing is read from the device, and there is no loop over parameters but where the lists are built. Vectors that
+stay: θ, θ_0, u, g; one more for the gradient before where its overlap counts, two for m, two for decoupled decay, and
+one where moves went into θ_0; three to work in, where there is no compiled pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from lightning_speedlimit.trajectory.compiled import Step
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.decay import Decay
-from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.overlap import Overlap
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
@@ -48,11 +47,7 @@ class Motion:
         self.per_rate, self.snapshots = settings.per_rate, settings.snapshots
         self.theta, self.gradient = coordinates.vector(), coordinates.vector()  # θ_k; from `close` on θ_{k+1}
         self.start, self.update = coordinates.zeros(), coordinates.zeros()
-        # Where one stretch is all, θ_{k+1} is gathered beside θ_k, and they change places.
-        self._turns = len(coordinates.all_stretches) == 1
-        self.room = coordinates.vector() if self._turns else Vector(coordinates.room(), room=True)
-        self.scratch = coordinates.room(), coordinates.room()
-        self.mobility = AccumulatedMobility(optimizer, coordinates, self.scratch, self.start)
+        self.mobility = AccumulatedMobility(optimizer, coordinates, self.start)
         self.decay = Decay(coordinates, self.start, sampled=self.snapshots)
         self.overlap = Overlap(coordinates) if settings.overlaps else None
         self.closed = False  # the gradient is the last step's
@@ -64,13 +59,13 @@ class Motion:
         self.waiting = False  # `update` has met no gradient yet
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
-        self._cuts = Cuts(self.update, self.squares, self.work, self.anti, rooms=self.scratch)
+        self._cuts = Cuts(self.update, self.squares)
         self._met = False
         self.snapshot: Tensor | None = None  # of the sums before the last measured step's own
         layers = settings.layers
         layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
         self._layer = [layers.index(m.layer) for m in members]
-        coordinates.gather_all(coordinates.parameters, self.theta)
+        coordinates.gather(coordinates.parameters, self.theta)
         self.start.copy_(self.theta.rows)
         self.moves = Moves(coordinates, self.start)
 
@@ -90,7 +85,7 @@ class Motion:
         self.closed = False
         gradients = self.gradients()
         self.missing = [i for i, g in enumerate(gradients) if g is None]
-        self.coordinates.gather_all(gradients, self.gradient)
+        self.coordinates.gather(gradients, self.gradient)
         if scale is not None:
             self.gradient.rows.div_(scale)
 
@@ -99,13 +94,9 @@ class Motion:
         coordinates = self.coordinates
         if coordinates.holds(self.theta, coordinates.parameters):
             return
-        parameters = coordinates.prepared(coordinates.parameters)
-        for rows in coordinates.all_stretches:
-            _, _, row, _, room, _ = self._cuts.at(rows)
-            theta, now = self.theta.at(rows), coordinates.gather(parameters, self.room, rows)
-            self.moves.take_in(torch.sub(now, theta, out=room), rows, row)
-            theta.copy_(now)
-        self.moves.add()
+        now = coordinates.gather(coordinates.parameters, coordinates.room)
+        self.moves.take_in(now - self.theta.rows)
+        self.theta.rows.copy_(now)
 
     def force(self) -> None:
         """g ← −f = ±g + wθ_k, the upper sign unless the loss is maximized; the update that waits meets it."""
@@ -118,11 +109,8 @@ class Motion:
                 self.gradient.at(run.rows).add_(self.theta.at(run.rows), alpha=run.coupled)
         self._met = self.waiting
         if self.waiting:
-            for rows in self.coordinates.walks:
-                update, _, _, anti, room, _ = self._cuts.at(rows)
-                pairs = [(self.gradient.at(rows), update, anti)]
-                pairs += self.overlap.pairs(self.gradient, rows) if self.overlap is not None else []
-                self.coordinates.dots(pairs, room)
+            pairs = [(self.gradient.rows, self.update, self.anti)]
+            self.coordinates.dots(pairs + (self.overlap.pairs(self.gradient) if self.overlap is not None else []))
 
     # -- after the step --------------------------------------------------------------------------------------
 
@@ -139,7 +127,7 @@ class Motion:
         if self.overlap is not None:
             self.overlap.keep(self.gradient, valid, measured=measured)
         if not measured:
-            self.coordinates.gather_all(self.coordinates.parameters, self.theta)
+            self.coordinates.gather(self.coordinates.parameters, self.theta)
             self._count_unmeasured()
             return
         self.snapshot = self.sums.totals() if self.snapshots else None
@@ -149,8 +137,10 @@ class Motion:
         self.decay.begin(runs, self.theta.rows)
         answers = [self._answer(run, clip, valid) for run in runs]
         if valid is not None or not self._closed_at_once(runs, answers):
-            self._close_in_stretches(runs, answers, valid)
+            self._close_by_operations(runs, answers, valid)
         for run, answer in zip(runs, answers, strict=True):
+            if run.coupled:
+                self.sums.add("l2_drop", masked(self._l2_drop[run.rows], valid), 0.5 * run.coupled, run.rows)
             free = self.decay.squares(run, self._cuts.at(run.rows)[1])
             if answer is not None:
                 work, factor = answer.work(free)
@@ -209,40 +199,24 @@ class Motion:
             asked.append((run, averages, step))
         for run, averages, step in asked:
             passes.close_step(run.members, parameters, averages, step)
-            if run.coupled:
-                self.sums.add("l2_drop", self._l2_drop[run.rows], 0.5 * run.coupled, run.rows)
         return True
 
-    def _close_in_stretches(self, runs: list[Run], answers: Sequence[Answer | None], valid: Tensor | None) -> None:
-        """Operation by operation."""
-        parameters = self.coordinates.prepared(self.coordinates.parameters)
-        for run, answer in zip(runs, answers, strict=True):
-            for rows in run.stretches:
-                update = self._move(run, rows, parameters, valid)
-                if answer is not None:
-                    answer.add(rows, update, mask_ready=bool(run.decoupled))
-        if self._turns:
-            self.theta, self.room = self.room, self.theta
-
-    def _move(self, run: Run, rows: slice, parameters: Sequence[Tensor | None], valid: Tensor | None) -> Tensor:
-        """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}.
-
-        With decoupled decay the first scratch holds the mask of u ≠ 0 from `take_out` on.
-        """
-        update, squares, work, _, room, other = self._cuts.at(rows)
-        theta, gradient = self.theta.at(rows), self.gradient.at(rows)
-        after = self.coordinates.gather(parameters, self.room, rows)
+    def _close_by_operations(self, runs: list[Run], answers: Sequence[Answer | None], valid: Tensor | None) -> None:
+        """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}."""
+        coordinates, theta, update = self.coordinates, self.theta.rows, self.update
+        after = coordinates.gather(coordinates.parameters, coordinates.room)
         torch.sub(after, theta, out=update)
-        self.coordinates.dots([(update, update, squares)], room)
-        self.decay.take_out(run, rows, update, theta, gradient, (room, other), valid)
-        self.coordinates.dots([(gradient, update, work)], other)
-        if run.coupled:  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
-            drop, middle = self._l2_drop[rows], torch.add(theta, after, out=other)
-            self.coordinates.dots([(middle, update, drop)], room)
-            self.sums.add("l2_drop", masked(drop, valid), 0.5 * run.coupled, rows)
-        if not self._turns:
-            theta.copy_(after)
-        return update
+        coordinates.dots([(update, update, self.squares)])
+        for run in runs:  # from here on the first scratch is 1 where u ≠ 0, else 0, of those with decoupled decay
+            at = run.rows
+            self.decay.take_out(run, self._cuts.at(at)[0], self.theta.at(at), self.gradient.at(at), valid)
+        coordinates.dots([(self.gradient.rows, update, self.work)])
+        if any(run.coupled for run in runs):  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
+            coordinates.dots([(theta + after, update, self._l2_drop)])
+        theta.copy_(after)
+        for run, answer in zip(runs, answers, strict=True):
+            if answer is not None:
+                answer.add(self._cuts.at(run.rows)[0], mask_ready=bool(run.decoupled))
 
     def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
         """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
@@ -272,7 +246,7 @@ class Motion:
 
     def now(self) -> Tensor:
         """θ as it is."""
-        return self.coordinates.gather_all(self.coordinates.parameters, self.coordinates.vector())
+        return self.coordinates.gather(self.coordinates.parameters, self.coordinates.vector())
 
 
 def _over(squared: Tensor, rate: Scalar) -> Tensor:
@@ -295,30 +269,22 @@ class Moves:
         self._coordinates, self._start = coordinates, start
         self.sums = RunningSum(3, device=coordinates.device)
         self.origin: Tensor | None = None
-        self._squares: list[Tensor] = []  # of the move that is being taken in, by stretch
         self.settled()
 
     def settled(self) -> None:
         """A step has ended: writes to the weights count from here on."""
         self._version = self._written()
 
-    def take_in(self, moved: Tensor, rows: slice, row: Tensor) -> None:
-        """The move of some rows, which is written over; row: room for a number of each of them."""
+    def take_in(self, moved: Tensor) -> None:
+        """(rows, width), what the move was."""
         coordinates = self._coordinates
         if coordinates.on_host and not any(torch.aminmax(moved)):
             return  # on a device, looking would wait for it
         if self.origin is None and (coordinates.on_host or self._written() != self._version):
             self.origin = self._start.clone()
-        self._start[rows].add_(moved)
-        coordinates.dots([(moved, moved, row)], moved)
-        self._squares.append(torch.dot(row.to(coordinates.weights.dtype), coordinates.weights[rows]))
-
-    def add(self) -> None:
-        """All rows have been taken in."""
-        if self._squares:
-            total = torch.stack(self._squares).sum() * self._coordinates.unscaled
-            self.sums.add_(torch.stack([total.sign(), total, total * (self.origin is None)]))
-            self._squares = []
+        self._start.add_(moved)
+        total = coordinates.fast_norm_squared(moved)
+        self.sums.add_(torch.stack([total.sign(), total, total * (self.origin is None)]))
 
     def _written(self) -> int:
         """Grows with each write to the parameters (not through .data); 0 where the values themselves tell of moves."""

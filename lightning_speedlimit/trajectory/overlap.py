@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.sums import RowSums, masked
 
@@ -22,12 +21,11 @@ class Overlap:
         self.before = coordinates.vector()  # g_{k−1}, with the sign and the L2 term of −f
         self.known: Tensor | bool = False  # there is a g_{k−1} to meet; a tensor where the device alone knows
         self._signal, self._squares = coordinates.row(), coordinates.row()
-        self._cuts = Cuts(self._signal, self._squares)
 
-    def pairs(self, gradient: Vector, rows: slice) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """What some rows of g_k are multiplied with, and where to."""
-        (signal, squares), now = self._cuts.at(rows), gradient.at(rows)
-        return [(now, self.before.at(rows), signal), (now, now, squares)]
+    def pairs(self, gradient: Vector) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What g_k is multiplied with, and where to."""
+        now = gradient.rows
+        return [(now, self.before.rows, self._signal), (now, now, self._squares)]
 
     def add(self, sums: RowSums, valid: Tensor | None) -> None:
         """The products go into the sums; valid: False where g_k is of no step."""

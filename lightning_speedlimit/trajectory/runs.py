@@ -47,7 +47,6 @@ class Run:
     index: int
     members: range
     rows: slice
-    stretches: list[slice]
     formula: Formula | None
     missing: bool
     lead: Tensor
@@ -165,7 +164,6 @@ class Runs:
                     first.group,
                     range(here[0], here[-1] + 1),
                     rows,
-                    self._coordinates.stretches(rows),
                     mobility.formula(self._optimizer, group) if first.known else None,
                     here[0] in missing,
                     next((p for p in parameters if p.numel()), parameters[0]),

@@ -87,24 +87,22 @@ class Table:
         displacement, weighted = coordinates.row(motion.total), coordinates.row()
         free = displacement if motion.decay.travelled is None else coordinates.row(motion.total)
         net = displacement if motion.moves.origin is None else coordinates.row(motion.total)
-        rooms = *motion.scratch, coordinates.room()
-        for rows in coordinates.all_stretches:
-            moved, room, product = (r[: rows.stop - rows.start] for r in rooms)
-            torch.sub(motion.theta.rows[rows], motion.start[rows], out=moved)
+        for rows in coordinates.pieces():
+            moved = motion.theta.rows[rows] - motion.start[rows]
             coordinates.squares(moved, displacement[rows])
             if motion.moves.origin is not None:
-                coordinates.squares(torch.sub(motion.theta.rows[rows], motion.moves.origin[rows], out=room), net[rows])
+                coordinates.squares(motion.theta.rows[rows] - motion.moves.origin[rows], net[rows])
             if sketch is not None and self.sketch is not None:
                 sketch.add(moved, rows, self.sketch)
             if motion.decay.travelled is not None:
-                own = torch.add(motion.decay.travelled.high[rows], motion.decay.travelled.low[rows], out=room)
+                own = motion.decay.travelled.high[rows] + motion.decay.travelled.low[rows]
                 moved = moved.add_(own, alpha=self._factor) if motion.snapshots else own
                 coordinates.squares(moved, free[rows])
             m = motion.mobility.m
             if m is not None:
-                share = torch.add(m.high[rows], m.low[rows], out=product).reciprocal_()
+                share = torch.add(m.high[rows], m.low[rows]).reciprocal_()
                 share.nan_to_num_(nan=0.0, posinf=0.0).mul_(moved)  # what has no mobility has not moved
-                coordinates.dots([(share, moved, weighted[rows])], rooms[0][: rows.stop - rows.start])
+                coordinates.dots([(share, moved, weighted[rows])])
         return displacement, free, weighted, net
 
     def _totals(self, columns: _Columns, sections: list[int]) -> Tensor:

@@ -315,7 +315,7 @@ def test_a_copy_has_addresses_of_its_own() -> None:
     assert len(units) == 2
     assert units == {p._drawn[0].data_ptr() for p in (first.passes, second.passes) if p._drawn[0] is not None}
     into = second.vector()
-    assert torch.equal(second.gather_all([parameter], into), first.gather_all([parameter], first.vector()))
+    assert torch.equal(second.gather([parameter], into), first.gather([parameter], first.vector()))
     meter.close()
 
 

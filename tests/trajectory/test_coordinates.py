@@ -12,7 +12,7 @@ from torch.optim import SGD
 
 from lightning_speedlimit.trajectory import TrajectoryMeter, compiled
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.gathering import ROW, UNIT, Vector, dense
+from lightning_speedlimit.trajectory.gathering import ROW, UNIT, dense
 
 SINGLE = [torch.float32, torch.bfloat16, torch.float16, torch.complex64]
 DOUBLE = [torch.float64, torch.complex128]
@@ -92,14 +92,14 @@ def draws(draw: st.DrawFn) -> Drawn:
 def test_each_measured_coordinate_is_gathered_once(drawn: Drawn, layout: str, absent: bool) -> None:
     coordinates = drawn.coordinates
     vector = coordinates.vector()
-    found = coordinates.gather_all(drawn.parameters, vector).double().reshape(-1)
+    found = coordinates.gather(drawn.parameters, vector).double().reshape(-1)
     assert torch.equal(found, drawn.expected(drawn.parameters))
     others: list[Tensor | None] = [
         laid_out(tuple(p.shape), layout, p.dtype, 20 + i) for i, p in enumerate(drawn.parameters)
     ]
     if absent:
         others[0] = None
-    found = coordinates.gather_all(others, vector).double().reshape(-1)
+    found = coordinates.gather(others, vector).double().reshape(-1)
     assert torch.equal(found, drawn.expected(others))
     assert sum(coordinates.numbers) == sum(len(place) for place in drawn.places)
     assert coordinates.width == (ROW if coordinates.exact else UNIT)
@@ -110,7 +110,7 @@ def test_each_measured_coordinate_is_gathered_once(drawn: Drawn, layout: str, ab
 def test_rows_and_weights(drawn: Drawn) -> None:
     coordinates = drawn.coordinates
     vector = coordinates.vector()
-    coordinates.gather_all(drawn.parameters, vector)
+    coordinates.gather(drawn.parameters, vector)
     assert [r.start for r in coordinates.rows] == [0, *(r.stop for r in coordinates.rows[:-1])]
     assert coordinates.rows[-1].stop == coordinates.count == len(coordinates.weights)
     for i, (p, place, weight) in enumerate(zip(drawn.parameters, drawn.places, drawn.weights, strict=True)):
@@ -140,40 +140,26 @@ def test_sparse_gradients_count_duplicates_together(sampled: bool) -> None:
     sparse = torch.sparse_coo_tensor(
         torch.tensor([[1, 8, 1]]), torch.arange(15.0).view(3, 5), (9, 5), check_invariants=True
     )
-    found = drawn.coordinates.gather_all([sparse, torch.ones(3)], drawn.coordinates.vector())
+    found = drawn.coordinates.gather([sparse, torch.ones(3)], drawn.coordinates.vector())
     whole = torch.zeros(9, 5)
     whole[1], whole[8] = torch.arange(5.0) + torch.arange(10.0, 15.0), torch.arange(5.0, 10.0)
     assert torch.equal(found.double().reshape(-1), drawn.expected([whole, torch.ones(3)]))
 
 
-def test_some_rows_alone_leave_the_others_as_they_are() -> None:
+def test_some_parameters_alone_leave_the_others_as_they_are() -> None:
     parameters = [torch.full((n,), float(n)) for n in (5, 300, 9)]
     drawn = Drawn(parameters, seed=0, sampled=False)
     vector = drawn.coordinates.vector()
-    drawn.coordinates.gather_all(parameters, vector)
-    drawn.coordinates.gather([torch.zeros_like(p) for p in parameters], vector, drawn.coordinates.rows[1])
+    drawn.coordinates.gather(parameters, vector)
+    drawn.coordinates.gather([torch.zeros_like(parameters[1])], vector, first=1)
     assert torch.equal(vector.rows.double().reshape(-1), drawn.expected([parameters[0], None, parameters[2]]))
-
-
-@settings(max_examples=60)
-@given(draws(), st.integers(1, 4))
-def test_a_room_holds_one_stretch_after_the_other(drawn: Drawn, size: int) -> None:
-    """Whatever lay there before: what no coordinate fills is 0."""
-    coordinates = drawn.coordinates
-    room = Vector(torch.full((size, coordinates.width), math.nan, dtype=coordinates.dtype), room=True)
-    for low in range(0, coordinates.count, size):
-        rows = slice(low, min(low + size, coordinates.count))
-        found = coordinates.gather(coordinates.prepared(drawn.parameters), room, rows)
-        places = slice(rows.start * coordinates.width, rows.stop * coordinates.width)
-        assert torch.equal(found.double().reshape(-1), drawn.expected(drawn.parameters)[places])
-        assert found.data_ptr() == room.rows.data_ptr()
 
 
 @settings(max_examples=60)
 @given(draws(), layouts)
 def test_whether_a_vector_holds_what_is_there(drawn: Drawn, layout: str) -> None:
     coordinates, vector = drawn.coordinates, drawn.coordinates.vector()
-    coordinates.gather_all(drawn.parameters, vector)
+    coordinates.gather(drawn.parameters, vector)
     assert coordinates.holds(vector, drawn.parameters)
     again = [laid_out(tuple(p.shape), layout, p.dtype, 40) for p in drawn.parameters]
     for i, place in enumerate(drawn.places):
@@ -185,13 +171,13 @@ def test_whether_a_vector_holds_what_is_there(drawn: Drawn, layout: str) -> None
             assert coordinates.holds(vector, changed) == (not plain(drawn.parameters[i])[place].any())
 
 
-def test_stretches_cover_all_rows() -> None:
-    coordinates = Coordinates([torch.zeros(2_000_003)], [None], [None], [1.0])
-    pieces = coordinates.stretches(slice(0, coordinates.count))
-    assert len(pieces) > 2
+@pytest.mark.parametrize("size", [5, 2_000_003])
+def test_pieces_cover_all_rows(size: int) -> None:
+    coordinates = Coordinates([torch.zeros(size)], [None], [None], [1.0])
+    pieces = coordinates.pieces()
+    assert (len(pieces) > 2) == (size > 10)
     assert [p.start for p in pieces] == [0, *(p.stop for p in pieces[:-1])]
     assert pieces[-1].stop == coordinates.count
-    assert max(p.stop - p.start for p in pieces) <= len(coordinates.room())
 
 
 @pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
@@ -203,7 +189,7 @@ def test_products_of_rows(library: Any, drawn: bool, monkeypatch: pytest.MonkeyP
     coordinates = Coordinates([a], [units], [torch.ones(len(units)) if units is not None else None], [1.0])
     a, b = a.view(-1, coordinates.width), b.view(-1, coordinates.width)
     found, squared = torch.zeros(len(a)), torch.zeros(len(a), dtype=torch.float64)
-    coordinates.dots([(a, b, found)], torch.empty_like(a))
+    coordinates.dots([(a, b, found)])
     coordinates.squares(a, squared)
     exact, size = (a.double() * b.double()).sum(1), (a.double() * b.double()).abs().sum(1)
     # float32: a rounding of each product and of the eight levels of a sum in pairs
@@ -226,7 +212,7 @@ ODD = [
     ((4, 3, 3, 3), "channels_last"),
     ((6, 4), "sliced"),
     ((1, 1, 1, 1), "channels_last"),
-    ((140_001, 2), "contiguous"),  # more than a stretch
+    ((140_001, 2), "contiguous"),
     ((2, 70_001), "transposed"),
     ((50, 30, 10, 10), "channels_last"),
 ]

@@ -318,7 +318,7 @@ def test_tf32_does_not_reach_the_sums() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "options", "copies"),
-    [(SGD, {}, 7), (Adam, {}, 7), (AdamW, {"weight_decay": 0.1}, 9)],
+    [(SGD, {}, 6), (Adam, {}, 7), (AdamW, {"weight_decay": 0.1}, 9)],
     ids=["sgd", "adam", "adamw"],
 )
 def test_memory_on_the_device(kind: type[Optimizer], options: dict[str, Any], copies: int) -> None:
@@ -341,5 +341,5 @@ def test_memory_on_the_device(kind: type[Optimizer], options: dict[str, Any], co
         return found
 
     extra = (used(True) - used(False)) / bytes_of_a_copy
-    # On an accelerator a stretch is all of a vector: two more of scratch, and some thirty numbers for each row of 256.
-    assert copies + 2 <= extra < copies + 2.5
+    # Three more to work in, and some thirty numbers for each row of 256.
+    assert copies + 3 <= extra < copies + 3.5

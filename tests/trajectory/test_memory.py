@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer, RMSprop
 
-from lightning_speedlimit.trajectory import TrajectoryMeter, gathering
+from lightning_speedlimit.trajectory import TrajectoryMeter, compiled
 
-NUMEL = 1 << 21  # four stretches of a core
+NUMEL = 1 << 20
 
 
 @pytest.fixture
@@ -90,27 +90,32 @@ def copies_kept(meter: TrajectoryMeter, optimizer: Optimizer, weight: nn.Paramet
     return sum(size for place, size in sizes.items() if place not in own) / weight.untyped_storage().nbytes()
 
 
-# Vectors of all coordinates, and rooms for a stretch.
+# Vectors of all coordinates that stay, and those to work in: by operations, and where there are compiled passes.
 MEMORY = [
-    ("SGD", SGD, {}, {}, 6, 3),
-    ("SGD momentum", SGD, {"momentum": 0.9, "weight_decay": 0.1}, {}, 7, 3),
-    ("Adam", Adam, {}, {}, 7, 3),
-    ("AdamW", AdamW, {"weight_decay": 0.1}, {}, 9, 3),
-    ("AdamW without decay", AdamW, {"weight_decay": 0.0}, {}, 7, 3),
-    ("AdamW sampled", AdamW, {"weight_decay": 0.1}, {"measure_every_n_steps": 2}, 9, 3),
-    ("RMSprop", RMSprop, {}, {}, 7, 3),
-    ("RMSprop centered", RMSprop, {"centered": True}, {}, 7, 4),
-    ("RMSprop response", RMSprop, {"momentum": 0.9}, {"momentum_mobility": "response"}, 8, 3),
-    ("Adadelta", Adadelta, {}, {}, 8, 3),
+    ("SGD", SGD, {}, {}, 6, 3, 0),
+    ("SGD momentum", SGD, {"momentum": 0.9, "weight_decay": 0.1}, {}, 7, 3, 0),
+    ("Adam", Adam, {}, {}, 7, 3, 0),
+    ("AdamW", AdamW, {"weight_decay": 0.1}, {}, 9, 3, 0),
+    ("AdamW without decay", AdamW, {"weight_decay": 0.0}, {}, 7, 3, 0),
+    ("AdamW sampled", AdamW, {"weight_decay": 0.1}, {"measure_every_n_steps": 2}, 9, 3, 3),
+    ("RMSprop", RMSprop, {}, {}, 7, 3, 0),
+    ("RMSprop centered", RMSprop, {"centered": True}, {}, 7, 4, 4),
+    ("RMSprop response", RMSprop, {"momentum": 0.9}, {"momentum_mobility": "response"}, 8, 3, 3),
+    ("Adadelta", Adadelta, {}, {}, 8, 3, 3),
 ]
 
 
+@pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
 @pytest.mark.parametrize(
-    ("kind", "options", "meter_options", "vectors", "rooms"), [m[1:] for m in MEMORY], ids=[m[0] for m in MEMORY]
+    ("kind", "options", "meter_options", "vectors", "work", "least"),
+    [m[1:] for m in MEMORY],
+    ids=[m[0] for m in MEMORY],
 )
 def test_memory_in_vectors(
-    kind: type[Optimizer], options: dict[str, Any], meter_options: dict[str, Any], vectors: int, rooms: int
-) -> None:
+    kind: type[Optimizer], options: dict[str, Any], meter_options: dict[str, Any], vectors: int, work: int, least: int,
+    library: Any, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(compiled, "LIBRARY", library)
     weight = nn.Parameter(torch.zeros(NUMEL))
     optimizer = kind([weight], lr=0.01, **options)
     meter = TrajectoryMeter(optimizer, coordinates="all", **meter_options)
@@ -119,7 +124,7 @@ def test_memory_in_vectors(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     # On top some thirty numbers for each row of 256, twice as wide.
-    copies = vectors + rooms * gathering._CACHED / NUMEL
+    copies = vectors + (work if library is None else least)
     assert copies <= copies_kept(meter, optimizer, weight) < copies + 0.2
     meter.compute()
     assert copies <= copies_kept(meter, optimizer, weight) < copies + 0.2
@@ -173,10 +178,8 @@ def tensors_kept(drawn: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.mark.parametrize("drawn", ["all", 256])
 def test_views_are_not_kept_for_ever(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are ever new stretches: the views of them are kept up to a bound, each place for itself."""
+    """There are ever new runs: the views of their rows are kept up to a bound, each place for itself."""
     monkeypatch.setattr("lightning_speedlimit.trajectory.compiled.LIBRARY", None)
-    monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._AT_ONCE", 512)
-    monkeypatch.setattr("lightning_speedlimit.trajectory.gathering._CACHED", 512)
     few, many = (tensors_kept(drawn, most, monkeypatch) for most in (40, 10**9))
     assert few < 0.8 * many
 
