@@ -340,7 +340,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "after a joint step": (JointSteps, "end"),
     "the update": (Follower, "finish"),
     "after the update": (Follower, "finish"),
-    "half of the update": (Motion, "_add_update"),
+    "half of the update": (Motion, "_terms"),
     "before the update": (Follower, "force"),
     "the gradients": (Follower, "observe"),
     "after the gradients": (Follower, "observe"),

@@ -37,6 +37,10 @@ class Step(ctypes.Structure):
             setattr(self, name, tensor.data_ptr())
 
 
+class _Term(ctypes.Structure):
+    _fields_ = (("sum", ctypes.c_void_p), ("row", ctypes.c_void_p), ("n", ctypes.c_int64), ("factor", ctypes.c_double))
+
+
 def _found() -> ctypes.CDLL | None:
     """The library beside this file, of the same version as it."""
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
@@ -54,8 +58,8 @@ def _found() -> ctypes.CDLL | None:
             (library.holds, [pointer, *many]),
             (library.dots, [integer, *many, ctypes.c_float, pointer]),
             (library.close_step, [pointer, *many, pointer]),
-            (library.add, [integer, ctypes.c_double, pointer, pointer]),
-            (library.totals, [pointer, integer, pointer, integer, pointer, pointer, pointer]),
+            (library.add, [integer, pointer]),
+            (library.totals, [pointer, integer, pointer, integer, pointer, pointer, ctypes.c_double, pointer]),
             (library.squares, many),
             (library.scatter, [*many, pointer, pointer]),
         ]
@@ -66,7 +70,7 @@ def _found() -> ctypes.CDLL | None:
     return None
 
 
-VERSION = 1  # of what is asked of rows.c, and of what it does
+VERSION = 2  # of what is asked of rows.c, and of what it does
 LIBRARY = _found()
 
 
@@ -129,15 +133,16 @@ class Passes:
         a, b, out = ((ctypes.c_void_p * number)(*(t.data_ptr() for t in each)) for each in zip(*pairs, strict=True))
         self._library.dots(len(pairs[0][2]), self._width, number, a, b, scale, out)
 
-    def add(self, row: Tensor, factor: float, total: Tensor) -> None:
-        """total ← total + factor · row; float64."""
-        self._library.add(len(row), factor, row.data_ptr(), total.data_ptr())
+    def add(self, terms: Sequence[tuple[int, Tensor, float]]) -> None:
+        """sum ← sum + factor · row, of several (where the sum lies, row, factor); sums are float64."""
+        known: Any = [(place, row.data_ptr(), len(row), factor) for place, row, factor in terms]
+        self._library.add(len(terms), (_Term * len(terms))(*known))
 
-    def totals(self, row: Tensor, weights: Tensor | None, places: Any, into: Tensor) -> None:
-        """into[place] ← + Σ weight x over a number x of each row of the parameters there; None: weights of 1."""
+    def totals(self, row: Tensor, weights: Tensor | None, scale: float, places: Any, into: Any) -> None:
+        """into[place] ← + scale Σ weight x over a number x of each row of the parameters there; None: weights of 1."""
         pieces, number, wide = self._pieces.ctypes.data, len(self._sizes), row.dtype == torch.float64
         pointer = None if weights is None else weights.data_ptr()
-        self._library.totals(pieces, number, places.ctypes.data, wide, row.data_ptr(), pointer, into.data_ptr())
+        self._library.totals(pieces, number, places.ctypes.data, wide, row.data_ptr(), pointer, scale, into.ctypes.data)
 
     def squares(self, a: Tensor, out: Tensor) -> None:
         """out ← Σ a² of each row, float64."""

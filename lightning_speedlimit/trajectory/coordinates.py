@@ -85,19 +85,20 @@ class Coordinates(Layout):
         """Σ weight x over a number x of each row."""
         return torch.dot(row.to(self.weights.dtype), self.weights)
 
-    def totals(self, row: Tensor, places: Sequence[int], number: int) -> Tensor:
-        """(number,): Σ weight x over a number x of each row, of the parameters at each place; places: of each one."""
-        found, spread = (
-            torch.zeros(number, dtype=self.weights.dtype, device=self.device),
-            self._spread_of(places, number),
-        )
+    def totals(self, row: Tensor, places: Sequence[int], number: int, scale: float = 1.0) -> Tensor:
+        """(number,): scale Σ weight x over a number x of each row, of the parameters at each place.
+
+        Args:
+            places: of each parameter.
+        """
+        spread = self._spread_of(places, number)
         if self.passes is not None:
-            self.passes.totals(row, None if self._unweighted else self.weights, spread, found)
-            return found
-        weighted = row * self.weights
-        if number == 1:
-            return found.add_(weighted.sum())
-        return found.index_add_(0, spread, weighted)
+            found = np.zeros(number)
+            self.passes.totals(row, None if self._unweighted else self.weights, scale, spread, found)
+            return torch.from_numpy(found)
+        weighted, sums = row * self.weights, torch.zeros(number, dtype=self.weights.dtype, device=self.device)
+        sums = sums.add_(weighted.sum()) if number == 1 else sums.index_add_(0, spread, weighted)
+        return sums.mul_(scale)
 
     def _spread_of(self, places: Sequence[int], number: int) -> Any:
         """Of the parameters for passes; else those of all rows."""

@@ -10,7 +10,7 @@ from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.mobility import Scalar, number
 from lightning_speedlimit.trajectory.runs import Run
-from lightning_speedlimit.trajectory.sums import Pair, RowSums, masked, sum_dtype
+from lightning_speedlimit.trajectory.sums import Pair, RowSums, Term, masked, sum_dtype
 
 
 class Decay:
@@ -80,17 +80,15 @@ class Decay:
         free = self._cuts.at(run.rows)[0]
         return free if run.decoupled else free.copy_(squares)
 
-    def add(self, sums: RowSums, runs: list[Run], valid: Tensor | None) -> None:
-        """The step's sums."""
+    def terms(self, sums: RowSums, runs: list[Run], valid: Tensor | None) -> list[Term]:
+        """What the step adds to the sums."""
         if self.travelled is None:
-            return
+            return []
         self.travelled.added()
-        for run in runs:
-            if run.decoupled:
-                work = masked(self._cuts.at(run.rows)[1], valid)
-                sums.add("work_decay", work, _share(run), run.rows)
         sums.begin("free_squares", "squares")  # what went before had no decay
-        sums.add("free_squares", masked(self._squares, valid))
+        works = [(run, masked(self._cuts.at(run.rows)[1], valid)) for run in runs if run.decoupled]
+        found = [Term("work_decay", work, _share(run), run.rows) for run, work in works]
+        return [*found, Term("free_squares", masked(self._squares, valid))]
 
 
 def _share(run: Run) -> Scalar:

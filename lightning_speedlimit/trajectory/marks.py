@@ -22,14 +22,22 @@ class Marks:
     def __init__(self, tensors: Sequence[Tensor | None] = ()) -> None:
         self._memory: list[int] = []
         self._others: list[Any] = []
+        self._marks: list[tuple[int, ...] | None] = []
         for tensor in tensors:
-            if tensor is None:
-                continue
-            try:
-                self._memory.append(tensor.untyped_storage()._weak_ref())  # type: ignore[arg-type]
-            except _NO_MEMORY:
-                self._others.append(weakref.ref(tensor))
-        self._marks = _marks(tensors, 0)
+            self._marks.append(None if tensor is None else self._marked(tensor))
+
+    def _marked(self, tensor: Tensor) -> tuple[int, ...]:
+        """What tells the tensor, whose memory is referred to from here on."""
+        try:
+            memory = tensor.untyped_storage()
+            self._memory.append(memory._weak_ref())  # type: ignore[arg-type]
+        except _NO_MEMORY:
+            self._others.append(weakref.ref(tensor))
+            return _mark(tensor, 0)
+        try:
+            return id(tensor), memory._cdata, tensor._version, tensor.data_ptr()
+        except _NO_MEMORY:
+            return _mark(tensor, 0)
 
     def __del__(self, free: Callable[[int], object] = UntypedStorage._free_weak_ref) -> None:
         for memory in self._memory:

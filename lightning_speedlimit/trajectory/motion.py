@@ -29,7 +29,7 @@ from lightning_speedlimit.trajectory.overlap import Overlap
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.settings import Settings
 from lightning_speedlimit.trajectory.shards import gradient_of
-from lightning_speedlimit.trajectory.sums import RowSums, RunningSum, masked, sum_dtype
+from lightning_speedlimit.trajectory.sums import RowSums, RunningSum, Term, masked, sum_dtype
 
 
 class Motion:
@@ -122,10 +122,13 @@ class Motion:
                 left θ alone. measured: False: only the update before is still to be summed up.
         """
         self.moves.settled()
-        self._add_met(valid, measured=measured)
+        terms = self._met_terms(valid, measured=measured)
         self.closed = True
         if self.overlap is not None:
             self.overlap.keep(self.gradient, valid, measured=measured)
+        if not measured or self.snapshots:
+            self.sums.add(terms)
+            terms = []
         if not measured:
             self.coordinates.gather(self.coordinates.parameters, self.theta)
             self._count_unmeasured()
@@ -139,31 +142,43 @@ class Motion:
         if valid is not None or not self._closed_at_once(runs, answers):
             self._close_by_operations(runs, answers, valid)
         for run, answer in zip(runs, answers, strict=True):
-            if run.coupled:
-                self.sums.add("l2_drop", masked(self._l2_drop[run.rows], valid), 0.5 * run.coupled, run.rows)
-            free = self.decay.squares(run, self._cuts.at(run.rows)[1])
-            if answer is not None:
-                work, factor = answer.work(free)
-                self.sums.add("work_action", masked(work, valid), factor, run.rows)
+            terms += self._terms(run, answer, rates, valid)
         if self.mobility.m is not None:
             self.mobility.m.added()
-        self._add_update(runs, rates, valid)
+        if valid is not None:
+            self.squares.copy_(masked(self.squares, valid))
+        self.sums.add([*terms, *self.decay.terms(self.sums, runs, valid), Term("squares", self.squares)])
+        self._wait(valid)
         if waited is not None and valid is not None:
             torch.where(valid, self.update, waited, out=self.update)
         self.waiting = True
 
-    def _add_met(self, valid: Tensor | None, *, measured: bool) -> None:
+    def _met_terms(self, valid: Tensor | None, *, measured: bool) -> list[Term]:
         """f_k·u_k and f_{k+1}·u_k of the update that waited."""
         if not self._met:
-            return
-        self.sums.add("work_met", masked(self.last, valid))
-        self.sums.add("work_anti_ito", masked(self.anti, valid))
+            return []
+        found = [Term("work_met", masked(self.last, valid)), Term("work_anti_ito", masked(self.anti, valid))]
         if self.overlap is not None:
-            self.overlap.add(self.sums, valid)
+            found += self.overlap.terms(valid)
         self._met, self.waiting = False, valid is not None
         if valid is not None and not measured:  # no update takes its place: it must not meet another gradient
             for waited in (self.update, self.last):
                 torch.where(valid, torch.zeros_like(waited), waited, out=waited)
+        return found
+
+    def _terms(self, run: Run, answer: Answer | None, rates: list[Scalar], valid: Tensor | None) -> list[Term]:
+        """What a run adds to the sums, but for what all runs do."""
+        found, squares = list[Term](), self._cuts.at(run.rows)[1]
+        if run.coupled:
+            found.append(Term("l2_drop", masked(self._l2_drop[run.rows], valid), 0.5 * run.coupled, run.rows))
+        free = self.decay.squares(run, squares)
+        if answer is not None:
+            work, factor = answer.work(free)
+            found.append(Term("work_action", masked(work, valid), factor, run.rows))
+        if self.per_rate:
+            rate = rates[run.index] if run.index < len(rates) else 0.0  # of a group that is gone: it does not move
+            found.append(Term("action", _over(masked(squares, valid), rate), rows=run.rows))
+        return found
 
     def _count_unmeasured(self) -> None:
         """What a response so far remembers of a step that is not measured."""
@@ -218,19 +233,12 @@ class Motion:
             if answer is not None:
                 answer.add(self._cuts.at(run.rows)[0], mask_ready=bool(run.decoupled))
 
-    def _add_update(self, runs: list[Run], rates: list[Scalar], valid: Tensor | None) -> None:
-        """What the step adds to the sums; −f_k·u_k waits for the next gradient."""
+    def _wait(self, valid: Tensor | None) -> None:
+        """−f_k·u_k waits for the next gradient."""
         if valid is None:
-            self.last.copy_(self.work)
+            self.last, self.work = self.work, self.last
         else:
-            self.squares.copy_(masked(self.squares, valid))
             self.last.copy_(torch.where(valid, self.work, self.last) if self.waiting else masked(self.work, valid))
-        self.decay.add(self.sums, runs, valid)
-        self.sums.add("squares", self.squares)
-        if self.per_rate:
-            for run in runs:
-                rate = rates[run.index] if run.index < len(rates) else 0.0  # of a group that is gone: it does not move
-                self.sums.add("action", _over(self._cuts.at(run.rows)[1], rate), rows=run.rows)
 
     def share_path(self, squared: Tensor) -> None:
         """‖u‖²/‖u of all‖ of each row, now that ‖u of all‖² of the joint step is known."""
@@ -238,11 +246,11 @@ class Motion:
             share: Scalar = 1.0 / max(math.sqrt(squared), self._little)
         else:
             share = squared.sqrt().clamp_min(self._little).reciprocal()
-        self.sums.add("path_length", self.squares, share)
+        self.sums.add([Term("path_length", self.squares, share)])
 
     def layer_squares(self, number: int) -> Tensor:
         """‖u‖² of the last step in each of so many layers."""
-        return self.coordinates.totals(self.squares, self._layer, number).mul_(self.coordinates.unscaled)
+        return self.coordinates.totals(self.squares, self._layer, number, self.coordinates.unscaled)
 
     def now(self) -> Tensor:
         """θ as it is."""

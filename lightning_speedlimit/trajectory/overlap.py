@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.coordinates import Coordinates
 from lightning_speedlimit.trajectory.gathering import Vector
-from lightning_speedlimit.trajectory.sums import RowSums, masked
+from lightning_speedlimit.trajectory.sums import Term, masked
 
 
 class Overlap:
@@ -27,11 +27,12 @@ class Overlap:
         now = gradient.rows
         return [(now, self.before.rows, self._signal), (now, now, self._squares)]
 
-    def add(self, sums: RowSums, valid: Tensor | None) -> None:
-        """The products go into the sums; valid: False where g_k is of no step."""
+    def terms(self, valid: Tensor | None) -> list[Term]:
+        """What the products add to the sums; valid: False where g_k is of no step."""
         known = self.known if valid is None else valid & self.known
-        sums.add("gradient_signal", masked(self._signal, known))
-        sums.add("gradient_noise", masked(self._squares - self._signal, known))
+        signal, squares = masked(self._signal, known), masked(self._squares, known)
+        noise = Term("gradient_noise", squares), Term("gradient_noise", signal, -1.0)
+        return [Term("gradient_signal", signal), *noise]
 
     def keep(self, gradient: Vector, valid: Tensor | None, *, measured: bool) -> None:
         """g_k will be the next one's g_{k−1}, unless it is of no step: then the one before it is.

@@ -112,16 +112,24 @@ PASS void dots(int64_t rows, int64_t width, int64_t pairs, const float *const *a
     }
 }
 
-/* sum <- sum + factor row. */
-PASS void add(int64_t n, double factor, const float *row, double *sum) {
-    for (int64_t i = 0; i < n; i++)
-        sum[i] += factor * row[i];
+/* sum <- sum + factor row, n numbers. */
+typedef struct {
+    double *sum;
+    const float *row;
+    int64_t n;
+    double factor;
+} Term;
+
+PASS void add(int64_t count, const Term *terms) {
+    for (const Term *t = terms; t < terms + count; t++)
+        for (int64_t i = 0; i < t->n; i++)
+            t->sum[i] += t->factor * t->row[i];
 }
 
-/* out[place of a parameter] += the sum of a number of each of its rows (double where `wide`), each as often as it
-   counts; NULL: once. */
+/* out[place of a parameter] += scale times the sum of a number of each of its rows (double where `wide`), each as
+   often as it counts; NULL: once. */
 PASS void totals(const Piece *pieces, int64_t count, const int64_t *places, int64_t wide, const void *row,
-                 const double *weights, double *out) {
+                 const double *weights, double scale, double *out) {
     const double *doubles = row;
     const float *floats = row;
     for (int64_t p = 0; p < count; p++) {
@@ -130,7 +138,7 @@ PASS void totals(const Piece *pieces, int64_t count, const int64_t *places, int6
         for (int64_t i = first; i < end; i += LANES)
             for (int64_t j = 0; j < LANES && i + j < end; j++)
                 lanes[j] += (wide ? doubles[i + j] : floats[i + j]) * (weights ? weights[i + j] : 1.0);
-        out[places[p]] += sum_of(lanes);
+        out[places[p]] += scale * sum_of(lanes);
     }
 }
 
@@ -215,6 +223,6 @@ PASS void scatter(int64_t rows, int64_t width, const float *a, const double *sha
 }
 
 /* Whoever calls compares these: a library that was built of other lines is left alone. */
-int version(void) { return 1; }
+int version(void) { return 2; }
 
 int size_of_step(void) { return (int)sizeof(Step); }

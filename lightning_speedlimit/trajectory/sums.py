@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -23,6 +26,7 @@ SUMS = (
     "gradient_noise",  # Σ (‖g_k‖² − g_k·g_{k−1}) over those steps
 )
 NEGATIVE = ("work_met", "work_anti_ito", "l2_drop")  # products with −f
+_DOUBLE = 8  # bytes
 _RENORMALISED = 64  # additions to `Pair.low` between two renormalisations: it rounds to 4e-6 of itself at most
 
 
@@ -93,6 +97,18 @@ class RunningSum:
         return first - rest[0] if rest else first.clone()
 
 
+class Term(NamedTuple):
+    """What is added to the sum of a name: factor · row, the row as `Coordinates.dots` makes it, scaled.
+
+    rows: where; None: at all.
+    """
+
+    name: str
+    row: Tensor
+    factor: float | Tensor = 1.0
+    rows: slice | None = None
+
+
 class RowSums:
     """SUMS of each row; those that nothing has been added to take no memory.
 
@@ -105,14 +121,21 @@ class RowSums:
         self._weights, self._count, self._unscaled, self._passes = weights, len(weights), unscaled, passes
         self.known: dict[str, RunningSum] = {}
 
-    def add(self, name: str, row: Tensor, factor: float | Tensor = 1.0, rows: slice | None = None) -> None:
-        """S[rows] ← S[rows] + factor · row, where the row is as `Coordinates.dots` makes it, scaled."""
-        known = self._sum(name)
-        if self._passes is not None and not isinstance(factor, Tensor):
-            self._passes.add(row, factor * self._unscaled, known.cuts.at(rows or slice(0, self._count))[0])
+    def add(self, terms: Sequence[Term]) -> None:
+        """S[rows] ← S[rows] + factor · row for each."""
+        numbers = [term.factor for term in terms if not isinstance(term.factor, Tensor)]
+        if self._passes is not None and len(numbers) == len(terms):
+            found = zip(map(self._place, terms), (term.row for term in terms), numbers, strict=True)
+            self._passes.add([(place, row, factor * self._unscaled) for place, row, factor in found])
             return
-        whole = rows is None or (rows.start == 0 and rows.stop == self._count)
-        known.add_(row, factor * self._unscaled, None if whole else rows)
+        for name, row, factor, rows in terms:
+            whole = rows is None or (rows.start == 0 and rows.stop == self._count)
+            self._sum(name).add_(row, factor * self._unscaled, None if whole else rows)
+
+    def _place(self, term: Term) -> int:
+        """Where a term is added, in memory."""
+        first = 0 if term.rows is None else term.rows.start
+        return self._sum(term.name).value.data_ptr() + _DOUBLE * first
 
     def begin(self, name: str, like: str) -> None:
         """A sum that was the same as another one up to now."""

@@ -111,7 +111,7 @@ class Table:
         none = 0.0 * self._factor  # NaN where no step was measured
         found = coordinates.weights.new_full((len(COLUMNS), number), none)
         for name, (column, scale) in columns.items():
-            torch.mul(coordinates.totals(column, sections, number), scale, out=found[COLUMNS.index(name)])
+            found[COLUMNS.index(name)] = coordinates.totals(column, sections, number, scale)
         return found.T
 
     def _covariances(self, columns: _Columns) -> dict[int, Tensor]:
