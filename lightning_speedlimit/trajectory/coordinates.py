@@ -124,9 +124,11 @@ class Coordinates(Layout):
         self.dots([(vector, vector, own)])
         return self.total(own) / self.scale
 
-    def rest(self, i: int) -> Tensor:
-        """1 − π of parameter i's rows."""
-        return 1.0 - self.shares[i] / self.weights[self.rows[i]]
+    def chances_missed(self) -> Tensor:
+        """(count,): n/(n − 1) (1 − π), n the units of the row's parameter that may be missed."""
+        spread = [n / max(n - 1, 1) for n in self.counts]
+        missed = 1.0 - self.of_each(self.shares, self.weights.dtype) / self.weights
+        return missed * self.of_each(spread, self.weights.dtype)
 
     def of_each(self, numbers: Sequence[float], dtype: torch.dtype) -> Tensor:
         """(count,): a number of each parameter at all its rows."""

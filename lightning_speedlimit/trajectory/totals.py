@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -119,23 +120,30 @@ class Table:
 
         Hájek's approximation of the variance of a systematic draw with unequal chances (J. Hájek, Ann. Math. Stat.
         35, 1964); e_i are the units' weighted contributions, to first order: to ‖u‖ half of ‖u_i‖²/‖u‖.
+
+        With c_i = n_h/(n_h − 1) (1 − π_i) it is Σ_i c_i e_i e_iᵀ − Σ_h (Σ c_i e_i)(Σ c_i e_i)ᵀ/Σ c_i.
         """
-        coordinates = self.motion.coordinates
-        found: dict[int, Tensor] = {}
-        for i, member in enumerate(self.motion.members):
-            known = found.setdefault(member.group, coordinates.weights.new_zeros(len(COLUMNS), len(COLUMNS)))
-            number = coordinates.counts[i]
-            if number == 0 or coordinates.exact:
-                continue
-            rest, here = coordinates.rest(i), coordinates.rows[i]
-            product, mean = torch.zeros_like(known), known.new_zeros(len(COLUMNS))
-            for low, part in zip(range(here.start, here.stop, _PIECE), torch.split(rest, _PIECE), strict=True):
-                own = self._contributions(columns, slice(low, low + len(part)))
-                product.addmm_(own * part, own.T)
-                mean.addmv_(own, part)
-            if number > 1:
-                product.addr_(mean, mean / rest.sum().clamp_min(_LITTLE), alpha=-1.0)
-            known.add_(product, alpha=number / max(number - 1, 1))
+        coordinates, members = self.motion.coordinates, self.motion.members
+        none = coordinates.weights.new_zeros(len(COLUMNS), len(COLUMNS))
+        found = {member.group: none.clone() for member in members}
+        if coordinates.exact:
+            return found
+        places, c = range(len(members)), coordinates.chances_missed()
+        sums = none.new_zeros(len(COLUMNS), len(members))
+        for name, (column, scale) in columns.items():
+            sums[COLUMNS.index(name)] = coordinates.totals(column * c, places, len(places), _first_order(name, scale))
+        several = torch.tensor([float(number > 1) for number in coordinates.counts], dtype=c.dtype, device="cpu")
+        wholes = coordinates.totals(c / coordinates.weights, places, len(places)).clamp_min(_LITTLE)
+        means = sums * (several.to(c.device, non_blocking=True) / wholes)  # of one unit alone there is none
+        for group, neighbours in itertools.groupby(places, lambda i: members[i].group):
+            here = list(neighbours)
+            first, last = here[0], here[-1]
+            low, high = coordinates.rows[first].start, coordinates.rows[last].stop
+            for start in range(low, high, _PIECE):
+                rows = slice(start, min(start + _PIECE, high))
+                own = self._contributions(columns, rows)
+                found[group].addmm_(own * c[rows], own.T)
+            found[group].addmm_(means[:, first : last + 1], sums[:, first : last + 1].T, alpha=-1.0)
         return found
 
     def _contributions(self, columns: _Columns, rows: slice) -> Tensor:
@@ -143,8 +151,7 @@ class Table:
         weights = self.motion.coordinates.weights[rows]
         found = weights.new_zeros(len(COLUMNS), len(weights))
         for name, (column, scale) in columns.items():
-            half = 0.5 if name == "path_length" else 1.0
-            torch.mul(weights, column[rows], out=found[COLUMNS.index(name)]).mul_(half * scale)
+            torch.mul(weights, column[rows], out=found[COLUMNS.index(name)]).mul_(_first_order(name, scale))
         return found
 
     # -- on the host -----------------------------------------------------------------------------------------
@@ -182,6 +189,11 @@ class Table:
         inertia = UNKNOWN if run.formula is None or effective else run.formula.inertia(run.group)
         group = f"{self.place} {section.group} {effective}"
         return SectionTotals(section.layer, group, effective, dict(zip(NAMES, sums, strict=True)), inertia)
+
+
+def _first_order(name: str, scale: float) -> float:
+    """What a row of a column is multiplied by for what it contributes."""
+    return 0.5 * scale if name == "path_length" else scale
 
 
 def _named(columns: Tensor, factor: float) -> Numbers:
