@@ -11,12 +11,11 @@ from torch.optim import Optimizer
 from lightning_speedlimit.trajectory import mobility
 from lightning_speedlimit.trajectory.compiled import Sources, Step
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.mobility import Root, Scalar, number
 from lightning_speedlimit.trajectory.runs import Run
 from lightning_speedlimit.trajectory.shards import local
-from lightning_speedlimit.trajectory.sums import Pair
+from lightning_speedlimit.trajectory.sums import Pair, cut
 
 
 class AccumulatedMobility:
@@ -27,7 +26,6 @@ class AccumulatedMobility:
         self.m: Pair | None = None
         self.averages: Tensor | None = None  # B_k of RMSprop with momentum, where the response is its mobility
         self.work = coordinates.row()  # Σ u²/μ of each row, of the last step
-        self.cuts = Cuts(self.work)
         self._like = like
         self._rooms: dict[str, Vector] = {}  # of what has been gathered of the state, but for one entry
 
@@ -57,7 +55,7 @@ class AccumulatedMobility:
         found = {}
         for i, name in enumerate(run.names):
             if name == run.formula.before:
-                found[name] = self._rooms[name].at(run.rows)
+                found[name] = cut(self._rooms[name].rows, run.rows)
             else:
                 found[name] = self._gather(run, name, self.coordinates.room if i == 0 else None)
         if self.averages is not None:
@@ -69,7 +67,7 @@ class AccumulatedMobility:
         if room is None:
             room = self._rooms[name] = self._rooms.get(name) or self.coordinates.vector()
         self.coordinates.gather(own, room, run.members.start)
-        return room.at(run.rows)
+        return cut(room.rows, run.rows)
 
     def state(self, run: Run, name: str) -> list[Tensor | None]:
         """An entry of the optimizer's state, of each of the run's parameters."""
@@ -95,7 +93,7 @@ class AccumulatedMobility:
             return
         write = run.formula.evaluate(run.group, {})[1]
         assert write is not None
-        write(self.entries(run), self.coordinates.scratch.at(run.rows)[1])
+        write(self.entries(run), cut(self.coordinates.scratch[1], run.rows))
 
     def start_response(self, run: Run) -> None:
         """B of a fresh optimizer is 0; of one that has been running, the steady value."""
@@ -140,7 +138,7 @@ class Answer:
     def add(self, update: Tensor, *, mask_ready: bool) -> None:
         """update: at the run's rows. mask_ready: the first scratch holds 1 where u ≠ 0, else 0."""
         coordinates, rows = self._known.coordinates, self._run.rows
-        (moved, out), (low,), (work,) = coordinates.scratch.at(rows), self._m.cuts.at(rows), self._known.cuts.at(rows)
+        moved, out, low, work = (cut(x, rows) for x in (*coordinates.scratch, self._m.low, self._known.work))
         if not mask_ready:
             torch.ne(update, 0.0, out=moved)
         if self._write is not None:
@@ -181,8 +179,7 @@ class Answer:
     def work(self, free: Tensor) -> tuple[Tensor, float]:
         """Σ u²/μ of the run's rows, as `Coordinates.dots` scales it, and a factor to it; free: ‖u‖² without decay."""
         if self._write is not None:
-            work = self._known.cuts.at(self._run.rows)[0]
-            return work, 1.0 / self._numerator if self._numerator else 0.0
+            return cut(self._known.work, self._run.rows), 1.0 / self._numerator if self._numerator else 0.0
         mu = self._mu
         if isinstance(mu, Tensor):
             return torch.where(free == 0, torch.zeros_like(free), free / mu), 1.0

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.gathering import UNIT, Layout
 from lightning_speedlimit.trajectory.sums import sum_dtype
 
@@ -58,9 +57,9 @@ class Coordinates(Layout):
         self.weights = weights.to(self.device, sum_dtype(self.device), non_blocking=True)
 
     @functools.cached_property
-    def scratch(self) -> Cuts:
+    def scratch(self) -> tuple[Tensor, Tensor]:
         """Two matrices of rows for what is needed at once, where torch walks operation by operation."""
-        return Cuts(self.zeros(), self.zeros())
+        return self.zeros(), self.zeros()
 
     def dots(self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         """out ← scale · Σ a b of each row, of several (a, b, out).

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from lightning_speedlimit.trajectory.compiled import Step
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.mobility import Scalar, number
 from lightning_speedlimit.trajectory.runs import Run
-from lightning_speedlimit.trajectory.sums import Pair, RowSums, Term, masked, sum_dtype
+from lightning_speedlimit.trajectory.sums import Pair, RowSums, Term, cut, masked, sum_dtype
 
 
 class Decay:
@@ -27,7 +26,6 @@ class Decay:
         self._coordinates, self._start, self._sampled = coordinates, start, sampled
         # Of each row, of the last step: ‖u‖² without decay and −f·θ_k, as `coordinates.dots` makes them.
         self._squares, self._work = coordinates.row(), coordinates.row()
-        self._cuts = Cuts(self._squares, self._work)
 
     def begin(self, runs: list[Run], theta: Tensor) -> None:
         """Before a step's updates are seen: it may be the first one with decay."""
@@ -44,9 +42,10 @@ class Decay:
         """
         if self.travelled is None:
             return
-        coordinates, low = self._coordinates, self.travelled.cuts.at(run.rows)[0]
+        coordinates, low = self._coordinates, cut(self.travelled.low, run.rows)
+        update, theta, gradient = (cut(x, run.rows) for x in (update, theta, gradient))
         if run.decoupled:
-            (room, _), (squares, work) = coordinates.scratch.at(run.rows), self._cuts.at(run.rows)
+            room, squares, work = (cut(x, run.rows) for x in (coordinates.scratch[0], self._squares, self._work))
             decay = _share(run) if valid is None else _share(run) * valid.to(sum_dtype(update.device))
             if isinstance(decay, Tensor) or self._sampled:
                 update.add_(torch.mul(theta, decay, out=room))
@@ -77,7 +76,7 @@ class Decay:
         """‖u‖² without decay at the run's rows; squares: with it."""
         if self.travelled is None:
             return squares
-        free = self._cuts.at(run.rows)[0]
+        free = cut(self._squares, run.rows)
         return free if run.decoupled else free.copy_(squares)
 
     def terms(self, sums: RowSums, runs: list[Run], valid: Tensor | None) -> list[Term]:
@@ -86,7 +85,7 @@ class Decay:
             return []
         self.travelled.added()
         sums.begin("free_squares", "squares")  # what went before had no decay
-        works = [(run, masked(self._cuts.at(run.rows)[1], valid)) for run in runs if run.decoupled]
+        works = [(run, masked(cut(self._work, run.rows), valid)) for run in runs if run.decoupled]
         found = [Term("work_decay", work, _share(run), run.rows) for run, work in works]
         return [*found, Term("free_squares", masked(self._squares, valid))]
 

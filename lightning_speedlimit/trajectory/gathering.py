@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory import compiled
-from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.shards import are_sharded, local
 
 HOST = ("cpu",)  # devices whose memory can be read without waiting for them
@@ -54,11 +53,6 @@ class Vector:
 
     def __init__(self, layout: Layout) -> None:
         self.rows, self._layout = layout.zeros(), layout
-        self._cuts = Cuts(self.rows)
-
-    def at(self, rows: slice) -> Tensor:
-        """Some of its rows."""
-        return self._cuts.at(rows)[0]
 
     @functools.cached_property
     def places(self) -> list[_Place]:

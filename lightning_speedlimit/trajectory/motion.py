@@ -22,14 +22,13 @@ from torch.optim import Optimizer
 from lightning_speedlimit.trajectory.accumulated import AccumulatedMobility, Answer
 from lightning_speedlimit.trajectory.compiled import Step
 from lightning_speedlimit.trajectory.coordinates import Coordinates
-from lightning_speedlimit.trajectory.cuts import Cuts
 from lightning_speedlimit.trajectory.decay import Decay
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.overlap import Overlap
 from lightning_speedlimit.trajectory.runs import Member, Run, Runs
 from lightning_speedlimit.trajectory.settings import Settings
 from lightning_speedlimit.trajectory.shards import gradient_of
-from lightning_speedlimit.trajectory.sums import RowSums, RunningSum, Term, masked, sum_dtype
+from lightning_speedlimit.trajectory.sums import RowSums, RunningSum, Term, cut, masked, sum_dtype
 
 
 class Motion:
@@ -59,7 +58,6 @@ class Motion:
         self.waiting = False  # `update` has met no gradient yet
         self.missing: list[int] = []
         self.runs = Runs(optimizer, coordinates, members)
-        self._cuts = Cuts(self.update, self.squares)
         self._met = False
         self.snapshot: Tensor | None = None  # of the sums before the last measured step's own
         layers = settings.layers
@@ -104,9 +102,9 @@ class Motion:
         self.mobility.keep(runs)
         for run in runs:
             if run.group.get("maximize", False) and not run.missing:
-                self.gradient.at(run.rows).neg_()
+                cut(self.gradient.rows, run.rows).neg_()
             if run.coupled:
-                self.gradient.at(run.rows).add_(self.theta.at(run.rows), alpha=run.coupled)
+                cut(self.gradient.rows, run.rows).add_(cut(self.theta.rows, run.rows), alpha=run.coupled)
         self._met = self.waiting
         if self.waiting:
             pairs = [(self.gradient.rows, self.update, self.anti)]
@@ -168,9 +166,9 @@ class Motion:
 
     def _terms(self, run: Run, answer: Answer | None, rates: list[Scalar], valid: Tensor | None) -> list[Term]:
         """What a run adds to the sums, but for what all runs do."""
-        found, squares = list[Term](), self._cuts.at(run.rows)[1]
+        found, squares = list[Term](), cut(self.squares, run.rows)
         if run.coupled:
-            found.append(Term("l2_drop", masked(self._l2_drop[run.rows], valid), 0.5 * run.coupled, run.rows))
+            found.append(Term("l2_drop", masked(cut(self._l2_drop, run.rows), valid), 0.5 * run.coupled, run.rows))
         free = self.decay.squares(run, squares)
         if answer is not None:
             work, factor = answer.work(free)
@@ -218,20 +216,19 @@ class Motion:
 
     def _close_by_operations(self, runs: list[Run], answers: Sequence[Answer | None], valid: Tensor | None) -> None:
         """u, ‖u‖² and −f·u; of decoupled decay the rest, and of an L2 term what it lost. θ_k gives way to θ_{k+1}."""
-        coordinates, theta, update = self.coordinates, self.theta.rows, self.update
+        coordinates, theta, update, gradient = self.coordinates, self.theta.rows, self.update, self.gradient.rows
         after = coordinates.gather(coordinates.parameters, coordinates.room)
         torch.sub(after, theta, out=update)
         coordinates.dots([(update, update, self.squares)])
         for run in runs:  # from here on the first scratch is 1 where u ≠ 0, else 0, of those with decoupled decay
-            at = run.rows
-            self.decay.take_out(run, self._cuts.at(at)[0], self.theta.at(at), self.gradient.at(at), valid)
-        coordinates.dots([(self.gradient.rows, update, self.work)])
+            self.decay.take_out(run, update, theta, gradient, valid)
+        coordinates.dots([(gradient, update, self.work)])
         if any(run.coupled for run in runs):  # ½w (‖θ_{k+1}‖² − ‖θ_k‖²) = ½w (θ_k + θ_{k+1})·u
             coordinates.dots([(theta + after, update, self._l2_drop)])
         theta.copy_(after)
         for run, answer in zip(runs, answers, strict=True):
             if answer is not None:
-                answer.add(self._cuts.at(run.rows)[0], mask_ready=bool(run.decoupled))
+                answer.add(cut(update, run.rows), mask_ready=bool(run.decoupled))
 
     def _wait(self, valid: Tensor | None) -> None:
         """−f_k·u_k waits for the next gradient."""

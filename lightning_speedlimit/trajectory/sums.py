@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_speedlimit.trajectory.compiled import Passes
-from lightning_speedlimit.trajectory.cuts import Cuts
 
 # Sums over the run of each row. Of drawn coordinates they are unweighted; the signs are those of −f.
 SUMS = (
@@ -48,6 +47,11 @@ def masked(row: Tensor, valid: Tensor | bool | None) -> Tensor:
     return torch.where(valid, row, torch.zeros_like(row)) if isinstance(valid, Tensor) else row
 
 
+def cut(tensor: Tensor, rows: slice) -> Tensor:
+    """Some of its rows; all of them are the tensor itself: no operation."""
+    return tensor if rows.stop - rows.start == len(tensor) else tensor[rows]
+
+
 class RunningSum:
     """S ← S + x for a tensor of any shape: float64, or float32 with Kahan's correction carried along.
 
@@ -59,17 +63,16 @@ class RunningSum:
         self.dtype = dtype or sum_dtype(device)
         self.value = torch.zeros(shape, dtype=self.dtype, device=device)
         self.correction = None if self.dtype == torch.float64 else torch.zeros_like(self.value)
-        self.cuts = Cuts(self.value)
 
     def add_(self, increment: Tensor, alpha: float | Tensor = 1.0, rows: slice | None = None) -> None:
         """S[rows] ← S[rows] + alpha x."""
         if isinstance(alpha, Tensor):
             increment, alpha = increment * alpha, 1.0
-        value = self.value if rows is None else self.value[rows]
+        value = self.value if rows is None else cut(self.value, rows)
         if self.correction is None:
             value.add_(increment, alpha=alpha)
             return
-        correction = self.correction if rows is None else self.correction[rows]
+        correction = self.correction if rows is None else cut(self.correction, rows)
         corrected = increment.to(self.dtype) * alpha - correction
         total = value + corrected
         correction.copy_((total - value) - corrected)
@@ -129,8 +132,7 @@ class RowSums:
             self._passes.add([(place, row, factor * self._unscaled) for place, row, factor in found])
             return
         for name, row, factor, rows in terms:
-            whole = rows is None or (rows.start == 0 and rows.stop == self._count)
-            self._sum(name).add_(row, factor * self._unscaled, None if whole else rows)
+            self._sum(name).add_(row, factor * self._unscaled, rows or slice(0, self._count))
 
     def _place(self, term: Term) -> int:
         """Where a term is added, in memory."""
@@ -170,7 +172,6 @@ class Pair:
 
     def __init__(self, like: Tensor) -> None:
         self.high, self.low = torch.zeros_like(like), torch.zeros_like(like)
-        self.cuts = Cuts(self.low)
         self.count = 0
 
     def added(self) -> None:

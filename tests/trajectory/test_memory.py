@@ -158,30 +158,22 @@ def test_drawn_coordinates_are_all_that_is_kept() -> None:
     meter.close()
 
 
-def tensors_kept(drawn: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """After steps in which other parameters are without a gradient each time."""
-    monkeypatch.setattr("lightning_speedlimit.trajectory.cuts.MOST", most)
-    parameters = [nn.Parameter(torch.randn(30)) for _ in range(40)]
-    optimizer, dice = AdamW(parameters, lr=0.01), torch.Generator().manual_seed(0)
-    meter, first = TrajectoryMeter(optimizer, coordinates=drawn), [p.detach().clone() for p in parameters]
-    for _ in range(60):
+@pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
+@pytest.mark.parametrize("drawn", ["all", 256])
+def test_steps_keep_nothing(drawn: Any, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever parameters are without a gradient."""
+    monkeypatch.setattr(compiled, "LIBRARY", library)
+    parameters, dice = [nn.Parameter(torch.randn(30)) for _ in range(40)], torch.Generator().manual_seed(0)
+    optimizer = AdamW(parameters, lr=0.01)
+    meter, counts = TrajectoryMeter(optimizer, coordinates=drawn), []
+    for _ in range(30):
         for p in parameters:
             p.grad = torch.randn(30, generator=dice) if torch.rand((), generator=dice) < 0.5 else None
         optimizer.step()
-    count = sum(1 for _ in tensors_under(meter, set()))
-    if drawn == "all":
-        distance = torch.cat([p.detach() - start for p, start in zip(parameters, first, strict=True)]).norm()
-        assert meter.compute()["displacement"] == pytest.approx(float(distance), rel=1e-5)
+        counts.append(sum(1 for _ in tensors_under(meter, set())))
+    # By then each parameter has had a state, whose number of steps is looked at.
+    assert max(counts[10:]) <= counts[9]
     meter.close()
-    return count
-
-
-@pytest.mark.parametrize("drawn", ["all", 256])
-def test_views_are_not_kept_for_ever(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are ever new runs: the views of their rows are kept up to a bound, each place for itself."""
-    monkeypatch.setattr("lightning_speedlimit.trajectory.compiled.LIBRARY", None)
-    few, many = (tensors_kept(drawn, most, monkeypatch) for most in (40, 10**9))
-    assert few < 0.8 * many
 
 
 @pytest.mark.parametrize("hosts", [("cpu",), ()], ids=["host", "device"])
