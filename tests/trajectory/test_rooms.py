@@ -10,6 +10,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_speedlimit import TrajectoryMeter, register_mobility
+from lightning_speedlimit.trajectory import compiled
 from lightning_speedlimit.trajectory.losses import extrapolate
 
 KINDS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
@@ -59,15 +60,20 @@ def test_gradients_without_memory_of_their_own() -> None:
     assert found[0] == pytest.approx(found[1], nan_ok=True, rel=1e-6)
 
 
-@pytest.mark.parametrize(("size", "coordinates"), [(300, "all"), (3000, 64)])
-def test_weights_that_were_given_more_memory(size: int, coordinates: Any) -> None:
-    """The measurement ends, and says so; nothing beyond the vector is read."""
+@pytest.mark.parametrize(("size", "coordinates"), [(300, "all"), (3000, 64)], ids=["all", "drawn"])
+@pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
+@pytest.mark.parametrize("by", [2, 0])
+def test_weights_of_another_size(
+    size: int, coordinates: Any, by: int, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measurement ends, and says so; nothing beyond the vector is read, and one number is not taken for all."""
+    monkeypatch.setattr(compiled, "LIBRARY", library)
     p = nn.Parameter(torch.randn(size))
     optimizer = SGD([p], lr=0.1)
     meter = TrajectoryMeter(optimizer, coordinates=coordinates)
     p.grad = torch.ones(size)
     optimizer.step()
-    p.data, p.grad = torch.randn(2 * size), torch.ones(2 * size)
+    p.data, p.grad = torch.randn(by * size or 1), torch.ones(by * size or 1)
     with pytest.warns(UserWarning, match="the measurement stopped at step 1"):
         optimizer.step()
     assert math.isnan(meter.compute()["action"])
