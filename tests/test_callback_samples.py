@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from callback_cases import Regressor, Resumable, batches, loader, quiet, sgd, trainer
+from callback_cases import Regressor, Resumable, batches, last_row, loader, quiet, sgd, trainer
 from torch import Tensor, nn
 
 from lightning_speedlimit import SpeedLimit
@@ -570,3 +570,26 @@ def test_a_strategy_that_does_not_tell_is_named() -> None:
     assert math.isnan(count.columns()["samples"])
     assert count.reasons["samples"] == "Odd does not tell how many processes have samples of their own"
     assert count.per_step(1) == {}
+
+
+@pytest.mark.parametrize(("size", "epochs"), [(2, 1), (2, 2), (3, 1), (6, 1)])
+def test_the_loss_of_a_short_last_batch_is_left_out(tmp_path: Path, size: int, epochs: int) -> None:
+    """Of less than half the samples of the one before: the line through the last two losses passes it by."""
+    callback, model = quiet(), Regressor()
+    data = [*batches(9), *batches(1, seed=2, size=size)]
+    trainer(tmp_path, callback, max_epochs=epochs).fit(model, loader(data))
+    losses = model.tape.losses
+    last = 3.0 * losses[-2] - 2.0 * losses[-3] if size == 2 else 2.0 * losses[-1] - losses[-2]
+    assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - last, rel=1e-9)
+
+
+def test_smaller_batches_from_one_epoch_on_have_their_losses(tmp_path: Path) -> None:
+    callback, model = quiet(), Regressor()
+
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader(batches(5, size=6 if self.trainer.current_epoch == 0 else 2))  # type: ignore[union-attr]
+
+    trainer(tmp_path, callback, max_epochs=2, reload_dataloaders_every_n_epochs=1).fit(model, Data())
+    losses = model.tape.losses
+    assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - (2.0 * losses[-1] - losses[-2]), rel=1e-9)

@@ -33,13 +33,16 @@ class SampleCount:
 
     Attributes:
         reasons: name → why it is NaN, or what to beware of.
+        share: samples of the last batch over those of the one before, where it alone made its step; else NaN.
     """
 
     def __init__(self, per_batch: int | None, trainer: Any) -> None:
         self._per_batch = per_batch
         self._processes = lightning.data_parallel_processes(trainer)
         self.reasons: dict[str, str] = {}
+        self.share = math.nan
         self._total = self._of_steps = self._window = _NOTHING
+        self._before = math.nan  # samples of the last batch
         self._batch: tuple[int, Amounts] | None = None  # that is under way: its id, and what it costs
         self._counted = False  # a state that was loaded had it already
         self._data: dict[str, Any] = {}  # what the loader said of them; None of what it has not always said
@@ -59,6 +62,8 @@ class SampleCount:
             known = self._batch is not None and self._batch[0] == id(batch)
             cost = self._batch[1] if known and self._batch is not None else self._amounts(trainer, batch)
             self._window = _added(self._window, cost)
+            alone = self._window == cost  # in its window
+            self.share, self._before = cost[0] / self._before if alone and self._before else math.nan, cost[0]
         self._batch, self._counted = None, False
 
     def close(self, *, stepped: bool) -> None:

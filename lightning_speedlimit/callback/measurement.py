@@ -21,6 +21,7 @@ from lightning_speedlimit.trajectory import TrajectoryMeter
 from lightning_speedlimit.trajectory.reading import NO_SKETCH
 from lightning_speedlimit.words import listed
 
+_FEW = 0.5  # of the samples of the batch before, at the end of an epoch: its loss is left out
 SECONDS = "seconds"  # the column of the record that no logger gets: wall-clock time since the fit began
 _WITHIN_EPOCH = "the neurons are compared at the ends of epochs; the last of these is in record.clouds"
 
@@ -114,7 +115,10 @@ class Measurement:
         step, self.closed_steps = self.closed_steps, meter.steps
         self.samples.close(stepped=True)
         loss = losses.take()
-        if loss is not None:
+        # The few samples that an epoch may end on would be the noisiest loss, and the nearest to the end of a fit.
+        # (Several processes, which may have others each, keep the losses of the same steps.)
+        few = self.samples.share < _FEW and self.last_of_epoch and not self._several
+        if loss is not None and not few:
             meter.record_loss(loss, step=step)
         return True
 
