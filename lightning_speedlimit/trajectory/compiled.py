@@ -1,6 +1,6 @@
 """The passes of rows.c over measured coordinates, where it was built: float32 on the host.
 
-On a device, in other dtypes, and where there was no compiler, torch does the same, operation by operation.
+Where there is no such pass (see docs/measuring.md) torch does the same, operation by operation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # a tensor of another class may have no memory of its own
 _POINTERS = (
-    *("theta", "update", "gradient", "mobility", "travelled", "squares", "work"),
+    *("theta", "update", "gradient", "mobility", "travelled", "decayed", "squares", "work"),
     *("free_squares", "decay_work", "action_work", "l2_drop"),
 )
 _NUMBERS = ("scale", "share", "coarse", "numerator", "epsilon", "clip")
@@ -70,7 +70,7 @@ def _found() -> ctypes.CDLL | None:
     return None
 
 
-VERSION = 2  # of what is asked of rows.c, and of what it does
+VERSION = 3  # of what is asked of rows.c, and of what it does
 LIBRARY = _found()
 
 
@@ -92,7 +92,8 @@ class Passes:
         self._made_of = width, rows, sizes, drawn
         self._library: Any = LIBRARY
         self._width, self._sizes = width, list(sizes)
-        self._drawn = [None if d is None else d.contiguous() for d in drawn]
+        # An empty tensor lies nowhere, which rows.c takes for all units.
+        self._drawn = [d if d is None else d.contiguous() if len(d) else d.new_zeros(1) for d in drawn]
         units = [0 if own is None else own.data_ptr() for own in self._drawn]
         pieces = [(r.start, r.stop - r.start, n, u) for r, n, u in zip(rows, sizes, units, strict=True)]
         self._pieces = np.array(pieces, dtype=np.int64)

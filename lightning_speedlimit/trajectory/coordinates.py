@@ -111,23 +111,17 @@ class Coordinates(Layout):
             self._spread = {**self._spread, key: found} if len(self._spread) < _FEW else {key: found}
         return found
 
-    def norm_squared(self, vector: Tensor) -> Tensor:
-        """Σ weight x² over all rows of a vector."""
-        own = self.row(self.weights.dtype)
-        self.squares(vector, own)
-        return self.total(own)
-
     def fast_norm_squared(self, vector: Tensor) -> Tensor:
-        """The same by float32 products: for what is looked at in every step."""
+        """Σ weight x² over all rows of a vector, by float32 products: for what is looked at in every step."""
         own = self.row()
         self.dots([(vector, vector, own)])
         return self.total(own) / self.scale
 
-    def chances_missed(self) -> Tensor:
-        """(count,): n/(n − 1) (1 − π), n the units of the row's parameter that may be missed."""
-        spread = [n / max(n - 1, 1) for n in self.counts]
+    def variance_weights(self) -> Tensor:
+        """(count,): n/(n − 1) (1 − π), n the units of the row's parameter that may be missed; 1 − π where n is 1."""
+        corrected = [n / max(n - 1, 1) for n in self.counts]
         missed = 1.0 - self.of_each(self.shares, self.weights.dtype) / self.weights
-        return missed * self.of_each(spread, self.weights.dtype)
+        return missed * self.of_each(corrected, self.weights.dtype)
 
     def of_each(self, numbers: Sequence[float], dtype: torch.dtype) -> Tensor:
         """(count,): a number of each parameter at all its rows."""

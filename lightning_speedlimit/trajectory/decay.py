@@ -64,9 +64,12 @@ class Decay:
         if self.travelled is None:
             return True
         share, moved = _share(run), self.travelled.low
-        if self._sampled or isinstance(share, Tensor):
+        if isinstance(share, Tensor):
             return False
-        step.take(travelled=moved)
+        if not self._sampled:
+            step.take(travelled=moved)
+        elif run.decoupled:
+            step.take(decayed=moved)
         if run.decoupled:
             step.share, step.coarse = share, _coarse(run, moved.dtype)
             step.take(free_squares=self._squares, decay_work=self._work)

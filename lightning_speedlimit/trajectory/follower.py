@@ -11,7 +11,7 @@ from lightning_speedlimit.trajectory.gathering import Vector
 from lightning_speedlimit.trajectory.marks import Marks
 from lightning_speedlimit.trajectory.membership import Membership
 from lightning_speedlimit.trajectory.mobility import Scalar
-from lightning_speedlimit.trajectory.norms import norms_as_used, norms_observed, total
+from lightning_speedlimit.trajectory.norms import gradient_squares, norms_as_used, norms_observed, total
 from lightning_speedlimit.trajectory.optimizers import parameters_of
 from lightning_speedlimit.trajectory.settings import Settings
 
@@ -217,6 +217,8 @@ class Follower:
         # Later, the gradients are of another step.
         at_once = self._wanted and (valid is not None or self._settings.snapshots)
         known = norms_observed(self.motions, self._clip, closed=False) if at_once and self.motions else None
+        if self._wanted:
+            self._keep_gradient_squares(valid, at_once=at_once)
         for motion in self.motions:
             motion.close(rates, self._clip, valid if moved is None else moved, measured=measure)
         if known is not None and valid is not None and self._norms is not None:
@@ -229,6 +231,14 @@ class Follower:
         self.observed = self.in_step = self._opened = False
         self._left = Marks(self._gradients())
         return valid
+
+    def _keep_gradient_squares(self, valid: Tensor | None, *, at_once: bool) -> None:
+        """Of drawn coordinates, for the error of the norms: those of a skipped step are not wanted."""
+        for motion in self.motions:
+            before, motion.gradient_squares = motion.gradient_squares, None
+            if at_once and not motion.coordinates.exact:
+                now = gradient_squares(motion, closed=False)
+                motion.gradient_squares = now if valid is None or before is None else torch.where(valid, now, before)
 
     # -- what is known of the last step ------------------------------------------------------------------------
 

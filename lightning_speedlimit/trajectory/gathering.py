@@ -150,7 +150,7 @@ class Layout:
         values = tensor if self._plain and tensor.layout is torch.strided else dense(tensor)
         if values.numel() != (size := self._sizes[i]):
             raise ValueError(f"a parameter of {size} coordinates has {values.numel()} now: measure anew from there")
-        return values
+        return values if values.shape == self.shapes[i] else values.reshape(self.shapes[i])
 
     @functools.cached_property
     def room(self) -> Vector:

@@ -60,6 +60,7 @@ class Motion:
         self.runs = Runs(optimizer, coordinates, members)
         self._met = False
         self.snapshot: Tensor | None = None  # of the sums before the last measured step's own
+        self.gradient_squares: Tensor | None = None  # of each row, of the last step, where its gradients do not stay
         layers = settings.layers
         layers += [name for name in dict.fromkeys(m.layer for m in members) if name not in layers]
         self._layer = [layers.index(m.layer) for m in members]

@@ -16,7 +16,7 @@ _PIECE = 1 << 17  # coordinates that are looked at together
 
 def norms_observed(motions: Sequence[Motion], clip: Tensor | None, *, closed: bool) -> Tensor:
     """(2,): by the measured coordinates. clip: the factor of clipping. closed: the step has moved the weights."""
-    raw = total([motion.coordinates.norm_squared(raw_gradient(motion, closed=closed)) for motion in motions])
+    raw = total([motion.coordinates.total(gradient_squares(motion, closed=closed)) for motion in motions])
     return torch.stack([raw, raw if clip is None else raw * clip**2])
 
 
@@ -27,6 +27,13 @@ def norms_as_used(
     used = total([_squared(dense(g), dtype) for g in gradients if g is not None])
     used = used if scale is None else used / scale**2
     return torch.stack([used if clip is None else used / clip**2, used])
+
+
+def gradient_squares(motion: Motion, *, closed: bool) -> Tensor:
+    """g² summed over each row, of the last step that was looked at."""
+    found = motion.coordinates.row(motion.total)
+    motion.coordinates.squares(raw_gradient(motion, closed=closed), found)
+    return found
 
 
 def raw_gradient(motion: Motion, *, closed: bool) -> Tensor:

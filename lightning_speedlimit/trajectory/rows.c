@@ -147,6 +147,7 @@ typedef struct {
     float *theta, *update;              /* theta_k gives way to theta_{k+1}; u */
     const float *gradient;              /* -f */
     float *mobility, *travelled;        /* low words of m and of the sum of u without decay */
+    float *decayed;                     /* instead of the latter, of sampled steps: of the sum of lr w theta_k */
     float *squares, *work;              /* of each row |u|^2 and -f.u */
     float *free_squares, *decay_work;   /* with decoupled decay |u|^2 without it and -f.theta_k */
     float *action_work;                 /* u^2 / mu, but for the numerator, where it differs by coordinate */
@@ -174,6 +175,8 @@ PASS void close_step(const Piece *pieces, int64_t count, int64_t width, const fl
             }
             dot(u, u, n, width, scale, step->free_squares + line);
             dot(g, theta, n, width, scale, step->decay_work + line);
+            for (int64_t j = 0; step->decayed && j < n; j++)
+                step->decayed[at + j] += share * theta[j];
         } else {
             for (int64_t j = 0; j < n; j++)
                 moved[j] = u[j] != 0.0f ? 1.0f : 0.0f;
@@ -223,6 +226,6 @@ PASS void scatter(int64_t rows, int64_t width, const float *a, const double *sha
 }
 
 /* Whoever calls compares these: a library that was built of other lines is left alone. */
-int version(void) { return 2; }
+int version(void) { return 3; }
 
 int size_of_step(void) { return (int)sizeof(Step); }

@@ -103,7 +103,7 @@ class RunningSum:
 class Term(NamedTuple):
     """What is added to the sum of a name: factor · row, the row as `Coordinates.dots` makes it, scaled.
 
-    rows: where; None: at all.
+    rows: where; None: all of them.
     """
 
     name: str

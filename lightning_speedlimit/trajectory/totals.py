@@ -13,13 +13,13 @@ from torch import Tensor
 from lightning_speedlimit.trajectory.clipping import verdict
 from lightning_speedlimit.trajectory.follower import Follower
 from lightning_speedlimit.trajectory.mobility import UNKNOWN
-from lightning_speedlimit.trajectory.norms import raw_gradient
+from lightning_speedlimit.trajectory.norms import gradient_squares
 from lightning_speedlimit.trajectory.run_totals import COLUMNS, NAMES, Error, Numbers, SectionTotals, directions
 from lightning_speedlimit.trajectory.sketch import Sketch
 from lightning_speedlimit.trajectory.sums import NEGATIVE, SUMS
 
 _PIECE = 1 << 13  # units that are looked at together: so many times the columns are little memory
-_LITTLE = 1e-30  # where all units of a parameter are certain, nothing is divided by it
+_LITTLE = 1e-30  # instead of 0, where all units of a parameter are certain: 0 is divided by it
 # What counts c times where gradients were scaled by c and not clipped.
 _SCALED = ("work_ito", "work_met", "work_anti_ito", "waiting", "work_action", "work_decay", "weighted")
 _Columns = dict[str, tuple[Tensor, float]]  # by COLUMNS a number of each row, and what it is multiplied by
@@ -68,8 +68,8 @@ class Table:
         if motion.waiting:
             found["waiting"] = motion.last, -factor * unscaled
         if self.follower.took_part and not motion.coordinates.exact:  # for errors: the norms themselves are read apart
-            gradient = motion.coordinates.row(motion.total)
-            motion.coordinates.squares(raw_gradient(motion, closed=True), gradient)
+            known = motion.gradient_squares
+            gradient = gradient_squares(motion, closed=True) if known is None else known
             found |= {"step_squares": (motion.squares, unscaled), "gradient_squares": (gradient, 1.0)}
         displacement, free, weighted, net = self._displacements(sketch)
         return found | {
@@ -121,29 +121,30 @@ class Table:
         Hájek's approximation of the variance of a systematic draw with unequal chances (J. Hájek, Ann. Math. Stat.
         35, 1964); e_i are the units' weighted contributions, to first order: to ‖u‖ half of ‖u_i‖²/‖u‖.
 
-        With c_i = n_h/(n_h − 1) (1 − π_i) it is Σ_i c_i e_i e_iᵀ − Σ_h (Σ c_i e_i)(Σ c_i e_i)ᵀ/Σ c_i.
+        ē_h = Σ c_i e_i/Σ c_i, c_i = n_h/(n_h − 1) (1 − π_i); 0 and 1 − π_i where n_h is 1.
         """
         coordinates, members = self.motion.coordinates, self.motion.members
         none = coordinates.weights.new_zeros(len(COLUMNS), len(COLUMNS))
         found = {member.group: none.clone() for member in members}
         if coordinates.exact:
             return found
-        places, c = range(len(members)), coordinates.chances_missed()
-        sums = none.new_zeros(len(COLUMNS), len(members))
+        places, c = range(len(members)), coordinates.variance_weights()
+        certain, member_of = c <= 0.0, coordinates.of_each(places, torch.int64)  # what is certain may be inf
+        means = none.new_zeros(len(COLUMNS), len(members))
         for name, (column, scale) in columns.items():
-            sums[COLUMNS.index(name)] = coordinates.totals(column * c, places, len(places), _first_order(name, scale))
+            row = (column * c).masked_fill_(certain, 0.0)
+            means[COLUMNS.index(name)] = coordinates.totals(row, places, len(places), _first_order(name, scale))
         several = torch.tensor([float(number > 1) for number in coordinates.counts], dtype=c.dtype, device="cpu")
-        wholes = coordinates.totals(c / coordinates.weights, places, len(places)).clamp_min(_LITTLE)
-        means = sums * (several.to(c.device, non_blocking=True) / wholes)  # of one unit alone there is none
+        means *= several.to(c.device, non_blocking=True)
+        means /= coordinates.totals(c / coordinates.weights, places, len(places)).clamp_min(_LITTLE)
         for group, neighbours in itertools.groupby(places, lambda i: members[i].group):
             here = list(neighbours)
-            first, last = here[0], here[-1]
-            low, high = coordinates.rows[first].start, coordinates.rows[last].stop
+            low, high = coordinates.rows[here[0]].start, coordinates.rows[here[-1]].stop
             for start in range(low, high, _PIECE):
                 rows = slice(start, min(start + _PIECE, high))
-                own = self._contributions(columns, rows)
+                own = self._contributions(columns, rows).sub_(means.index_select(1, member_of[rows]))
+                own.masked_fill_(certain[rows], 0.0)
                 found[group].addmm_(own * c[rows], own.T)
-            found[group].addmm_(means[:, first : last + 1], sums[:, first : last + 1].T, alpha=-1.0)
         return found
 
     def _contributions(self, columns: _Columns, rows: slice) -> Tensor:

@@ -126,7 +126,9 @@ def test_rows_and_weights(drawn: Drawn) -> None:
         assert torch.equal(back.double().reshape(-1).nan_to_num(7.0), whole.nan_to_num(7.0))
     squared = sum(float((w * plain(p)[n].square()).sum()) for p, n, w in zip(*vars_of(drawn), strict=True))
     # float32 values, squared and added in float64.
-    assert float(coordinates.norm_squared(vector.rows)) == pytest.approx(squared, rel=1e-12)
+    own = coordinates.row(torch.float64)
+    coordinates.squares(vector.rows, own)
+    assert float(coordinates.total(own)) == pytest.approx(squared, rel=1e-12)
 
 
 def vars_of(drawn: Drawn) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -169,6 +171,23 @@ def test_whether_a_vector_holds_what_is_there(drawn: Drawn, layout: str) -> None
             assert not coordinates.holds(vector, changed)
             changed[i] = None
             assert coordinates.holds(vector, changed) == (not plain(drawn.parameters[i])[place].any())
+
+
+@pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
+def test_a_parameter_of_which_no_unit_was_drawn_has_its_last_coordinates(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that fill no unit are measured in any case; an empty tensor has no address of its own."""
+    monkeypatch.setattr(compiled, "LIBRARY", library)
+    parameter, none = torch.arange(300.0), torch.zeros(0, dtype=torch.int64)
+    coordinates = Coordinates([parameter], [none], [none.double()], [1.0])
+    vector = coordinates.vector()
+    assert coordinates.gather([parameter], vector).tolist() == [[296.0, 297.0, 298.0, 299.0, 0.0, 0.0, 0.0, 0.0]]
+    changed = parameter.clone()
+    changed[:8] += 1.0
+    assert coordinates.holds(vector, [changed])
+    changed[-1] += 1.0
+    assert not coordinates.holds(vector, [changed])
 
 
 @pytest.mark.parametrize("size", [5, 2_000_003])

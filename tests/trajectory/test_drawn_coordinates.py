@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,9 +24,11 @@ from torch.optim import Optimizer
 from trajectory_cases import Recipe
 from trajectory_reference import Run, flat, measure
 
-from lightning_speedlimit.trajectory import TrajectoryMeter
+from lightning_speedlimit.trajectory import TrajectoryMeter, compiled
 from lightning_speedlimit.trajectory.draw import DEFAULT, Draw
 from lightning_speedlimit.trajectory.estimates import GRADIENTS
+from lightning_speedlimit.trajectory.run_totals import COLUMNS
+from lightning_speedlimit.trajectory.totals import Table
 
 STEPS, DRAWS, BUDGET = 40, 60, 2**13
 FALL = 0.7  # of the recorded losses, which lie on a line: how they are extrapolated has its own tests
@@ -595,3 +598,118 @@ def test_a_resumed_draw_goes_on_bitwise(kind: str, stop: int) -> None:
     assert meter.description() == whole.description()
     for each in (whole, meter):
         each.close()
+
+
+# --- the covariance of the draw
+
+
+class Sampled:
+    """SGD on parameters of which some have many drawn units, one has a single one, and some are measured whole."""
+
+    def __init__(self, library: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+        monkeypatch.setattr(compiled, "LIBRARY", library)
+        torch.manual_seed(0)
+        self.parameters = [nn.Parameter(torch.randn(n)) for n in (12_000, 8, 5_003, 40, *[300] * 8)]
+        groups = [{"params": self.parameters[:2]}, {"params": self.parameters[2:], "lr": 0.2}]
+        self.optimizer = optim.SGD(groups, lr=0.1, **options)
+        self.meter = TrajectoryMeter(self.optimizer, coordinates=480)
+
+    def step(self, scale: float = 1.0) -> None:
+        for p in self.parameters:
+            p.grad = scale * torch.randn(p.shape)
+        self.optimizer.step()
+
+
+libraries = pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
+
+
+@libraries
+def test_the_covariance_is_that_of_its_formula(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameter by parameter, in numpy, from the rows of each column."""
+    run = Sampled(library, monkeypatch)
+    for _ in range(5):
+        run.step()
+    follower = run.meter.recorder.followers[0]
+    table, coordinates = Table((0, 0), follower, 1.0, None, sharded=False), follower.motions[0].coordinates
+    columns, weights = table._columns(None), coordinates.weights.numpy()
+    assert {0, 1, 2} < set(coordinates.counts)
+    expected = {0: np.zeros((len(COLUMNS),) * 2), 1: np.zeros((len(COLUMNS),) * 2)}
+    for member, rows in zip(follower.motions[0].members, coordinates.rows, strict=True):
+        missed = 1.0 - 1.0 / weights[rows]
+        number = int((missed > 1e-9).sum())
+        if number == 0:
+            continue
+        e = np.zeros((len(COLUMNS), rows.stop - rows.start))
+        for name, (column, scale) in columns.items():
+            half = 0.5 if name == "path_length" else 1.0
+            e[COLUMNS.index(name)] = half * scale * weights[rows] * column[rows].double().numpy()
+        if number > 1:
+            e -= (e @ missed / missed.sum())[:, None]
+        expected[member.group] += number / max(number - 1, 1) * (e * missed) @ e.T
+    for group, found in table.covariances.items():
+        size = np.sqrt(np.outer(np.diag(expected[group]), np.diag(expected[group]))) + 1e-300
+        assert np.abs((found.numpy() - expected[group]) / size).max() < 1e-12  # float64: thousands of roundings
+    run.meter.close()
+
+
+@libraries
+@pytest.mark.parametrize(("where", "value"), [(1, math.inf), (0, math.inf), (0, 1e4)])
+def test_errors_after_a_skipped_step_are_those_before_it(
+    library: Any, where: int, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fused optimizer leaves the weights alone where a loss scaler found inf: its gradients are of no step."""
+    run = Sampled(library, monkeypatch, fused=True)
+    found = []
+    for k in range(6):
+        for p in run.parameters:
+            p.grad = 8.0 * torch.randn(p.shape)
+        if k == 5:
+            run.parameters[where].grad[3] = value  # type: ignore[index]
+        run.optimizer.grad_scale, run.optimizer.found_inf = torch.tensor(8.0), torch.tensor(float(k == 5))  # type: ignore[attr-defined]
+        run.optimizer.step()
+        if k >= 4:
+            found.append(run.meter.compute())
+    for name in ("displacement_se", "action_se", "path_length_se", "grad_norm", "grad_norm_se", "work_action_se"):
+        assert math.isfinite(found[0][name])
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-9), name
+    run.meter.close()
+
+
+@libraries
+def test_a_sum_beyond_all_range_of_a_whole_parameter_leaves_other_errors_as_they_are(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """−f·u of float32 with a force of 1e30 is inf; what was drawn of the displacement is known all the same."""
+    found = []
+    for force in (1.0, 1e30):
+        run = Sampled(library, monkeypatch)
+        run.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(8))], "lr": 1e-2 / force})
+        for _ in range(4):
+            run.optimizer.param_groups[-1]["params"][0].grad = torch.full((8,), force)
+            run.step()
+        found.append(run.meter.compute())
+        run.meter.close()
+    assert math.isnan(found[1]["work_ito"])
+    for name in ("displacement", "displacement_se", "path_length_se", "action_se"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4), name
+
+
+@libraries
+def test_a_sum_beyond_all_range_of_a_unit_that_could_not_be_missed(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no part in the errors, nor in the mean that the other units of its parameter are held to."""
+    monkeypatch.setattr(compiled, "LIBRARY", library)
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(12_000))
+    optimizer = optim.SGD([p], lr=1e-30)
+    meter = TrajectoryMeter(optimizer, coordinates=480)
+    for scale in (1.0, 1e25, 1e25):  # the first gradients are those that it is drawn by
+        p.grad = scale * torch.randn(12_000)
+        p.grad[:8] = 1e2 * scale
+        optimizer.step()
+    assert meter.recorder.followers[0].motions[0].coordinates.weights[0] == 1.0
+    values = meter.compute()
+    assert math.isnan(values["work_ito"])
+    assert 0.0 < values["displacement_se"] < 0.5 * values["displacement"]
+    meter.close()

@@ -79,6 +79,22 @@ def test_weights_of_another_size(
     assert math.isnan(meter.compute()["action"])
 
 
+@pytest.mark.parametrize("library", [compiled.LIBRARY, None], ids=["compiled", "torch"])
+def test_weights_of_another_shape(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many in the same order are the same."""
+    monkeypatch.setattr(compiled, "LIBRARY", library)
+    p = nn.Parameter(torch.zeros(30, 40))
+    optimizer = SGD([p], lr=0.5)
+    meter = TrajectoryMeter(optimizer, coordinates="all")
+    for shape in ((30, 40), (30, 40), (1200,), (1200,)):
+        if p.shape != torch.Size(shape):
+            p.data = p.data.view(shape)
+        p.grad = torch.ones(shape)
+        optimizer.step()
+    assert meter.compute()["displacement"] == pytest.approx(4 * 0.5 * 1200**0.5, rel=1e-6)
+    meter.close()
+
+
 def test_a_sign_of_zero_is_no_move() -> None:
     p = nn.Parameter(torch.zeros(300))
     optimizer = SGD([p], lr=0.1)
