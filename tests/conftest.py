@@ -36,7 +36,7 @@ def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def defaults() -> Iterator[None]:
     """Torch's own, after the test as before."""
-    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    device, dtype = torch.empty(0).device, torch.get_default_dtype()
     yield
     torch.set_default_device(None if device == torch.device("cpu") else device)
     torch.set_default_dtype(dtype)

@@ -110,3 +110,21 @@ def test_a_loop_that_records_no_loss_is_told_how() -> None:
         record.take(meter)
     assert record.reasons["loss_drop"] == "no loss was recorded: call meter.record_loss(loss) at each step"
     assert str(record.summary()).count("no loss was recorded") == 1
+
+
+def test_a_record_made_before_the_first_step_says_how_much_is_measured() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(300, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    meter = TrajectoryMeter(optimizer, coordinates=512)
+    record = RunRecord(meter.description())
+    assert record.run["measured_coordinates"] is None
+    for _ in range(3):
+        model(torch.randn(8, 300)).square().mean().backward()
+        optimizer.step()
+    record.take(meter)
+    measured, there = record.run["measured_coordinates"], record.run["optimized_coordinates"]
+    assert there == 3010
+    assert abs(measured - 512) <= 16
+    assert "of 3,010 coordinates" in str(record.summary())
+    meter.close()

@@ -205,8 +205,6 @@ class _Run:
         per_step = {f"{name}_per_step": value / meter.steps for name, value in costs.items() if math.isfinite(value)}
         record.run.update(per_step)
         record.take(meter, costs if epochs is None else costs | {"epochs": float(epochs)})
-        record.run["measured_coordinates"] = meter.measured_coordinates
-        record.run["optimized_coordinates"] = meter.optimized_coordinates
         self.write()
         return {name: float(column[-1]) for name, column in record.columns.items()}
 

@@ -112,6 +112,8 @@ class RunRecord(LayerTables, Displayed):
         seconds = self._seconds + time.monotonic() - self._began
         measured, sketch = meter.measure(sketch=True)
         reasons = why.with_cure(meter.reasons, "call meter.record_loss(loss) at each step")
+        self.run["measured_coordinates"] = meter.measured_coordinates
+        self.run["optimized_coordinates"] = meter.optimized_coordinates
         self.append(meter.steps, {**measured, "seconds": seconds, **given}, reasons)
         self.tune()
         self.add_layers(meter.steps, told(meter.layers()))

@@ -20,6 +20,9 @@ from lightning_speedlimit.trajectory.sums import Pair, on
 _CHANGES = ("steps", "by_others", "late")
 
 
+KEYS = ("joint", "losses", "followers", "stepwise", "coordinates", "failure")
+
+
 def state_of(recorder: Recorder, reader: Reader) -> dict[str, Any]:
     return {
         "joint": recorder.joint.state_dict(),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_speedlimit.checks.arguments import MOST_LOSSES, check_at_least, check_choice, check_coordinates
+from lightning_speedlimit.checks.guard import shown
 from lightning_speedlimit.trajectory import checkpoint, mobility
 from lightning_speedlimit.trajectory.description import describe
 from lightning_speedlimit.trajectory.draw import DEFAULT, Draw
@@ -30,6 +31,7 @@ from lightning_speedlimit.trajectory.settings import Clock, GradientChanges, Pla
 from lightning_speedlimit.trajectory.shards import are_sharded, group_of
 from lightning_speedlimit.trajectory.sketch import BUCKETS
 
+_LARGEST_SEED = 2**48
 _APART = 0x9E3779B1  # between the seeds of processes that hold shards: each draws its own; torch takes 32 bits of them
 
 
@@ -105,7 +107,10 @@ class TrajectoryMeter:
         check_choice("gradient_changes", gradient_changes, get_args(GradientChanges))
         check_at_least("loss_window", loss_window, 2, MOST_LOSSES)
         check_at_least("measure_every_n_steps", measure_every_n_steps, 1)
+        check_at_least("seed", seed, 0, _LARGEST_SEED)
         check_coordinates(coordinates)
+        if layer_of is not None and not callable(layer_of):
+            raise TypeError(f"layer_of got {shown(layer_of)}, wanted a function: parameter → the name of its layer")
         self.clock, self.entropy_production, self.coordinates = clock, entropy_production, coordinates
         self.reasons: dict[str, str] = {}
         self._latest: RunTotals | None = None
@@ -157,6 +162,9 @@ class TrajectoryMeter:
         Args:
             loss: a scalar. step: the step it belongs to, where it is recorded later; None: the coming one. A
                 loss recorded after the last step belongs to θ_K.
+
+        Raises:
+            ValueError: a tensor of several numbers. TypeError: no number.
         """
         self.recorder.record_loss(loss, step)
 
@@ -184,7 +192,8 @@ class TrajectoryMeter:
     # -- what it says ----------------------------------------------------------------------------------------
 
     def compute(self) -> dict[str, float]:
-        """All numbers of the run up to now, by their names; NaN where undefined, with `reasons`. One sync.
+        """All numbers of the run up to now, by their names; NaN where undefined, with `reasons` (of a value and its
+        `…_se` under the value's name). One sync.
 
         Ends the joint step. Keys: efficiency, efficiency_low, efficiency_drift, efficiency_action,
         kinematic_efficiency, straightness, steadiness, conversion, signal_fraction (no unit); displacement,
@@ -273,10 +282,13 @@ class TrajectoryMeter:
         """Go on with a measurement: call it on a new meter, before the first step.
 
         Raises:
-            ValueError: the state is of other optimizers or parameters; the meter has already measured.
+            ValueError: the state is of other optimizers, parameters or settings, or none of `state_dict`; the meter
+                has already measured.
         """
         if self.steps:
             raise ValueError(f"load_state_dict needs a new meter, got one that has measured {self.steps} steps")
+        if not isinstance(state, dict) or not state.keys() >= {"settings", *checkpoint.KEYS}:
+            raise ValueError(f"load_state_dict got {shown(state)}, wanted what state_dict() of a meter returned")
         if state["settings"] != self._settings:
             raise ValueError(
                 f"the saved measurement was made with {state['settings']}, got {self._settings}: resume with the "

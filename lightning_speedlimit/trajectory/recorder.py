@@ -6,13 +6,13 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_speedlimit.checks.guard import told, warn
+from lightning_speedlimit.checks.guard import shown, told, warn
 from lightning_speedlimit.trajectory.follower import LOOKS, Follower
 from lightning_speedlimit.trajectory.joint import JointSteps
 from lightning_speedlimit.trajectory.losses import LossWindows
@@ -133,7 +133,11 @@ class Recorder:
         if step is None and self.in_step and self.failure is None:
             return
         if not isinstance(loss, Tensor):
+            if not isinstance(loss, SupportsFloat):
+                raise TypeError(f"record_loss got {shown(loss)}, wanted a number or a tensor of one")
             loss = torch.tensor(float(loss), dtype=torch.float64, device="cpu")
+        if loss.numel() != 1:
+            raise ValueError(f"record_loss got a tensor of shape {tuple(loss.shape)}, wanted one number: loss.mean()")
         value = loss.detach() if loss.dim() == 0 else loss.detach().reshape(())
         at = self.joint.steps if step is None else step
         if self.joint.moved and step is None:
