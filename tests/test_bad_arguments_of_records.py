@@ -47,6 +47,7 @@ def on_new(name: str) -> Callable[..., Any]:
 
 class Meter:
     steps, reasons = 9, {"loss": "unknown"}
+    measured_coordinates = optimized_coordinates = 9
 
     @staticmethod
     def measure(*, sketch: bool) -> Any:

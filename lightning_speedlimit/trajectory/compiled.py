@@ -63,15 +63,34 @@ def _found() -> ctypes.CDLL | None:
             (library.squares, many),
             (library.scatter, [*many, pointer, pointer]),
         ]
+        each.append((library.norm_squared, [integer, pointer]))
         for function, arguments in each:
             function.argtypes, function.restype = arguments, None
-        library.holds.restype = ctypes.c_int
+        library.holds.restype, library.norm_squared.restype = ctypes.c_int, ctypes.c_double
         return library
     return None
 
 
-VERSION = 3  # of what is asked of rows.c, and of what it does
+VERSION = 4  # of what is asked of rows.c, and of what it does
 LIBRARY = _found()
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Where its numbers lie, one after the other; None where torch has to read them."""
+    if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        return None
+    if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_neg():
+        return None
+    address = tensor.data_ptr()
+    return None if address % tensor.itemsize else address
+
+
+def norm_squared(tensor: Tensor) -> float | None:
+    """Σ x², added up in float64; None where there is no pass for it."""
+    library: Any = LIBRARY
+    if library is None or (address := _address(tensor)) is None:
+        return None
+    return float(library.norm_squared(tensor.numel(), address))
 
 
 class Sources(NamedTuple):
@@ -108,12 +127,7 @@ class Passes:
         for i, tensor in enumerate(tensors):
             if tensor is None:
                 continue
-            if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32 or not tensor.is_cpu:
-                return None
-            if tensor.layout is not torch.strided or tensor.numel() != self._sizes[first + i]:
-                return None
-            address = tensor.data_ptr()
-            if not tensor.is_contiguous() or tensor.is_neg() or address % tensor.itemsize:
+            if (address := _address(tensor)) is None or tensor.numel() != self._sizes[first + i]:
                 return None
             found[i] = address
         return Sources(found, tensors)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_speedlimit.trajectory import compiled
 from lightning_speedlimit.trajectory.gathering import dense
 from lightning_speedlimit.trajectory.mobility import Scalar
 from lightning_speedlimit.trajectory.motion import Motion
@@ -50,6 +51,8 @@ def raw_gradient(motion: Motion, *, closed: bool) -> Tensor:
 
 def _squared(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Σ x² of a tensor of any size, piece by piece: without another one of its size."""
+    if (known := compiled.norm_squared(values)) is not None:
+        return torch.tensor(known, dtype=dtype, device=values.device)
     pieces = torch.split(values.reshape(-1), _PIECE)
     return torch.stack([torch.linalg.vector_norm(piece, dtype=dtype) for piece in pieces]).square().sum()
 

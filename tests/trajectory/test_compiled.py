@@ -332,3 +332,14 @@ def test_a_library_of_other_lines_is_left_alone(monkeypatch: pytest.MonkeyPatch)
 def test_without_a_library_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "EXTENSION_SUFFIXES", [".none"])
     assert compiled._found() is None
+
+
+@needs_library
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100_003])
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+def test_a_sum_of_squares_is_exact_whatever_its_size(size: int, scale: float) -> None:
+    values = scale * torch.randn(size, generator=torch.Generator().manual_seed(0))
+    found = compiled.norm_squared(values)
+    assert found == pytest.approx(float(values.double().square().sum()), rel=1e-12)  # float64: as many roundings
+    assert compiled.norm_squared(values.double()) is None
+    assert compiled.norm_squared(torch.stack([values, values])[:, ::2]) is None or size < 2
