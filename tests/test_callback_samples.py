@@ -592,4 +592,15 @@ def test_smaller_batches_from_one_epoch_on_have_their_losses(tmp_path: Path) -> 
 
     trainer(tmp_path, callback, max_epochs=2, reload_dataloaders_every_n_epochs=1).fit(model, Data())
     losses = model.tape.losses
-    assert last_row(callback)["loss_drop"] == pytest.approx(losses[0] - (2.0 * losses[-1] - losses[-2]), rel=1e-9)
+    assert callback.record is not None
+    for step in (6, 10):
+        drop = callback.record.columns["loss_drop"][step - 1]
+        assert drop == pytest.approx(losses[0] - (2.0 * losses[step - 1] - losses[step - 2]), rel=1e-9)
+
+
+def test_a_short_batch_in_a_window_of_several_has_its_loss(tmp_path: Path) -> None:
+    callback, model = quiet(), Regressor()
+    data = [*batches(7), *batches(1, seed=2, size=2)]
+    trainer(tmp_path, callback, accumulate_grad_batches=2).fit(model, loader(data))
+    means = [(a + b) / 2.0 for a, b in zip(model.tape.losses[::2], model.tape.losses[1::2], strict=True)]
+    assert last_row(callback)["loss_drop"] == pytest.approx(means[0] - (2.0 * means[-1] - means[-2]), rel=1e-9)

@@ -62,8 +62,8 @@ def _found() -> ctypes.CDLL | None:
             (library.totals, [pointer, integer, pointer, integer, pointer, pointer, ctypes.c_double, pointer]),
             (library.squares, many),
             (library.scatter, [*many, pointer, pointer]),
+            (library.norm_squared, [integer, pointer]),
         ]
-        each.append((library.norm_squared, [integer, pointer]))
         for function, arguments in each:
             function.argtypes, function.restype = arguments, None
         library.holds.restype, library.norm_squared.restype = ctypes.c_int, ctypes.c_double

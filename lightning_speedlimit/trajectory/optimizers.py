@@ -79,7 +79,7 @@ def followed(optimizers: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
 
     What is left out is said by name. Raises TypeError where nothing is left, ValueError for an empty list.
     """
-    given = list({id(o): o for o in map(unwrapped, _listed(optimizers))}.values())  # each once
+    given = [unwrapped(o) for o in _listed(optimizers)]
     if not given:
         raise ValueError("optimizers got an empty list, wanted at least one torch optimizer")
     found: list[Optimizer] = []
