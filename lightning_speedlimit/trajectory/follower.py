@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -216,9 +218,10 @@ class Follower:
             moved = None if elsewhere else self.membership.moved()
         # Later, the gradients are of another step.
         at_once = self._wanted and (valid is not None or self._settings.snapshots)
-        known = norms_observed(self.motions, self._clip, closed=False) if at_once and self.motions else None
+        squares = [gradient_squares(motion, closed=False) for motion in self.motions] if at_once else []
+        known = norms_observed(self.motions, squares, self._clip) if squares else None
         if self._wanted:
-            self._keep_gradient_squares(valid, at_once=at_once)
+            self._keep(squares, valid)
         for motion in self.motions:
             motion.close(rates, self._clip, valid if moved is None else moved, measured=measure)
         if known is not None and valid is not None and self._norms is not None:
@@ -232,13 +235,12 @@ class Follower:
         self._left = Marks(self._gradients())
         return valid
 
-    def _keep_gradient_squares(self, valid: Tensor | None, *, at_once: bool) -> None:
-        """Of drawn coordinates, for the error of the norms: those of a skipped step are not wanted."""
-        for motion in self.motions:
-            before, motion.gradient_squares = motion.gradient_squares, None
-            if at_once and not motion.coordinates.exact:
-                now = gradient_squares(motion, closed=False)
-                motion.gradient_squares = now if valid is None or before is None else torch.where(valid, now, before)
+    def _keep(self, squares: list[Tensor], valid: Tensor | None) -> None:
+        """For the error of the norms of drawn coordinates, where gradients do not stay: not those of a skipped step."""
+        for motion, now in zip_longest(self.motions, squares):
+            before, motion.gradient_squares = motion.gradient_squares, None if motion.coordinates.exact else now
+            if before is not None and now is not None and valid is not None:
+                motion.gradient_squares = torch.where(valid, now, before)
 
     # -- what is known of the last step ------------------------------------------------------------------------
 
@@ -246,7 +248,7 @@ class Follower:
         """‖g‖² before and after clipping, of the last step."""
         if self._norms is not None or not self.motions:
             return self._norms
-        return norms_observed(self.motions, self._clip, closed=True)
+        return norms_observed(self.motions, [gradient_squares(m, closed=True) for m in self.motions], self._clip)
 
     def norms_of_all(self) -> Tensor | None:
         """The same of all coordinates where some are drawn, as long as the gradients are there as they were used."""

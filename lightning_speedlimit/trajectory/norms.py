@@ -15,9 +15,9 @@ from lightning_speedlimit.trajectory.motion import Motion
 _PIECE = 1 << 17  # coordinates that are looked at together
 
 
-def norms_observed(motions: Sequence[Motion], clip: Tensor | None, *, closed: bool) -> Tensor:
-    """(2,): by the measured coordinates. clip: the factor of clipping. closed: the step has moved the weights."""
-    raw = total([motion.coordinates.total(gradient_squares(motion, closed=closed)) for motion in motions])
+def norms_observed(motions: Sequence[Motion], squares: Sequence[Tensor], clip: Tensor | None) -> Tensor:
+    """(2,): by the measured coordinates. squares: `gradient_squares` of each motion. clip: the factor of clipping."""
+    raw = total([motion.coordinates.total(row) for motion, row in zip(motions, squares, strict=True)])
     return torch.stack([raw, raw if clip is None else raw * clip**2])
 
 
@@ -31,7 +31,7 @@ def norms_as_used(
 
 
 def gradient_squares(motion: Motion, *, closed: bool) -> Tensor:
-    """g² summed over each row, of the last step that was looked at."""
+    """g² summed over each row, of the last step that was looked at. closed: it has moved the weights."""
     found = motion.coordinates.row(motion.total)
     motion.coordinates.squares(raw_gradient(motion, closed=closed), found)
     return found
